@@ -1,0 +1,264 @@
+//! Addresses, ports and protocols as they stand in packets and in table keys, and the
+//! [`Family`] that makes one piece of code serve IPv4 and IPv6.
+
+use core::{fmt::Debug, hash::Hash};
+
+/// A 16-bit number in network byte order, such as a port.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub struct Be16(u16);
+
+impl Be16 {
+    pub const ZERO: Self = Self(0);
+
+    /// From a number in the byte order of this machine.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(host: u16) -> Self {
+        Self(host.to_be())
+    }
+
+    /// In the byte order of this machine.
+    #[inline(always)]
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        u16::from_be(self.0)
+    }
+
+    /// The two bytes as they stand on the wire.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 2] {
+        self.0.to_ne_bytes()
+    }
+
+    /// From two bytes as they stand on the wire.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 2]) -> Self {
+        Self(u16::from_ne_bytes(bytes))
+    }
+
+    /// The number as it lies in memory, for arithmetic that does not care (checksums, hashes).
+    #[inline(always)]
+    #[must_use]
+    pub const fn raw(self) -> u16 {
+        self.0
+    }
+}
+
+impl Debug for Be16 {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        self.get().fmt(f)
+    }
+}
+
+/// An IPv4 address in network byte order.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub struct Ipv4(u32);
+
+/// An IPv6 address in network byte order. Four words, because that is its alignment in table
+/// keys and in the kernel's context structures.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub struct Ipv6([u32; 4]);
+
+impl Ipv4 {
+    /// From the word as the kernel holds it (`user_ip4`, `iphdr.saddr`).
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 4] {
+        self.0.to_ne_bytes()
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 4]) -> Self {
+        Self(u32::from_ne_bytes(bytes))
+    }
+}
+
+impl Ipv6 {
+    /// From the words as the kernel holds them (`user_ip6`, `in6_addr.s6_addr32`).
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_raw(raw: [u32; 4]) -> Self {
+        Self(raw)
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn raw(self) -> [u32; 4] {
+        self.0
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn bytes(self) -> [u8; 16] {
+        // SAFETY: both are 16 bytes of plain data, and `u8` has no alignment to keep.
+        unsafe { core::mem::transmute(self.0) }
+    }
+
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        // SAFETY: both are 16 bytes of plain data; `transmute` copies, so alignment is met.
+        unsafe { core::mem::transmute(bytes) }
+    }
+
+    /// The IPv4 address inside `::ffff:a.b.c.d`, as dual-stack sockets show IPv4 peers
+    /// (RFC 4291 §2.5.5.2).
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4_mapped(self) -> Option<Ipv4> {
+        if self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0xffff_u32.to_be() {
+            Some(Ipv4(self.0[3]))
+        } else {
+            None
+        }
+    }
+}
+
+/// What the code needs of an address, whichever its family.
+pub trait Address: Copy + Eq + Hash + Default + Debug + Ord + 'static {
+    /// Folds the address into 32 bits, for hashes.
+    fn fold(self) -> u32;
+    /// The one's complement sum of the address's 16-bit words, as they lie in memory,
+    /// not folded (RFC 1071).
+    fn sum(self) -> u32;
+}
+
+impl Address for Ipv4 {
+    #[inline(always)]
+    fn fold(self) -> u32 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn sum(self) -> u32 {
+        (self.0 & 0xffff) + (self.0 >> 16)
+    }
+}
+
+impl Address for Ipv6 {
+    #[inline(always)]
+    fn fold(self) -> u32 {
+        self.0[0] ^ self.0[1].rotate_left(8) ^ self.0[2].rotate_left(16) ^ self.0[3]
+    }
+
+    #[inline(always)]
+    fn sum(self) -> u32 {
+        let [a, b, c, d] = self.0;
+        (a & 0xffff)
+            + (a >> 16)
+            + (b & 0xffff)
+            + (b >> 16)
+            + (c & 0xffff)
+            + (c >> 16)
+            + (d & 0xffff)
+            + (d >> 16)
+    }
+}
+
+impl From<core::net::Ipv4Addr> for Ipv4 {
+    fn from(address: core::net::Ipv4Addr) -> Self {
+        Self::from_bytes(address.octets())
+    }
+}
+
+impl From<Ipv4> for core::net::Ipv4Addr {
+    fn from(address: Ipv4) -> Self {
+        address.bytes().into()
+    }
+}
+
+impl From<core::net::Ipv6Addr> for Ipv6 {
+    fn from(address: core::net::Ipv6Addr) -> Self {
+        Self::from_bytes(address.octets())
+    }
+}
+
+impl From<Ipv6> for core::net::Ipv6Addr {
+    fn from(address: Ipv6) -> Self {
+        address.bytes().into()
+    }
+}
+
+impl Debug for Ipv4 {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        Debug::fmt(&core::net::Ipv4Addr::from(*self), f)
+    }
+}
+
+impl Debug for Ipv6 {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        Debug::fmt(&core::net::Ipv6Addr::from(*self), f)
+    }
+}
+
+/// IPv4 or IPv6, as a type parameter.
+pub trait Family: Copy + Debug + 'static {
+    type Address: Address + Into<core::net::IpAddr>;
+    /// True for IPv6.
+    const V6: bool;
+    /// The protocol number of the family's ICMP.
+    const ICMP: u8;
+    /// Ends the names of the family's maps: `"4"` or `"6"`.
+    const SUFFIX: &'static str;
+}
+
+/// IPv4 (RFC 791).
+#[derive(Clone, Copy, Debug)]
+pub struct V4;
+
+/// IPv6 (RFC 8200).
+#[derive(Clone, Copy, Debug)]
+pub struct V6;
+
+impl Family for V4 {
+    type Address = Ipv4;
+    const V6: bool = false;
+    const ICMP: u8 = protocol::ICMP;
+    const SUFFIX: &'static str = "4";
+}
+
+impl Family for V6 {
+    type Address = Ipv6;
+    const V6: bool = true;
+    const ICMP: u8 = protocol::ICMPV6;
+    const SUFFIX: &'static str = "6";
+}
+
+impl From<Ipv4> for core::net::IpAddr {
+    fn from(address: Ipv4) -> Self {
+        Self::V4(address.into())
+    }
+}
+
+impl From<Ipv6> for core::net::IpAddr {
+    fn from(address: Ipv6) -> Self {
+        Self::V6(address.into())
+    }
+}
+
+/// Protocol numbers (IANA) as they stand in the IPv4 `protocol` and IPv6 next header fields.
+pub mod protocol {
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ICMPV6: u8 = 58;
+    pub const SCTP: u8 = 132;
+}

@@ -1,0 +1,21 @@
+//! One place that a Service's traffic can go to.
+
+use crate::address::Be16;
+
+/// Value of the arrays `BACKENDS4` and `BACKENDS6`: 12 and 24 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Backend<A> {
+    pub addr: A,
+    pub port: Be16,
+    /// That of the [`crate::service::SetRef`] whose block this stands in; never 0 in a set.
+    pub generation: u16,
+    /// Bits of [`backend_flags`].
+    pub flags: u32,
+}
+
+/// Bits of `Backend::flags`.
+pub mod backend_flags {
+    /// On this node, so that its replies pass through here by themselves.
+    pub const LOCAL: u32 = 1;
+}

@@ -1,0 +1,69 @@
+//! What clients address: a table from (address, port, protocol) to the Service behind it, and
+//! one of the addresses themselves.
+//!
+//! Both are hash tables whose rows are inserted and removed but never changed in place: what
+//! changes often (a Service's backends) lives in [`crate::service`]. The kernel may give a
+//! removed row's memory to the next row inserted while a program still reads it, so the writer
+//! waits for the readers between a removal and the next insertion.
+
+use crate::address::Be16;
+
+/// Key of `FRONTENDS4` and `FRONTENDS6`: 8 and 20 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct FrontendKey<A> {
+    pub addr: A,
+    pub port: Be16,
+    /// [`crate::address::protocol`].
+    pub proto: u8,
+    pub pad: u8,
+}
+
+impl<A> FrontendKey<A> {
+    #[inline(always)]
+    pub const fn new(addr: A, port: Be16, proto: u8) -> Self {
+        Self { addr, port, proto, pad: 0 }
+    }
+}
+
+/// Value of `FRONTENDS4` and `FRONTENDS6`: 8 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frontend {
+    /// Index into `SERVICES`.
+    pub service: u32,
+    /// [`kind`].
+    pub kind: u8,
+    pub pad: [u8; 3],
+}
+
+/// How a frontend came to be; decides which traffic policy applies to it.
+pub mod kind {
+    /// `spec.clusterIPs`: the internal traffic policy applies.
+    pub const CLUSTER_IP: u8 = 1;
+    /// `spec.ports[].nodePort` on one of the node's addresses: external traffic policy.
+    pub const NODE_PORT: u8 = 2;
+    /// `spec.externalIPs`: external traffic policy.
+    pub const EXTERNAL_IP: u8 = 3;
+    /// `status.loadBalancer.ingress[].ip`: external traffic policy, source ranges.
+    pub const LOAD_BALANCER: u8 = 4;
+}
+
+/// Value of `ADDRESSES4` and `ADDRESSES6`, whose key is the bare address: 4 bytes. Every
+/// packet's destination is looked up here first; no row means that it is none of ours.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AddressUse {
+    /// Bits of [`address_use`].
+    pub flags: u32,
+}
+
+/// What an address is used for, as bits.
+pub mod address_use {
+    /// A cluster IP: a port it does not have is refused.
+    pub const CLUSTER_IP: u32 = 1;
+    /// Has frontends, and other ports that are none of ours (node addresses, external IPs).
+    pub const FRONTEND: u32 = 2;
+    /// Masqueraded connections have it as their source, so that replies come to it.
+    pub const MASQUERADE: u32 = 4;
+}

@@ -1,0 +1,22 @@
+//! What the eBPF programs and the agents agree on: table keys and values, map names,
+//! counters and drop reasons; and the engine that decides over each packet.
+//!
+//! Everything here is pure: packets and tables are reached through the traits
+//! [`packet::Packet`] and [`tables::Tables`], implemented by maps and packet pointers in the
+//! kernel and by buffers and hash maps in tests. Structs have no hidden padding, and what
+//! travels in network byte order says so in its type.
+#![cfg_attr(not(test), no_std)]
+
+pub mod address;
+pub mod backend;
+pub mod counter;
+pub mod device;
+pub mod flow;
+pub mod fragment;
+pub mod frontend;
+pub mod maps;
+#[cfg(feature = "user")]
+mod pod;
+pub mod service;
+pub mod settings;
+pub mod socket;

@@ -1,0 +1,35 @@
+//! Names and default capacities of the maps, as `bpftool map show` and the pins name them.
+//!
+//! | map | type | key → value |
+//! |---|---|---|
+//! | `FRONTENDS4/6` | hash | `FrontendKey` → `Frontend` |
+//! | `ADDRESSES4/6` | hash | address → `AddressUse` |
+//! | `SERVICES` | array, mmap | index → `Service` |
+//! | `BACKENDS4/6` | array, mmap | index → `Backend` |
+//! | `STATS` | array, mmap | service index → `ServiceCounters` |
+//! | `NAMES` | hash | service index → `ServiceName` |
+//! | `FLOWS4/6` | hash | `FlowKey` → `Flow`, answered flows |
+//! | `PENDING4/6` | LRU hash | `FlowKey` → `Flow`, flows not yet answered |
+//! | `FRAGMENTS4/6` | LRU hash | `FragmentKey` → `Ports` |
+//! | `SOCKETS4/6` | socket storage | socket → `Connected` |
+//! | `PEERS4/6` | LRU hash | `PeerKey` → `Peer` |
+//! | `DEVICES` | hash | interface index → `Device` |
+//! | `SETTINGS` | array of one | → `Settings` |
+//! | `DROPS` | per-CPU array | `counter::drop_index` → packets |
+//! | `MARKS` | array of one | → one byte per hash of an address pair |
+
+pub const FRONTENDS_CAPACITY: usize = 65_536;
+pub const ADDRESSES_CAPACITY: usize = 65_536;
+pub const SERVICES_CAPACITY: usize = 65_536;
+pub const BACKENDS_CAPACITY: usize = 131_072;
+pub const FLOWS_CAPACITY: usize = 262_144;
+pub const PENDING_CAPACITY: usize = 32_768;
+pub const FRAGMENTS_CAPACITY: usize = 4_096;
+pub const PEERS_CAPACITY: usize = 16_384;
+pub const DEVICES_CAPACITY: usize = 4_096;
+/// Bytes of the one row of `MARKS`; a power of two.
+pub const MARKS_LEN: usize = 65_536;
+
+/// Raised when a key or value changes its layout: it is part of the pins' path, so that an old
+/// table is never read with new eyes.
+pub const LAYOUT: u32 = 1;

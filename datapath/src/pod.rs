@@ -1,0 +1,52 @@
+//! Leave for aya to copy keys and values to and from the kernel.
+
+use crate::{
+    address::{Be16, Ipv4, Ipv6},
+    backend::Backend,
+    device::Device,
+    flow::{Flow, FlowKey},
+    fragment::{FragmentKey, Ports},
+    frontend::{AddressUse, Frontend, FrontendKey},
+    service::{Service, ServiceCounters, ServiceName},
+    settings::Settings,
+    socket::{Connected, Peer, PeerKey},
+};
+
+macro_rules! pod {
+    ($($type:ty: $bytes:literal),* $(,)?) => {$(
+        // SAFETY: `repr(C)` or `repr(transparent)`, plain numbers only, and no padding: the
+        // size below is that of the fields together, which the compiler checks.
+        unsafe impl aya::Pod for $type {}
+        const _: () = assert!(size_of::<$type>() == $bytes);
+    )*};
+}
+
+pod! {
+    Be16: 2,
+    Ipv4: 4,
+    Ipv6: 16,
+    FrontendKey<Ipv4>: 8,
+    FrontendKey<Ipv6>: 20,
+    Frontend: 8,
+    AddressUse: 4,
+    Service: 24,
+    ServiceName: 144,
+    ServiceCounters: 32,
+    Backend<Ipv4>: 12,
+    Backend<Ipv6>: 24,
+    FlowKey<Ipv4>: 16,
+    FlowKey<Ipv6>: 40,
+    Flow<Ipv4>: 48,
+    Flow<Ipv6>: 72,
+    FragmentKey<Ipv4>: 16,
+    FragmentKey<Ipv6>: 40,
+    Ports: 4,
+    Connected<Ipv4>: 16,
+    Connected<Ipv6>: 40,
+    PeerKey<Ipv4>: 16,
+    PeerKey<Ipv6>: 28,
+    Peer<Ipv4>: 12,
+    Peer<Ipv6>: 24,
+    Device: 20,
+    Settings: 24,
+}

@@ -1,0 +1,96 @@
+//! A Service port's two sets of backends and its policies: the row every choice of backend
+//! starts from.
+
+/// Value of the array `SERVICES`: 24 bytes. One row per Service port and family.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Service {
+    /// All usable backends.
+    pub cluster: SetRef,
+    /// The usable backends on this node, for the `Local` traffic policies.
+    pub local: SetRef,
+    /// Bits of [`service_flags`].
+    pub flags: u32,
+    pub pad: u32,
+}
+
+/// Where a set of backends lies in `BACKENDS4` or `BACKENDS6`. Eight bytes, read and written
+/// as one aligned word, so that a reader sees the old set or the new one and never a mixture.
+///
+/// The generation stands in each of the set's backends too. Blocks are written before the word
+/// that names them, and are used again only when every program that might still read them has
+/// ended; a generation that does not match shows that this promise was broken, and the reader
+/// starts again.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SetRef {
+    /// Index of the first backend; with `count` 0 one of [`empty_set`].
+    pub block: u32,
+    pub count: u16,
+    pub generation: u16,
+}
+
+impl SetRef {
+    /// No endpoint anywhere: refuse at once.
+    pub const REJECT: Self = Self { block: empty_set::REJECT, count: 0, generation: 0 };
+    /// Endpoints exist, but none that the traffic policy allows: drop.
+    pub const DROP: Self = Self { block: empty_set::DROP, count: 0, generation: 0 };
+
+    /// The word as one number, for an atomic write.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self) -> u64 {
+        // SAFETY: eight bytes of plain data without padding, aligned to eight.
+        unsafe { core::mem::transmute(self) }
+    }
+
+    /// The set named by a word that was read at once.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        // SAFETY: eight bytes, every pattern of which is a valid `SetRef`.
+        unsafe { core::mem::transmute(word) }
+    }
+}
+
+/// What an empty set means (`SetRef::block` when `SetRef::count` is 0).
+pub mod empty_set {
+    pub const REJECT: u32 = 0;
+    pub const DROP: u32 = 1;
+}
+
+/// Bits of `Service::flags`.
+pub mod service_flags {
+    /// `internalTrafficPolicy: Local`.
+    pub const INTERNAL_LOCAL: u32 = 1;
+    /// `externalTrafficPolicy: Local`.
+    pub const EXTERNAL_LOCAL: u32 = 2;
+    /// The row's backends stand in `BACKENDS6`.
+    pub const IPV6: u32 = 4;
+    /// The row is in use (an array has no other way to tell).
+    pub const USED: u32 = 8;
+}
+
+/// Value of the hash table `NAMES`, keyed by the index into `SERVICES`: what a row is called,
+/// for people and for metrics. 144 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ServiceName {
+    /// `NAMESPACE/NAME:PORT` in UTF-8, ended by zeros. Kubernetes bounds the parts to 63, 63
+    /// and 15 bytes.
+    pub text: [u8; 144],
+}
+
+/// Value of the array `STATS`, indexed like `SERVICES`: 32 bytes. Counted with atomic adds.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ServiceCounters {
+    /// Connections (or, for unconnected UDP, datagrams) translated by the socket path.
+    pub socket_connections: u64,
+    /// Flows begun on the packet path.
+    pub packet_connections: u64,
+    /// Packets of the packet path, both directions.
+    pub packets: u64,
+    /// Their length from the network header on.
+    pub bytes: u64,
+}

@@ -1,0 +1,31 @@
+//! What the agent tells the programs at run time.
+
+/// The one row of the array `SETTINGS`: 24 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Settings {
+    /// `SO_NETNS_COOKIE` of the node's own network namespace.
+    pub host_netns_cookie: u64,
+    /// First and last source port for masqueraded connections, in this machine's byte order.
+    pub nat_port_first: u16,
+    pub nat_port_last: u16,
+    /// One of [`socket_lb`].
+    pub socket_lb: u8,
+    /// 1 while another service proxy's rules are on the node: TCP connections that it began
+    /// pass untouched, instead of being answered with RST.
+    pub foreign_proxy: u8,
+    pub pad: u16,
+    /// Flags for `bpf_l4_csum_replace` when an IPv6 address changes: `BPF_F_PSEUDO_HDR`, and
+    /// `BPF_F_IPV6` where the kernel knows it (6.16), without which it spoils the checksum of
+    /// packets that a network card summed up (CHECKSUM_COMPLETE).
+    pub ipv6_checksum_flags: u32,
+    pub pad2: u32,
+}
+
+/// Whose `connect` and `sendmsg` calls the socket path translates.
+pub mod socket_lb {
+    pub const OFF: u8 = 0;
+    /// Only processes in the node's own network namespace.
+    pub const HOST: u8 = 1;
+    pub const ON: u8 = 2;
+}
