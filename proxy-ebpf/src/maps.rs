@@ -1,0 +1,61 @@
+//! The maps of the proxy object. Their keys and values, and what they are for, stand in the
+//! crate `datapath`.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    macros::btf_map,
+};
+use datapath::{
+    address::{Ipv4, Ipv6},
+    backend::Backend,
+    counter::DROPS_LEN,
+    device::Device,
+    flow::{Flow, FlowKey},
+    fragment::{FragmentKey, Ports},
+    frontend::{AddressUse, Frontend, FrontendKey},
+    maps::{
+        ADDRESSES_CAPACITY, BACKENDS_CAPACITY, DEVICES_CAPACITY, FLOWS_CAPACITY,
+        FRAGMENTS_CAPACITY, FRONTENDS_CAPACITY, MARKS_LEN, PEERS_CAPACITY, PENDING_CAPACITY,
+        SERVICES_CAPACITY,
+    },
+    service::{Service, ServiceCounters, ServiceName},
+    settings::Settings,
+    socket::{Connected, Peer, PeerKey},
+};
+
+const LAZY: usize = BPF_F_NO_PREALLOC as usize;
+const MMAP: usize = BPF_F_MMAPABLE as usize;
+
+macro_rules! maps {
+    ($($name:ident: $type:ty),* $(,)?) => {$(
+        #[btf_map]
+        pub static $name: $type = <$type>::new();
+    )*};
+}
+
+maps! {
+    FRONTENDS4: HashMap<FrontendKey<Ipv4>, Frontend, FRONTENDS_CAPACITY, LAZY>,
+    FRONTENDS6: HashMap<FrontendKey<Ipv6>, Frontend, FRONTENDS_CAPACITY, LAZY>,
+    ADDRESSES4: HashMap<Ipv4, AddressUse, ADDRESSES_CAPACITY, LAZY>,
+    ADDRESSES6: HashMap<Ipv6, AddressUse, ADDRESSES_CAPACITY, LAZY>,
+    SERVICES: Array<Service, SERVICES_CAPACITY, MMAP>,
+    BACKENDS4: Array<Backend<Ipv4>, BACKENDS_CAPACITY, MMAP>,
+    BACKENDS6: Array<Backend<Ipv6>, BACKENDS_CAPACITY, MMAP>,
+    STATS: Array<ServiceCounters, SERVICES_CAPACITY, MMAP>,
+    NAMES: HashMap<u32, ServiceName, SERVICES_CAPACITY, LAZY>,
+    FLOWS4: HashMap<FlowKey<Ipv4>, Flow<Ipv4>, FLOWS_CAPACITY, LAZY>,
+    FLOWS6: HashMap<FlowKey<Ipv6>, Flow<Ipv6>, FLOWS_CAPACITY, LAZY>,
+    PENDING4: LruHashMap<FlowKey<Ipv4>, Flow<Ipv4>, PENDING_CAPACITY>,
+    PENDING6: LruHashMap<FlowKey<Ipv6>, Flow<Ipv6>, PENDING_CAPACITY>,
+    FRAGMENTS4: LruHashMap<FragmentKey<Ipv4>, Ports, FRAGMENTS_CAPACITY>,
+    FRAGMENTS6: LruHashMap<FragmentKey<Ipv6>, Ports, FRAGMENTS_CAPACITY>,
+    SOCKETS4: SkStorage<Connected<Ipv4>>,
+    SOCKETS6: SkStorage<Connected<Ipv6>>,
+    PEERS4: LruHashMap<PeerKey<Ipv4>, Peer<Ipv4>, PEERS_CAPACITY>,
+    PEERS6: LruHashMap<PeerKey<Ipv6>, Peer<Ipv6>, PEERS_CAPACITY>,
+    DEVICES: HashMap<u32, Device, DEVICES_CAPACITY, LAZY>,
+    SETTINGS: Array<Settings, 1>,
+    DROPS: PerCpuArray<u64, DROPS_LEN>,
+    MARKS: Array<[u8; MARKS_LEN], 1>,
+}
