@@ -1,1 +1,75 @@
-fn main(){}
+//! `cargo xtask`: build, test, demo, lab and bench of this repository, one command each.
+
+mod agents;
+mod command;
+mod compiler;
+mod machine;
+mod object;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::machine::Machine;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    version,
+    about = "Build, test, demo, lab and bench of Millrace",
+    after_help = "Example: cargo xtask demo"
+)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the eBPF objects and the agents that embed them, into target/dist
+    #[command(after_help = "Example: cargo xtask build --release")]
+    Build(BuildArgs),
+}
+
+#[derive(Args)]
+struct BuildArgs {
+    /// Static binaries (musl), optimised
+    #[arg(long)]
+    release: bool,
+    /// Stop after the eBPF objects (target/bpf)
+    #[arg(long)]
+    objects: bool,
+    #[command(flatten)]
+    setup: SetupArgs,
+}
+
+#[derive(Args)]
+struct SetupArgs {
+    /// Never download or install anything: say what is missing and stop
+    #[arg(long)]
+    offline: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("error: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    match task {
+        Task::Build(args) => {
+            let machine = Machine::new(args.setup.offline)?;
+            let object = object::build(&machine)?;
+            if !args.objects {
+                agents::build(&machine, &object, args.release.into())?;
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The agents, with the eBPF objects embedded, put into `target/dist`.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    command::{self, clean},
+    machine::{Machine, Need, Step},
+};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Profile {
+    /// Quick to build, dynamically linked.
+    Debug,
+    /// What ships: static and optimised.
+    Release,
+}
+
+impl From<bool> for Profile {
+    fn from(release: bool) -> Self {
+        if release { Self::Release } else { Self::Debug }
+    }
+}
+
+/// Builds the agents around the given object.
+pub(crate) fn build(machine: &Machine, object: &Path, profile: Profile) -> Result<()> {
+    let mut cargo = machine.cargo();
+    cargo.args(["build", "--package", "proxy-agent", "--bin", "proxy-agent"]);
+    cargo.env("MILLRACE_BPF_OBJECT", object);
+    let dir = match profile {
+        Profile::Debug => machine.target().join("debug"),
+        Profile::Release => {
+            let target = format!("{}-unknown-linux-musl", env::consts::ARCH);
+            machine.provide(&static_needs(&target))?;
+            cargo.args(["--release", "--target", &target]);
+            machine.target().join(target).join("release")
+        }
+    };
+    eprintln!("building proxy-agent ({profile:?})");
+    command::run(&mut cargo)?;
+    put(machine, &dir.join("proxy-agent"))
+}
+
+/// Copies a binary to `target/dist`, by rename: the old one may be running.
+pub(crate) fn put(machine: &Machine, binary: &Path) -> Result<()> {
+    let name = binary.file_name().context("a binary without a name")?;
+    fs::create_dir_all(machine.dist())?;
+    let target = machine.dist().join(name);
+    let fresh = target.with_extension("new");
+    fs::copy(binary, &fresh)
+        .with_context(|| format!("cannot copy {} to {}", binary.display(), fresh.display()))?;
+    fs::rename(&fresh, &target)?;
+    eprintln!("target/dist/{}", name.display());
+    Ok(())
+}
+
+fn static_needs(target: &str) -> Vec<Need> {
+    let std = std_lib(target);
+    vec![
+        Need {
+            name: format!("Rust standard library for {target}"),
+            why: "makes the agents static",
+            present: Box::new(move || std.as_ref().is_some_and(|dir| dir.exists())),
+            steps: vec![Step::Command(
+                ["rustup", "target", "add", target].map(String::from).to_vec(),
+            )],
+        },
+        Need::program("musl-gcc", "compiles the allocator of static agents", &["musl-tools"]),
+    ]
+}
+
+/// Where the compiler that builds the agents would keep the library.
+fn std_lib(target: &str) -> Option<PathBuf> {
+    let sysroot = command::read(clean("rustc").args(["--print", "sysroot"])).ok()?;
+    Some(Path::new(sysroot.trim()).join("lib/rustlib").join(target).join("lib"))
+}
