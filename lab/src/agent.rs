@@ -1,0 +1,220 @@
+//! A proxy-agent on a node of the lab: started, killed, started again, asked if it is ready.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    address::{CLUSTER_CIDR4, CLUSTER_CIDR6},
+    dist,
+    error::{At, Error, Result},
+    lab::Lab,
+    place::Place,
+    process::Process,
+};
+
+const HEALTH: &str = "127.0.0.1:10256";
+const METRICS: &str = "127.0.0.1:10249";
+
+/// `--socket-lb`: who meets the socket path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SocketLb {
+    /// Pods and the node's own processes.
+    On,
+    /// Only the node's own processes; pods are served by the packet path.
+    Host,
+    Off,
+}
+
+impl SocketLb {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Host => "host",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    pub socket_lb: SocketLb,
+    /// Further arguments; they come last, so they win.
+    pub extra: Vec<String>,
+    pub binary: PathBuf,
+    /// How long it may take to be ready.
+    pub patience: Duration,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self {
+            socket_lb: SocketLb::On,
+            extra: Vec::new(),
+            binary: dist().join("proxy-agent"),
+            patience: Duration::from_secs(20),
+        }
+    }
+}
+
+/// An agent of one node. Dropping it kills it, and what it programmed stays, as it would
+/// after any crash.
+#[derive(Debug)]
+pub struct Agent {
+    place: Place,
+    options: AgentOptions,
+    arguments: Vec<String>,
+    bpffs: PathBuf,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Agent {
+    /// Starts an agent and waits until it is ready.
+    pub fn start(lab: &Lab, node: &str, options: AgentOptions) -> Result<Self> {
+        let mut agent = Self::prepare(lab, node, options)?;
+        agent.launch()?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// An agent that is not started yet.
+    pub fn prepare(lab: &Lab, node: &str, options: AgentOptions) -> Result<Self> {
+        if !options.binary.exists() {
+            return Err(Error::NotBuilt { path: options.binary });
+        }
+        let place = lab.place(node)?;
+        let bpffs = lab.bpffs(node);
+        let [v4, v6] = place.addresses.both();
+        let flags = [
+            ("--source", format!("dir:{}", lab.manifests(node).display())),
+            ("--hostname-override", node.into()),
+            ("--node-ip", format!("{v4},{v6}")),
+            ("--cluster-cidr", format!("{CLUSTER_CIDR4},{CLUSTER_CIDR6}")),
+            ("--uplink", "eth0".into()),
+            ("--socket-lb", options.socket_lb.name().into()),
+            ("--cgroup-root", lab.node_cgroup(node)?.display().to_string()),
+            ("--bpffs", bpffs.display().to_string()),
+            ("--metrics-bind-address", METRICS.into()),
+            ("--healthz-bind-address", HEALTH.into()),
+        ];
+        let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_string(), value]);
+        let arguments = flags.chain(options.extra.iter().cloned()).collect();
+        let log = lab.directory(node).join("proxy-agent.log");
+        Ok(Self { place, options, arguments, bpffs, log, process: None })
+    }
+
+    /// Starts the process without waiting for anything. Its log is appended to.
+    pub fn launch(&mut self) -> Result<()> {
+        let log = OpenOptions::new().create(true).append(true).open(&self.log);
+        let log = log.at("open", &self.log)?;
+        let errors = log.try_clone().at("open", &self.log)?;
+        let mut run = Command::new(&self.options.binary);
+        run.arg("run").args(&self.arguments);
+        run.stdin(Stdio::null()).stdout(log).stderr(errors);
+        self.process = Some(self.place.spawn(run)?);
+        Ok(())
+    }
+
+    /// Waits until `/healthz` says 200.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < self.options.patience {
+            if self.get(HEALTH, "/healthz").is_ok_and(|(status, _)| status == 200) {
+                return Ok(());
+            }
+            if self.process.as_mut().is_none_or(|process| process.ended().is_some()) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Err(Error::NotReady {
+            what: format!("proxy-agent of {}", self.place.name),
+            seconds: began.elapsed().as_secs(),
+            log: self.log_tail(),
+        })
+    }
+
+    /// Ends the agent by SIGKILL, as a crash would.
+    pub fn kill(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.kill().map(drop).at("kill", &self.options.binary),
+            None => Ok(()),
+        }
+    }
+
+    /// Kills the agent and starts it again, until it is ready.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill()?;
+        self.launch()?;
+        self.wait_ready()
+    }
+
+    /// Leaves the agent running when this process ends (kept labs).
+    pub fn let_go(mut self) {
+        if let Some(process) = self.process.take() {
+            process.let_go();
+        }
+    }
+
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// Runs a subcommand (`status`, `services`, …) beside the agent.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Output> {
+        let mut ask = Command::new(&self.options.binary);
+        ask.args(arguments).arg("--bpffs").arg(&self.bpffs);
+        self.place.run(ask)
+    }
+
+    /// The text of `/metrics`.
+    pub fn metrics(&self) -> Result<String> {
+        let answer = self.get(METRICS, "/metrics");
+        answer.map(|(_, body)| body).at("read", format!("http://{METRICS}/metrics"))
+    }
+
+    /// Status and body of a path of the status server at the health address.
+    pub fn health(&self, path: &str) -> Result<(u16, String)> {
+        self.get(HEALTH, path).at("read", format!("http://{HEALTH}{path}"))
+    }
+
+    fn get(&self, address: &str, path: &str) -> io::Result<(u16, String)> {
+        self.place.enter(|| get(address, path)).unwrap_or_else(|err| Err(io::Error::other(err)))
+    }
+
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        let _ = File::open(&self.log).and_then(|mut file| file.read_to_string(&mut text));
+        text
+    }
+
+    fn log_tail(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+/// A GET over HTTP/1.0, which needs neither chunks nor a client library.
+fn get(address: &str, path: &str) -> io::Result<(u16, String)> {
+    let patience = Duration::from_secs(2);
+    let address: SocketAddr = address.parse().map_err(io::Error::other)?;
+    let mut stream = TcpStream::connect_timeout(&address, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    status
+        .map(|status| (status, body.to_string()))
+        .ok_or_else(|| io::Error::other("no HTTP status line"))
+}

@@ -1,0 +1,46 @@
+//! The processes inside pods: a server that says who it is and whom it sees, a client that
+//! prints what became of each request, and a load that counts what was lost.
+
+mod ask;
+mod load;
+mod serve;
+mod socket;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version, about, after_help = "Example: lab-peer ask tcp 10.96.0.10:80")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Answer connections, datagrams and HTTP requests with one line of JSON each
+    #[command(after_help = "Example: lab-peer serve --name pod1a --tcp 8080 --udp 8080 --http 80")]
+    Serve(serve::Arguments),
+    /// Ask a server and print what became of it
+    #[command(after_help = "Example: lab-peer ask udp 10.96.0.10:53 --count 3 --json")]
+    Ask(ask::Arguments),
+    /// Keep connections and datagrams going and count what fails
+    #[command(after_help = "Example: lab-peer load --tcp 10.96.0.10:80 --seconds 10")]
+    Load(load::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Serve(arguments) => serve::run(&arguments),
+        Task::Ask(arguments) => ask::run(&arguments),
+        Task::Load(arguments) => load::run(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(err) => {
+            eprintln!("lab-peer: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}

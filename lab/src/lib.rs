@@ -1,0 +1,40 @@
+//! A cluster in network namespaces: nodes, pods and an outside client on one machine.
+//!
+//! [`Lab::up`] raises it, dropping the [`Lab`] takes it down. Nothing touches the host's own
+//! network: every device lives in a namespace named `mr-<lab>-<place>`, every process in a
+//! cgroup below `millrace-lab-<lab>`. What a killed owner left behind is removed by the next
+//! lab, or by `cargo xtask lab down`.
+
+pub mod address;
+pub mod agent;
+mod bpffs;
+mod cgroup;
+mod error;
+mod lab;
+pub mod manifests;
+mod namespace;
+mod network;
+pub mod peer;
+mod place;
+mod process;
+mod record;
+mod spec;
+
+pub use crate::{
+    error::{Error, Result},
+    lab::Lab,
+    place::Place,
+    process::Process,
+    record::{Lifetime, remove_all, remove_leftovers},
+    spec::{LabSpec, NodeSpec, PodLinks},
+};
+
+use std::path::PathBuf;
+
+/// Where `cargo xtask` puts the binaries that labs run.
+pub fn dist() -> PathBuf {
+    std::env::var_os("MILLRACE_DIST").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/dist")),
+        PathBuf::from,
+    )
+}
