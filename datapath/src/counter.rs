@@ -31,10 +31,13 @@ pub enum Reason {
     RewriteFailed = 11,
     /// A backend set changed under the reader too often; nothing that should ever count.
     BackendSetTorn = 12,
+    /// The client's tuple toward the chosen backend serves another frontend already, so that
+    /// replies could not be told apart.
+    TupleInUse = 13,
 }
 
 impl Reason {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NoEndpoints,
         Self::TrafficPolicy,
         Self::UnknownPort,
@@ -48,6 +51,7 @@ impl Reason {
         Self::IcmpRedirect,
         Self::RewriteFailed,
         Self::BackendSetTorn,
+        Self::TupleInUse,
     ];
 
     /// The value of the metrics label `reason`.
@@ -67,6 +71,7 @@ impl Reason {
             Self::IcmpRedirect => "icmp_redirect",
             Self::RewriteFailed => "rewrite_failed",
             Self::BackendSetTorn => "backend_set_torn",
+            Self::TupleInUse => "tuple_in_use",
         }
     }
 }

@@ -20,7 +20,10 @@
 //! in the LRU tables `PENDING4`/`PENDING6` until the flow is answered, then in the hash tables
 //! `FLOWS4`/`FLOWS6`, which evict nothing.
 
-use crate::address::Be16;
+use crate::{
+    address::{Address, Be16, protocol},
+    tables::Opening,
+};
 
 /// Key of the flow tables: 16 and 40 bytes.
 #[repr(C)]
@@ -64,9 +67,9 @@ pub struct Flow<A> {
     pub seen: u8,
     /// Bits of [`flow_flags`].
     pub flags: u16,
-    /// [`Clock`](crate::flow::TICK_NS) of the last packet.
+    /// When the last packet passed, in units of [`TICK_NS`].
     pub last: u32,
-    /// Clock when the flow began.
+    /// When the flow began, in units of [`TICK_NS`].
     pub since: u32,
     pub pad: u32,
     /// Counted without locks: two processors that carry one direction at once may lose some.
@@ -99,7 +102,7 @@ pub mod seen {
 
 /// Bits of `Flow::flags`.
 pub mod flow_flags {
-    /// The flow must be masqueraded; set in `ORIGINAL` and `ORIGINAL_SOURCE`.
+    /// The flow must be masqueraded; set in all its rows.
     pub const MASQUERADE: u16 = 1;
 }
 
@@ -119,4 +122,223 @@ pub mod timeout_sec {
     pub const UDP_UNANSWERED: u32 = 30;
     /// `nf_conntrack_udp_timeout_stream`.
     pub const UDP_ANSWERED: u32 = 120;
+}
+
+/// Value of the array `WALKS`: what a walk over a flow table has done, and when it may stop.
+/// 16 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Walk {
+    pub removed: u32,
+    pub enough: u32,
+    /// When a walk last found nothing to remove, in units of [`TICK_NS`].
+    pub in_vain: u32,
+    pub pad: u32,
+}
+
+/// The one row per processor of `SCRATCH4` and `SCRATCH6`: where a row is put together, because
+/// an eBPF program and all it calls share 512 bytes of stack.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Scratch<A> {
+    pub key: FlowKey<A>,
+    pub row: Flow<A>,
+}
+
+/// Where a packet comes from or goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Place<A> {
+    pub addr: A,
+    pub port: Be16,
+}
+
+/// The four parties of a flow. Every row tells all of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Parties<A> {
+    pub client: Place<A>,
+    pub frontend: Place<A>,
+    pub backend: Place<A>,
+    /// The masquerade source; all zero if there is none (yet).
+    pub source: Place<A>,
+    pub proto: u8,
+}
+
+impl<A: Address> FlowKey<A> {
+    #[inline(always)]
+    pub const fn new(src: Place<A>, dst: Place<A>, proto: u8, hook: u8) -> Self {
+        Self {
+            src: src.addr,
+            dst: dst.addr,
+            src_port: src.port,
+            dst_port: dst.port,
+            proto,
+            hook,
+            pad: 0,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn src(&self) -> Place<A> {
+        Place { addr: self.src, port: self.src_port }
+    }
+
+    #[inline(always)]
+    pub const fn dst(&self) -> Place<A> {
+        Place { addr: self.dst, port: self.dst_port }
+    }
+}
+
+impl<A: Address> Parties<A> {
+    /// The parties of the flow that a row belongs to.
+    #[inline(always)]
+    pub fn of(key: &FlowKey<A>, row: &Flow<A>) -> Self {
+        Self::of_role(row.role, key, row)
+    }
+
+    /// The same where the role is known beforehand, which spares the verifier three of four
+    /// ways to go on.
+    #[inline(always)]
+    pub fn of_role(role: u8, key: &FlowKey<A>, row: &Flow<A>) -> Self {
+        let (src, dst) = (key.src(), key.dst());
+        let to = Place { addr: row.to, port: row.to_port };
+        let other = Place { addr: row.other, port: row.other_port };
+        let (client, frontend, backend, source) = match role {
+            role::REPLY => (dst, to, src, other),
+            role::ORIGINAL_SOURCE => (src, other, dst, to),
+            role::REPLY_TARGET => (to, other, src, dst),
+            _ => (src, dst, to, other),
+        };
+        Self { client, frontend, backend, source, proto: key.proto }
+    }
+
+    #[inline(always)]
+    pub const fn original(&self) -> FlowKey<A> {
+        FlowKey::new(self.client, self.frontend, self.proto, hook::INGRESS)
+    }
+
+    #[inline(always)]
+    pub const fn reply(&self) -> FlowKey<A> {
+        FlowKey::new(self.backend, self.client, self.proto, hook::EGRESS)
+    }
+
+    #[inline(always)]
+    pub const fn original_source(&self) -> FlowKey<A> {
+        FlowKey::new(self.client, self.backend, self.proto, hook::EGRESS)
+    }
+
+    #[inline(always)]
+    pub const fn reply_target(&self) -> FlowKey<A> {
+        FlowKey::new(self.backend, self.source, self.proto, hook::INGRESS)
+    }
+
+    /// The key of the row for a role.
+    #[inline(always)]
+    pub const fn key(&self, role: u8) -> FlowKey<A> {
+        match role {
+            role::REPLY => self.reply(),
+            role::ORIGINAL_SOURCE => self.original_source(),
+            role::REPLY_TARGET => self.reply_target(),
+            _ => self.original(),
+        }
+    }
+
+    /// The row for a role, as it is when it begins.
+    #[inline(always)]
+    pub fn row(&self, opening: Opening) -> Flow<A> {
+        let Opening { role, service, flags, now, .. } = opening;
+        let (to, other) = match role {
+            role::REPLY => (self.frontend, self.source),
+            role::ORIGINAL_SOURCE => (self.source, self.frontend),
+            role::REPLY_TARGET => (self.client, self.frontend),
+            _ => (self.backend, self.source),
+        };
+        Flow {
+            to: to.addr,
+            other: other.addr,
+            to_port: to.port,
+            other_port: other.port,
+            service,
+            role,
+            seen: 0,
+            flags,
+            last: now,
+            since: now,
+            pad: 0,
+            packets: 0,
+            bytes: 0,
+        }
+    }
+}
+
+/// True if both sides have closed the connection, or one has reset it: a SYN with the same
+/// tuple is a new connection.
+#[inline(always)]
+#[must_use]
+pub const fn is_closed(original: u8, reply: u8) -> bool {
+    (original | reply) & seen::RST != 0 || original & reply & seen::FIN != 0
+}
+
+/// Seconds without a packet after which a flow is forgotten, by what its two directions have
+/// shown ([`seen`]).
+#[inline(always)]
+#[must_use]
+pub const fn timeout(proto: u8, original: u8, reply: u8) -> u32 {
+    if proto == protocol::UDP {
+        return if reply == 0 { timeout_sec::UDP_UNANSWERED } else { timeout_sec::UDP_ANSWERED };
+    }
+    if (original | reply) & seen::RST != 0 {
+        timeout_sec::TCP_RESET
+    } else if original & reply & seen::FIN != 0 {
+        timeout_sec::TCP_CLOSED
+    } else if (original | reply) & seen::FIN != 0 {
+        timeout_sec::TCP_HALF_CLOSED
+    } else if reply == 0 {
+        timeout_sec::TCP_OPENING
+    } else {
+        timeout_sec::TCP_ESTABLISHED
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Ipv4;
+
+    fn place(host: u8, port: u16) -> Place<Ipv4> {
+        Place { addr: Ipv4::from_bytes([10, 0, 0, host]), port: Be16::new(port) }
+    }
+
+    #[test]
+    fn every_row_tells_all_parties() {
+        let parties = Parties {
+            client: place(1, 40_000),
+            frontend: place(2, 80),
+            backend: place(3, 8080),
+            source: place(4, 50_000),
+            proto: protocol::TCP,
+        };
+        for (key, role) in [
+            (parties.original(), role::ORIGINAL),
+            (parties.reply(), role::REPLY),
+            (parties.original_source(), role::ORIGINAL_SOURCE),
+            (parties.reply_target(), role::REPLY_TARGET),
+        ] {
+            assert_eq!(parties.key(role), key);
+            let opening = Opening { role, service: 7, flags: 0, now: 1, replace: false };
+            assert_eq!(Parties::of(&key, &parties.row(opening)), parties, "role {role}");
+        }
+    }
+
+    #[test]
+    fn timeouts_follow_the_state() {
+        let (packet, fin, rst) = (seen::PACKET, seen::FIN | seen::PACKET, seen::RST);
+        let tcp = |original, reply| timeout(protocol::TCP, original, reply);
+        assert_eq!(tcp(packet, 0), 60);
+        assert_eq!(tcp(packet, packet), 86_400);
+        assert_eq!(tcp(fin, packet), 3_600);
+        assert_eq!(tcp(fin, fin), 120);
+        assert_eq!(tcp(packet, rst), 10);
+        assert_eq!(timeout(protocol::UDP, packet, 0), 30);
+        assert_eq!(timeout(protocol::UDP, packet, packet), 120);
+    }
 }

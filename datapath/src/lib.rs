@@ -8,15 +8,29 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod address;
+pub mod answer;
 pub mod backend;
+pub mod checksum;
+pub mod connect;
 pub mod counter;
 pub mod device;
+pub mod egress;
 pub mod flow;
 pub mod fragment;
 pub mod frontend;
+pub mod hash;
+pub mod header;
+pub mod icmp;
+pub mod ingress;
 pub mod maps;
+pub mod masquerade;
+pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
+pub mod rewrite;
+pub mod select;
 pub mod service;
 pub mod settings;
 pub mod socket;
+pub mod tables;
+pub mod track;

@@ -16,6 +16,8 @@
 //! | `DEVICES` | hash | interface index → `Device` |
 //! | `SETTINGS` | array of one | → `Settings` |
 //! | `DROPS` | per-CPU array | `counter::drop_index` → packets |
+//! | `WALKS` | array of two | family → `Walk` over the flow table |
+//! | `SCRATCH4/6` | per-CPU array of one | → `Scratch`, a row in the making |
 //! | `MARKS` | array of one | → one byte per hash of an address pair |
 
 pub const FRONTENDS_CAPACITY: usize = 65_536;

@@ -11,7 +11,7 @@ use datapath::{
     backend::Backend,
     counter::DROPS_LEN,
     device::Device,
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, Scratch, Walk},
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
     maps::{
@@ -24,11 +24,12 @@ use datapath::{
     socket::{Connected, Peer, PeerKey},
 };
 
-const LAZY: usize = BPF_F_NO_PREALLOC as usize;
-const MMAP: usize = BPF_F_MMAPABLE as usize;
+pub const LAZY: usize = BPF_F_NO_PREALLOC as usize;
+pub const MMAP: usize = BPF_F_MMAPABLE as usize;
 
 macro_rules! maps {
-    ($($name:ident: $type:ty),* $(,)?) => {$(
+    ($($(#[$doc:meta])* $name:ident: $type:ty),* $(,)?) => {$(
+        $(#[$doc])*
         #[btf_map]
         pub static $name: $type = <$type>::new();
     )*};
@@ -58,4 +59,8 @@ maps! {
     SETTINGS: Array<Settings, 1>,
     DROPS: PerCpuArray<u64, DROPS_LEN>,
     MARKS: Array<[u8; MARKS_LEN], 1>,
+    SCRATCH4: PerCpuArray<Scratch<Ipv4>, 1>,
+    SCRATCH6: PerCpuArray<Scratch<Ipv6>, 1>,
+    /// By family: 0 is IPv4, 1 IPv6.
+    WALKS: Array<Walk, 2>,
 }

@@ -2,29 +2,159 @@
 //! Each hands its packet and the tables to the engine in the crate `datapath`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod maps;
+mod skb;
+mod socket;
+mod sweep;
+mod tables;
 
 use aya_ebpf::{
+    bindings::TC_ACT_SHOT,
     macros::{cgroup_sock_addr, classifier},
     programs::{SockAddrContext, TcContext},
 };
+use datapath::{
+    address::{V4, V6},
+    counter::{Hook, Reason},
+    egress::egress,
+    ingress::ingress,
+    packet::Verdict,
+    tables::Tables,
+};
+use skb::Skb;
+use socket::{Operation, call4, call6};
+use tables::{Maps, settings};
 
-/// `TCX_NEXT`: not ours, or done with; the next program of the chain goes on.
+/// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: not ours, or done with; the next
+/// program goes on.
 const NEXT: i32 = -1;
+/// `skb->protocol` of the two families (`ETH_P_IP`, `ETH_P_IPV6`), in network byte order.
+const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
+const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
-macro_rules! stubs { ($($k:ident $n:ident),*) => {$(
-    #[cgroup_sock_addr($k)]
-    pub fn $n(_ctx: SockAddrContext) -> i32 { 1 }
-)*}}
-stubs! { connect4 sock_connect4, connect6 sock_connect6, sendmsg4 sock_sendmsg4, sendmsg6 sock_sendmsg6,
- recvmsg4 sock_recvmsg4, recvmsg6 sock_recvmsg6, getpeername4 sock_peername4, getpeername6 sock_peername6 }
+#[cgroup_sock_addr(connect4)]
+pub fn sock_connect4(context: SockAddrContext) -> i32 {
+    call4(&context, Operation::Connect)
+}
 
-macro_rules! tcs { ($($n:ident),*) => {$(
-    #[classifier]
-    pub fn $n(_ctx: TcContext) -> i32 { NEXT }
-)*}}
-tcs! { pod_ingress, pod_egress, uplink_ingress, uplink_egress, flow_sweep }
+#[cgroup_sock_addr(connect6)]
+pub fn sock_connect6(context: SockAddrContext) -> i32 {
+    call6(&context, Operation::Connect)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sock_sendmsg4(context: SockAddrContext) -> i32 {
+    call4(&context, Operation::Send)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sock_sendmsg6(context: SockAddrContext) -> i32 {
+    call6(&context, Operation::Send)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn sock_recvmsg4(context: SockAddrContext) -> i32 {
+    call4(&context, Operation::Receive)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn sock_recvmsg6(context: SockAddrContext) -> i32 {
+    call6(&context, Operation::Receive)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn sock_peername4(context: SockAddrContext) -> i32 {
+    call4(&context, Operation::PeerName)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn sock_peername6(context: SockAddrContext) -> i32 {
+    call6(&context, Operation::PeerName)
+}
+
+#[classifier]
+pub fn pod_ingress(context: TcContext) -> i32 {
+    enter(&context, Hook::PodIngress)
+}
+
+#[classifier]
+pub fn pod_egress(context: TcContext) -> i32 {
+    leave(&context, Hook::PodEgress)
+}
+
+#[classifier]
+pub fn uplink_ingress(context: TcContext) -> i32 {
+    enter(&context, Hook::UplinkIngress)
+}
+
+#[classifier]
+pub fn uplink_egress(context: TcContext) -> i32 {
+    leave(&context, Hook::UplinkEgress)
+}
+
+/// Not attached anywhere: the agent runs it to remove expired flows.
+#[classifier]
+pub fn flow_sweep(_context: TcContext) -> i32 {
+    sweep::sweep();
+    NEXT
+}
+
+#[inline(always)]
+fn enter(context: &TcContext, hook: Hook) -> i32 {
+    let mut maps = Maps { packet: Some(context) };
+    match protocol(context) {
+        ETH_P_IP => {
+            let mut skb = Skb::new(context, 0);
+            let verdict = ingress::<V4, _, _>(&mut skb, &mut maps, hook);
+            act(&mut skb, &mut maps, hook, verdict)
+        }
+        ETH_P_IPV6 => {
+            let mut skb = Skb::new(context, settings().ipv6_checksum_flags);
+            let verdict = ingress::<V6, _, _>(&mut skb, &mut maps, hook);
+            act(&mut skb, &mut maps, hook, verdict)
+        }
+        _ => NEXT,
+    }
+}
+
+#[inline(always)]
+fn leave(context: &TcContext, hook: Hook) -> i32 {
+    let mut maps = Maps { packet: Some(context) };
+    match protocol(context) {
+        ETH_P_IP => {
+            let mut skb = Skb::new(context, 0);
+            let verdict = egress::<V4, _, _>(&mut skb, &mut maps, hook);
+            act(&mut skb, &mut maps, hook, verdict)
+        }
+        ETH_P_IPV6 => {
+            let mut skb = Skb::new(context, settings().ipv6_checksum_flags);
+            let verdict = egress::<V6, _, _>(&mut skb, &mut maps, hook);
+            act(&mut skb, &mut maps, hook, verdict)
+        }
+        _ => NEXT,
+    }
+}
+
+#[inline(always)]
+fn protocol(context: &TcContext) -> u32 {
+    // SAFETY: the kernel's context.
+    unsafe { (*context.skb.skb).protocol }
+}
+
+/// Does to the packet what the engine decided.
+#[inline(always)]
+fn act(skb: &mut Skb, maps: &mut Maps, hook: Hook, verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => NEXT,
+        Verdict::Drop => TC_ACT_SHOT,
+        Verdict::Answer => skb.send_back().unwrap_or_else(|| {
+            Tables::<V4>::count_drop(maps, hook, Reason::RewriteFailed);
+            TC_ACT_SHOT
+        }),
+    }
+}
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

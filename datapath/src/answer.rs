@@ -1,0 +1,127 @@
+//! Answers made of the packet that asked: ICMP port unreachable, and TCP reset.
+
+use crate::{
+    address::protocol,
+    checksum::fold,
+    counter::{Hook, Reason},
+    header::{self, IpHeader, Network, Transport, tcp},
+    packet::{Packet, Verdict},
+    tables::Tables,
+};
+
+/// ICMP header and its four unused bytes.
+const ICMP_HEADER: u32 = 8;
+/// Bytes of the packet that an ICMP error quotes at most: headers with options, and what
+/// follows them (RFC 792 asks for eight bytes, RFC 4443 §2.4 for as much as fits).
+const QUOTE: u32 = 128;
+/// TCP header without options.
+const TCP_HEADER: u32 = 20;
+
+/// Turns the packet into ICMP port unreachable about itself, from its destination to its
+/// source, as kube-proxy's `reject` does for TCP too: `connect` fails with ECONNREFUSED.
+/// Reads the header again rather than have it handed down: eBPF functions take few arguments.
+#[inline(never)]
+pub fn unreachable<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    hook: Hook,
+    reason: Reason,
+) -> Result<Verdict, Reason> {
+    let header = F::header(packet, 0).ok_or(Reason::Malformed)?;
+    let length = packet.len();
+    let quote = if length > QUOTE { QUOTE } else { length & !3 };
+    write_unreachable::<F, P>(packet, header.src, header.dst, quote)
+        .ok_or(Reason::RewriteFailed)?;
+    tables.count_drop(hook, reason);
+    Ok(Verdict::Answer)
+}
+
+#[inline(always)]
+fn write_unreachable<F: Network, P: Packet>(
+    packet: &mut P,
+    src: F::Address,
+    dst: F::Address,
+    quote: u32,
+) -> Option<()> {
+    packet.requote(quote, F::HEADER + ICMP_HEADER)?;
+    let payload = (ICMP_HEADER + quote) as u16;
+    let pseudo = F::write_header(packet, dst, src, F::ICMP, payload)?;
+    // Destination unreachable, port unreachable (RFC 792; RFC 4443 §3.1).
+    let kind = if F::V6 { [1, 4] } else { [3, 3] };
+    let mut sum = u16::from_ne_bytes(kind) as u32 + if F::V6 { pseudo } else { 0 };
+    let start = F::HEADER + ICMP_HEADER;
+    for word in 0..QUOTE / 4 {
+        if word * 4 >= quote {
+            break;
+        }
+        let [a, b, c, d] = packet.load::<4>(start + word * 4)?;
+        sum += u16::from_ne_bytes([a, b]) as u32 + u16::from_ne_bytes([c, d]) as u32;
+    }
+    let [a, b] = (!fold(sum)).to_ne_bytes();
+    packet.store(F::HEADER, &[kind[0], kind[1], a, b, 0, 0, 0, 0])
+}
+
+/// Deals with a TCP segment that belongs to no flow and begins none: the flow's row is gone,
+/// or it was never here. While another proxy's rules are on the node it may know the
+/// connection, so the segment passes.
+///
+/// # Errors
+/// [`Reason::NotSyn`] for a reset, which is never answered with another.
+#[inline(never)]
+pub fn stray<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    hook: Hook,
+) -> Result<Verdict, Reason> {
+    let header = F::header(packet, 0).ok_or(Reason::Malformed)?;
+    let transport = header::transport::<F, P>(packet, &header)?;
+    if tables.settings().foreign_proxy != 0 {
+        return Ok(Verdict::Pass);
+    }
+    if transport.flags & tcp::RST != 0 {
+        return Err(Reason::NotSyn);
+    }
+    write_reset::<F, P>(packet, &header, &transport).ok_or(Reason::RewriteFailed)?;
+    tables.count_drop(hook, Reason::NotSyn);
+    Ok(Verdict::Answer)
+}
+
+/// Turns a segment into the reset that answers it (RFC 9293 §3.10.7.1).
+#[inline(always)]
+fn write_reset<F: Network, P: Packet>(
+    packet: &mut P,
+    header: &IpHeader<F::Address>,
+    transport: &Transport,
+) -> Option<()> {
+    let segment = packet.load::<14>(transport.offset)?;
+    let [p0, p1, p2, p3, s0, s1, s2, s3, a0, a1, a2, a3, data, flags] = segment;
+    let (sequence, acknowledgement, reset) = if flags & tcp::ACK != 0 {
+        ([a0, a1, a2, a3], [0; 4], tcp::RST)
+    } else {
+        let end = transport.offset + (data >> 4) as u32 * 4;
+        let syn_and_fin = (flags & tcp::SYN != 0) as u32 + (flags & tcp::FIN != 0) as u32;
+        let length = F::total_length(packet)?.wrapping_sub(end) + syn_and_fin;
+        let next = u32::from_be_bytes([s0, s1, s2, s3]).wrapping_add(length);
+        ([0; 4], next.to_be_bytes(), tcp::RST | tcp::ACK)
+    };
+    packet.requote(F::HEADER + TCP_HEADER, 0)?;
+    let pseudo = F::write_header(packet, header.dst, header.src, protocol::TCP, TCP_HEADER as u16)?;
+    let [s0, s1, s2, s3] = sequence;
+    let [a0, a1, a2, a3] = acknowledgement;
+    let word = |a, b| u16::from_ne_bytes([a, b]) as u32;
+    let sum = pseudo
+        + word(p0, p1)
+        + word(p2, p3)
+        + word(s0, s1)
+        + word(s2, s3)
+        + word(a0, a1)
+        + word(a2, a3)
+        + word(0x50, reset);
+    let [c0, c1] = (!fold(sum)).to_ne_bytes();
+    packet.store(
+        F::HEADER,
+        &[
+            p2, p3, p0, p1, s0, s1, s2, s3, a0, a1, a2, a3, 0x50, reset, 0, 0, c0, c1, 0, 0,
+        ],
+    )
+}

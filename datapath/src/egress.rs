@@ -1,0 +1,168 @@
+//! A packet leaves the node, or leaves it toward a pod: its source is rewritten if it is the
+//! reply of a backend, or if its flow is masqueraded.
+
+use crate::{
+    address::protocol,
+    counter::{Hook, Reason},
+    flow::{FlowKey, Place, hook, role},
+    hash,
+    header::{self, IpHeader, Network, Part, Transport, has_ports},
+    icmp,
+    ingress::{fragment_key, key, read_key},
+    masquerade,
+    packet::{Packet, Verdict},
+    rewrite::{Side, rewrite},
+    tables::{Store, Tables},
+    track,
+};
+
+/// How far a packet has got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    Done,
+    Refused(Reason),
+    /// The flow is to be masqueraded and has no source yet.
+    Assign,
+    /// The flow has been answered and must be kept.
+    Settle,
+}
+
+/// Decides over a packet that goes out by a device. As at ingress, what few packets need is
+/// done apart, and then the packet is looked at again.
+#[inline(always)]
+pub fn egress<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    hook: Hook,
+) -> Verdict {
+    let mut step = look::<F, P, T>(packet, tables);
+    let again = match step {
+        Step::Assign => assign::<F, P, T>(packet, tables),
+        Step::Settle => settle::<F, P, T>(packet, tables).or_else(|reason| {
+            if tables.reclaim() { settle::<F, P, T>(packet, tables) } else { Err(reason) }
+        }),
+        Step::Done => return Verdict::Pass,
+        Step::Refused(reason) => Err(reason),
+    };
+    step = match again {
+        Ok(()) => look::<F, P, T>(packet, tables),
+        Err(reason) => Step::Refused(reason),
+    };
+    let reason = match step {
+        Step::Done => return Verdict::Pass,
+        Step::Refused(reason) => reason,
+        // A row that was there a moment ago has been evicted meanwhile.
+        Step::Assign | Step::Settle => Reason::FlowTableFull,
+    };
+    tables.count_drop(hook, reason);
+    Verdict::Drop
+}
+
+/// Gives the packet's flow a source.
+#[inline(never)]
+fn assign<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+) -> Result<(), Reason> {
+    let mut key = FlowKey::default();
+    if !read_key::<F, P>(packet, &mut key, hook::EGRESS) {
+        return Err(Reason::Malformed);
+    }
+    masquerade::assign::<F, T>(tables, &key)
+}
+
+/// Keeps the packet's flow.
+#[inline(never)]
+fn settle<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+) -> Result<(), Reason> {
+    let mut key = FlowKey::default();
+    if !read_key::<F, P>(packet, &mut key, hook::EGRESS) {
+        return Err(Reason::Malformed);
+    }
+    track::settle::<F, T, { role::REPLY }>(tables, &key).map_err(|_| Reason::FlowTableFull)
+}
+
+/// Does what can be done at once: all for a packet that is not ours, the rewrite for one whose
+/// flow is known.
+#[inline(never)]
+fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
+    let Some(header) = F::header(packet, 0) else { return Step::Done };
+    if header.next == F::ICMP {
+        return match icmp::egress::<F, P, T>(packet, tables) {
+            Ok(()) => Step::Done,
+            Err(reason) => Step::Refused(reason),
+        };
+    }
+    if tables.is_marked(hash::pair(header.src, header.dst)) {
+        ours::<F, P, T>(packet, tables, &header)
+    } else {
+        Step::Done
+    }
+}
+
+/// There have been flows between the packet's addresses.
+#[inline(always)]
+fn ours<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    header: &IpHeader<F::Address>,
+) -> Step {
+    // What cannot be read has no row: it was refused where it would have begun.
+    let Ok(mut transport) = header::transport::<F, P>(packet, header) else { return Step::Done };
+    if !has_ports(transport.proto) {
+        return Step::Done;
+    }
+    if transport.part == Part::Later {
+        match tables.fragment(&fragment_key(header, &transport, hook::EGRESS)) {
+            Some(ports) => transport.ports = ports,
+            None => return Step::Done,
+        }
+    }
+    let key = key(header, &transport, hook::EGRESS);
+    let source = match known::<F, T>(tables, &key, &transport, packet.len()) {
+        Ok(source) => source,
+        Err(step) => return step,
+    };
+    if transport.part == Part::First {
+        let fragment = fragment_key(header, &transport, hook::EGRESS);
+        tables.remember_fragment(&fragment, transport.ports);
+    }
+    match rewrite::<F, P>(packet, header, &transport, Side::Source, source) {
+        Ok(()) => Step::Done,
+        Err(reason) => Step::Refused(reason),
+    }
+}
+
+/// The new source of a packet that has a row, or what has to be done first.
+#[inline(always)]
+fn known<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+    transport: &Transport,
+    length: u32,
+) -> Result<Place<F::Address>, Step> {
+    let now = tables.now();
+    let (row, pending) = match tables.flow(Store::Answered, key) {
+        Some(_) => (tables.flow(Store::Answered, key), false),
+        None => (tables.flow(Store::Pending, key), true),
+    };
+    let Some(row) = row else { return Err(Step::Done) };
+    let (source, service) = (Place { addr: row.to, port: row.to_port }, row.service);
+    let reply = row.role == role::REPLY;
+    if !reply && source.port.raw() == 0 {
+        return Err(Step::Assign);
+    }
+    // TCP waits for the client's answer to the answer: a SYN with a forged source brings a
+    // SYN-ACK, but nothing after it.
+    if reply && pending && transport.proto == protocol::UDP {
+        return Err(Step::Settle);
+    }
+    track::touch(row, track::seen(transport), now, length);
+    // At ingress the other direction has been counted.
+    if reply {
+        tables.count_packet(service, length);
+    }
+    Ok(source)
+}

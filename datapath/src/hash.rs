@@ -1,0 +1,30 @@
+//! Mixing of tuples into numbers.
+
+use crate::{address::Address, flow::FlowKey};
+
+/// Spreads every bit of the input over the output (the finaliser of MurmurHash3, public
+/// domain).
+#[inline(always)]
+#[must_use]
+pub const fn mix(mut x: u32) -> u32 {
+    x ^= x >> 16;
+    x = x.wrapping_mul(0x85eb_ca6b);
+    x ^= x >> 13;
+    x = x.wrapping_mul(0xc2b2_ae35);
+    x ^ (x >> 16)
+}
+
+/// The same for both directions between two addresses.
+#[inline(always)]
+#[must_use]
+pub fn pair<A: Address>(a: A, b: A) -> u32 {
+    mix(a.fold() ^ b.fold())
+}
+
+/// Of a whole tuple, in this direction.
+#[inline(always)]
+#[must_use]
+pub fn tuple<A: Address>(key: &FlowKey<A>) -> u32 {
+    let ports = ((key.src_port.raw() as u32) << 16) | key.dst_port.raw() as u32;
+    mix(mix(key.src.fold()).wrapping_add(key.dst.fold()) ^ mix(ports ^ key.proto as u32))
+}

@@ -1,0 +1,394 @@
+//! Parsing of network and transport headers: IPv4 with options, IPv6 with extension headers,
+//! fragments, TCP, UDP and SCTP ports.
+
+use crate::{
+    address::{Address, Be16, Family, Ipv4, Ipv6, V4, V6, protocol},
+    checksum,
+    counter::Reason,
+    device::Masquerade,
+    fragment::Ports,
+    packet::{Covers, Packet},
+};
+
+/// The part of a packet that every hook looks at: addresses, and where the rest begins.
+#[derive(Clone, Copy, Debug)]
+pub struct IpHeader<A> {
+    pub src: A,
+    pub dst: A,
+    /// IPv4's protocol, IPv6's first next header.
+    pub next: u8,
+    /// Offset of what follows the fixed header and IPv4's options.
+    pub offset: u32,
+    pub part: Part,
+    /// Identification, if `part` is not `Whole`.
+    pub id: u32,
+}
+
+/// Which part of a packet this is (RFC 791 §3.2, RFC 8200 §4.5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    Whole,
+    /// Carries the transport header.
+    First,
+    /// Carries none.
+    Later,
+}
+
+/// The transport header, as far as it matters.
+#[derive(Clone, Copy, Debug)]
+pub struct Transport {
+    pub proto: u8,
+    /// From the network header.
+    pub offset: u32,
+    pub part: Part,
+    pub id: u32,
+    /// Zero for later fragments, and for protocols without ports.
+    pub ports: Ports,
+    /// [`tcp`] bits, zero for other protocols.
+    pub flags: u8,
+}
+
+/// Bits of TCP's flags byte (RFC 9293 §3.1).
+pub mod tcp {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+}
+
+/// A family's headers.
+pub trait Network: Family + Masquerade {
+    /// Offsets of the addresses in the fixed header.
+    const SRC: u32;
+    const DST: u32;
+    /// Length of the fixed header.
+    const HEADER: u32;
+
+    /// `None` if this is no header of the family; the kernel deals with it.
+    fn header<P: Packet>(packet: &P, at: u32) -> Option<IpHeader<Self::Address>>;
+
+    /// Follows the header at `at` to the transport header, without reading the latter.
+    fn follow<P: Packet>(
+        packet: &P,
+        at: u32,
+        header: &IpHeader<Self::Address>,
+    ) -> Result<Transport, Reason>;
+
+    /// Writes an address and corrects the IPv4 header's checksum. `at` is where the header
+    /// begins, `field` one of `SRC` and `DST`.
+    fn store_address<P: Packet>(
+        packet: &mut P,
+        at: u32,
+        field: u32,
+        old: Self::Address,
+        new: Self::Address,
+    ) -> Option<()>;
+
+    /// Writes an address at `offset` and nothing else.
+    fn store_bare_address<P: Packet>(
+        packet: &mut P,
+        offset: u32,
+        new: Self::Address,
+    ) -> Option<()>;
+
+    /// Writes a fixed header at offset 0, from `src` to `dst`, before `payload` bytes of
+    /// protocol `proto`, and returns the sum of the pseudo header.
+    fn write_header<P: Packet>(
+        packet: &mut P,
+        src: Self::Address,
+        dst: Self::Address,
+        proto: u8,
+        payload: u16,
+    ) -> Option<u32>;
+
+    /// Length of the packet by its own account, from the network header on.
+    fn total_length<P: Packet>(packet: &P) -> Option<u32>;
+
+    /// What the change of an address is to a transport checksum.
+    const COVERS: Covers;
+}
+
+impl Network for V4 {
+    const SRC: u32 = 12;
+    const DST: u32 = 16;
+    const HEADER: u32 = 20;
+    const COVERS: Covers = Covers::Pseudo4;
+
+    #[inline(always)]
+    fn header<P: Packet>(packet: &P, at: u32) -> Option<IpHeader<Ipv4>> {
+        let h = packet.load::<20>(at)?;
+        let length = (h[0] & 0x0f) as u32 * 4;
+        if h[0] >> 4 != 4 || length < Self::HEADER {
+            return None;
+        }
+        let fragment = u16::from_be_bytes([h[6], h[7]]);
+        let part = part(fragment & 0x1fff, fragment & 0x2000 != 0);
+        Some(IpHeader {
+            src: Ipv4::from_bytes([h[12], h[13], h[14], h[15]]),
+            dst: Ipv4::from_bytes([h[16], h[17], h[18], h[19]]),
+            next: h[9],
+            offset: at + length,
+            part,
+            id: u16::from_ne_bytes([h[4], h[5]]) as u32,
+        })
+    }
+
+    #[inline(always)]
+    fn follow<P: Packet>(_: &P, _: u32, header: &IpHeader<Ipv4>) -> Result<Transport, Reason> {
+        Ok(Transport {
+            proto: header.next,
+            offset: header.offset,
+            part: header.part,
+            id: header.id,
+            ports: Ports::default(),
+            flags: 0,
+        })
+    }
+
+    #[inline(always)]
+    fn store_address<P: Packet>(
+        packet: &mut P,
+        at: u32,
+        field: u32,
+        old: Ipv4,
+        new: Ipv4,
+    ) -> Option<()> {
+        packet.change_header_checksum(at + 10, checksum::difference(old.sum(), new.sum()))?;
+        packet.store(at + field, &new.bytes())
+    }
+
+    #[inline(always)]
+    fn store_bare_address<P: Packet>(packet: &mut P, offset: u32, new: Ipv4) -> Option<()> {
+        packet.store(offset, &new.bytes())
+    }
+
+    #[inline(always)]
+    fn write_header<P: Packet>(
+        packet: &mut P,
+        src: Ipv4,
+        dst: Ipv4,
+        proto: u8,
+        payload: u16,
+    ) -> Option<u32> {
+        let length = (Self::HEADER as u16 + payload).to_be_bytes();
+        let mut header = [0; 20];
+        header[0] = 0x45;
+        (header[2], header[3]) = (length[0], length[1]);
+        header[8] = ANSWER_TTL;
+        header[9] = proto;
+        packet.store(0, &header)?;
+        packet.store(Self::SRC, &src.bytes())?;
+        packet.store(Self::DST, &dst.bytes())?;
+        let addresses = src.sum() + dst.sum();
+        let sum = u16::from_ne_bytes([0x45, 0]) as u32
+            + u16::from_ne_bytes(length) as u32
+            + u16::from_ne_bytes([ANSWER_TTL, proto]) as u32
+            + addresses;
+        packet.store(10, &(!checksum::fold(sum)).to_ne_bytes())?;
+        Some(addresses + pseudo(proto, payload))
+    }
+
+    #[inline(always)]
+    fn total_length<P: Packet>(packet: &P) -> Option<u32> {
+        packet.load::<2>(2).map(|bytes| u16::from_be_bytes(bytes) as u32)
+    }
+}
+
+/// Next header numbers that are extension headers (RFC 8200 §4, IANA).
+mod extension {
+    pub(super) const HOP_BY_HOP: u8 = 0;
+    pub(super) const ROUTING: u8 = 43;
+    pub(super) const FRAGMENT: u8 = 44;
+    pub(super) const ESP: u8 = 50;
+    pub(super) const AUTHENTICATION: u8 = 51;
+    pub(super) const DESTINATION: u8 = 60;
+    pub(super) const MOBILITY: u8 = 135;
+}
+
+/// How many extension headers are followed before a packet is refused.
+const EXTENSIONS: u32 = 8;
+
+impl Network for V6 {
+    const SRC: u32 = 8;
+    const DST: u32 = 24;
+    const HEADER: u32 = 40;
+    const COVERS: Covers = Covers::Pseudo6;
+
+    #[inline(always)]
+    fn header<P: Packet>(packet: &P, at: u32) -> Option<IpHeader<Ipv6>> {
+        let start = packet.load::<8>(at)?;
+        if start[0] >> 4 != 6 {
+            return None;
+        }
+        Some(IpHeader {
+            src: Ipv6::from_bytes(packet.load(at + Self::SRC)?),
+            dst: Ipv6::from_bytes(packet.load(at + Self::DST)?),
+            next: start[6],
+            offset: at + Self::HEADER,
+            part: Part::Whole,
+            id: 0,
+        })
+    }
+
+    #[inline(always)]
+    fn follow<P: Packet>(packet: &P, _: u32, header: &IpHeader<Ipv6>) -> Result<Transport, Reason> {
+        let mut transport = Transport {
+            proto: header.next,
+            offset: header.offset,
+            part: Part::Whole,
+            id: 0,
+            ports: Ports::default(),
+            flags: 0,
+        };
+        for _ in 0..=EXTENSIONS {
+            match transport.proto {
+                extension::HOP_BY_HOP | extension::DESTINATION => {
+                    let [next, length] =
+                        packet.load::<2>(transport.offset).ok_or(Reason::Malformed)?;
+                    transport.proto = next;
+                    transport.offset += (length as u32 + 1) * 8;
+                }
+                extension::ROUTING => {
+                    let [next, length, _, left] =
+                        packet.load::<4>(transport.offset).ok_or(Reason::Malformed)?;
+                    // With segments left the destination is a station, not the end.
+                    if left != 0 {
+                        return Err(Reason::ExtensionHeader);
+                    }
+                    transport.proto = next;
+                    transport.offset += (length as u32 + 1) * 8;
+                }
+                extension::FRAGMENT => {
+                    let h = packet.load::<8>(transport.offset).ok_or(Reason::Malformed)?;
+                    let fragment = u16::from_be_bytes([h[2], h[3]]);
+                    transport.proto = h[0];
+                    transport.offset += 8;
+                    transport.part = part(fragment >> 3, fragment & 1 != 0);
+                    transport.id = u32::from_ne_bytes([h[4], h[5], h[6], h[7]]);
+                    if transport.part == Part::Later {
+                        return Ok(transport);
+                    }
+                }
+                extension::ESP | extension::AUTHENTICATION | extension::MOBILITY => {
+                    return Err(Reason::ExtensionHeader);
+                }
+                _ => return Ok(transport),
+            }
+        }
+        Err(Reason::ExtensionHeader)
+    }
+
+    #[inline(always)]
+    fn store_address<P: Packet>(
+        packet: &mut P,
+        at: u32,
+        field: u32,
+        _: Ipv6,
+        new: Ipv6,
+    ) -> Option<()> {
+        packet.store(at + field, &new.bytes())
+    }
+
+    #[inline(always)]
+    fn store_bare_address<P: Packet>(packet: &mut P, offset: u32, new: Ipv6) -> Option<()> {
+        packet.store(offset, &new.bytes())
+    }
+
+    #[inline(always)]
+    fn write_header<P: Packet>(
+        packet: &mut P,
+        src: Ipv6,
+        dst: Ipv6,
+        proto: u8,
+        payload: u16,
+    ) -> Option<u32> {
+        let length = payload.to_be_bytes();
+        packet.store(0, &[0x60, 0, 0, 0, length[0], length[1], proto, ANSWER_TTL])?;
+        packet.store(Self::SRC, &src.bytes())?;
+        packet.store(Self::DST, &dst.bytes())?;
+        Some(src.sum() + dst.sum() + pseudo(proto, payload))
+    }
+
+    #[inline(always)]
+    fn total_length<P: Packet>(packet: &P) -> Option<u32> {
+        packet.load::<2>(4).map(|bytes| u16::from_be_bytes(bytes) as u32 + Self::HEADER)
+    }
+}
+
+/// TTL and hop limit of packets made here (RFC 1700, IANA's default).
+const ANSWER_TTL: u8 = 64;
+
+/// Sum of the pseudo header without its addresses (RFC 9293 §3.1, RFC 8200 §8.1).
+#[inline(always)]
+const fn pseudo(proto: u8, payload: u16) -> u32 {
+    proto.to_be() as u32 * PROTO_PLACE + payload.to_be() as u32
+}
+
+/// A protocol number is the low byte of a word in network byte order.
+const PROTO_PLACE: u32 = u16::from_ne_bytes([0, 1]) as u32;
+
+#[inline(always)]
+const fn part(offset: u16, more: bool) -> Part {
+    match (offset, more) {
+        (0, false) => Part::Whole,
+        (0, true) => Part::First,
+        _ => Part::Later,
+    }
+}
+
+/// True for the protocols whose header begins with two ports.
+#[inline(always)]
+#[must_use]
+pub const fn has_ports(proto: u8) -> bool {
+    matches!(proto, protocol::TCP | protocol::UDP)
+}
+
+/// Follows a packet's headers and reads ports and TCP flags.
+///
+/// # Errors
+/// [`Reason::Malformed`] if the packet ends too early, [`Reason::ExtensionHeader`] for IPv6
+/// headers that are not followed.
+#[inline(always)]
+pub fn transport<F: Network, P: Packet>(
+    packet: &P,
+    header: &IpHeader<F::Address>,
+) -> Result<Transport, Reason> {
+    let mut transport = F::follow(packet, 0, header)?;
+    if transport.part == Part::Later {
+        return Ok(transport);
+    }
+    if transport.proto == protocol::TCP {
+        let h = packet.load::<14>(transport.offset).ok_or(Reason::Malformed)?;
+        transport.ports = ports([h[0], h[1], h[2], h[3]]);
+        transport.flags = h[13];
+    } else if transport.proto == protocol::UDP {
+        let h = packet.load::<8>(transport.offset).ok_or(Reason::Malformed)?;
+        transport.ports = ports([h[0], h[1], h[2], h[3]]);
+    }
+    Ok(transport)
+}
+
+/// True if a TCP segment asks for a connection, and nothing else. Reads the headers again.
+#[inline(never)]
+pub fn opens<F: Network, P: Packet>(packet: &P) -> bool {
+    let transport = F::header(packet, 0).map(|header| transport::<F, P>(packet, &header));
+    let Some(Ok(transport)) = transport else { return false };
+    transport.flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+}
+
+/// The two ports that a transport header begins with.
+#[inline(always)]
+#[must_use]
+pub const fn ports(bytes: [u8; 4]) -> Ports {
+    Ports {
+        src_port: Be16::from_bytes([bytes[0], bytes[1]]),
+        dst_port: Be16::from_bytes([bytes[2], bytes[3]]),
+    }
+}
+
+/// Offset of the checksum in a transport header.
+#[inline(always)]
+#[must_use]
+pub const fn checksum_offset(proto: u8) -> u32 {
+    if proto == protocol::TCP { 16 } else { 6 }
+}

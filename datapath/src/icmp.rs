@@ -1,0 +1,292 @@
+//! ICMP errors about translated flows. An error about a packet from X to Y travels like a
+//! packet from Y to X: where that one's destination would be rewritten, the error's
+//! destination and the quoted packet's source are; where its source would be, the error's
+//! source (if it is Y itself that complains) and the quoted packet's destination are.
+
+use crate::{
+    address::{Address, protocol},
+    checksum::{difference, replace},
+    counter::Reason,
+    flow::{FlowKey, Place, hook},
+    hash,
+    header::{self, IpHeader, Network, Part, Transport, has_ports},
+    packet::{Covers, Packet},
+    rewrite::Side,
+    tables::{Store, Tables},
+};
+
+/// ICMP header of an error: type, code, checksum, and four bytes that depend on the type.
+const HEADER: u32 = 8;
+
+/// ICMP types (RFC 792, RFC 4443, RFC 4861).
+mod kind {
+    pub(super) const DESTINATION_UNREACHABLE: u8 = 3;
+    pub(super) const SOURCE_QUENCH: u8 = 4;
+    pub(super) const REDIRECT: u8 = 5;
+    pub(super) const TIME_EXCEEDED: u8 = 11;
+    pub(super) const PARAMETER_PROBLEM: u8 = 12;
+    pub(super) const REDIRECT6: u8 = 137;
+    /// ICMPv6 types below this are errors.
+    pub(super) const FIRST_INFORMATIONAL6: u8 = 128;
+}
+
+/// An error, as far as it could be read.
+struct Quote<A> {
+    /// Offset of the ICMP header.
+    at: u32,
+    redirect: bool,
+    header: IpHeader<A>,
+    /// Offset of the quoted packet's IP header.
+    start: u32,
+    transport: Transport,
+}
+
+impl<A: Address> Quote<A> {
+    /// The tuple of the packet that would travel as the error does.
+    #[inline(always)]
+    fn key(&self, hook: u8) -> FlowKey<A> {
+        FlowKey::new(
+            Place { addr: self.header.dst, port: self.transport.ports.dst_port },
+            Place { addr: self.header.src, port: self.transport.ports.src_port },
+            self.transport.proto,
+            hook,
+        )
+    }
+}
+
+/// What an ICMP message is.
+enum Message<A> {
+    Error(Quote<A>),
+    Other { error: bool },
+}
+
+/// What an ICMP message to one of our addresses turned out to be.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entered {
+    /// An error about a flow, translated.
+    Translated,
+    /// Nothing that we know of, and no error, so that an error may answer it.
+    Answerable,
+    /// Nothing that we know of.
+    Other,
+    /// An error about a flow that must not go on.
+    Failed(Reason),
+}
+
+/// An ICMP message to one of our addresses entered the node. Reads the headers again rather
+/// than have them handed down: eBPF functions take five arguments and little stack.
+#[inline(never)]
+pub fn ingress<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Entered {
+    let Some(header) = F::header(packet, 0) else { return Entered::Other };
+    let Ok(transport) = F::follow(packet, 0, &header) else { return Entered::Other };
+    if transport.proto != F::ICMP && transport.part != Part::Later {
+        return Entered::Answerable;
+    }
+    let quote = match read::<F, P>(packet, &transport) {
+        Message::Error(quote) => quote,
+        Message::Other { error: false } => return Entered::Answerable,
+        Message::Other { error: true } => return Entered::Other,
+    };
+    let Some(target) = row::<F, T>(tables, &quote.key(hook::INGRESS)) else {
+        return Entered::Other;
+    };
+    if quote.redirect {
+        return Entered::Failed(Reason::IcmpRedirect);
+    }
+    match translate::<F, P>(packet, &header, &quote, Side::Destination, target) {
+        Ok(()) => Entered::Translated,
+        Err(reason) => Entered::Failed(reason),
+    }
+}
+
+/// An ICMP message leaves the node, or leaves it toward a pod.
+#[inline(never)]
+pub fn egress<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+) -> Result<(), Reason> {
+    let Some(header) = F::header(packet, 0) else { return Ok(()) };
+    let Ok(transport) = F::follow(packet, 0, &header) else { return Ok(()) };
+    let Message::Error(quote) = read::<F, P>(packet, &transport) else { return Ok(()) };
+    if !tables.is_marked(hash::pair(quote.header.src, quote.header.dst)) {
+        return Ok(());
+    }
+    match row::<F, T>(tables, &quote.key(hook::EGRESS)) {
+        Some(_) if quote.redirect => Err(Reason::IcmpRedirect),
+        Some(source) => translate::<F, P>(packet, &header, &quote, Side::Source, source),
+        None => Ok(()),
+    }
+}
+
+/// What the row at `key` makes of a packet. The error itself does not count as one.
+#[inline(always)]
+fn row<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) -> Option<Place<F::Address>> {
+    if let Some(row) = tables.flow(Store::Answered, key) {
+        return Some(Place { addr: row.to, port: row.to_port });
+    }
+    let row = tables.flow(Store::Pending, key)?;
+    // A masquerade without a source yet has sent nothing that could be complained about.
+    (row.to_port.raw() != 0).then_some(Place { addr: row.to, port: row.to_port })
+}
+
+/// Reads an ICMP message and the packet it quotes.
+#[inline(always)]
+fn read<F: Network, P: Packet>(packet: &P, transport: &Transport) -> Message<F::Address> {
+    if transport.part == Part::Later || transport.proto != F::ICMP {
+        return Message::Other { error: true };
+    }
+    let at = transport.offset;
+    let Some([kind]) = packet.load::<1>(at) else { return Message::Other { error: true } };
+    let redirect = kind == if F::V6 { kind::REDIRECT6 } else { kind::REDIRECT };
+    let error = redirect
+        || if F::V6 {
+            kind < kind::FIRST_INFORMATIONAL6
+        } else {
+            matches!(
+                kind,
+                kind::DESTINATION_UNREACHABLE
+                    | kind::SOURCE_QUENCH
+                    | kind::TIME_EXCEEDED
+                    | kind::PARAMETER_PROBLEM
+            )
+        };
+    if !error {
+        return Message::Other { error };
+    }
+    let start = if F::V6 && redirect { redirected(packet, at) } else { Some(at + HEADER) };
+    let quote = start.and_then(|start| quoted::<F, P>(packet, at, start, redirect));
+    quote.map_or(Message::Other { error }, Message::Error)
+}
+
+/// Where an ICMPv6 redirect quotes the packet it is about: in its Redirected Header option
+/// (RFC 4861 §4.5, §4.6.3), which may stand behind the target's link-layer address.
+#[inline(always)]
+fn redirected<P: Packet>(packet: &P, at: u32) -> Option<u32> {
+    const TARGET_LINK_LAYER: u8 = 2;
+    const REDIRECTED_HEADER: u8 = 4;
+    let mut option = at + 40;
+    for _ in 0..2 {
+        let [kind, length] = packet.load::<2>(option)?;
+        match kind {
+            REDIRECTED_HEADER => return Some(option + 8),
+            TARGET_LINK_LAYER => option += length as u32 * 8,
+            _ => return None,
+        }
+    }
+    None
+}
+
+/// Reads the quoted packet as far as its ports.
+#[inline(always)]
+fn quoted<F: Network, P: Packet>(
+    packet: &P,
+    at: u32,
+    start: u32,
+    redirect: bool,
+) -> Option<Quote<F::Address>> {
+    let header = F::header(packet, start)?;
+    let mut transport = F::follow(packet, start, &header).ok()?;
+    if transport.part == Part::Later || !has_ports(transport.proto) {
+        return None;
+    }
+    transport.ports = header::ports(packet.load::<4>(transport.offset)?);
+    Some(Quote { at, redirect, header, start, transport })
+}
+
+/// Rewrites one side of the error and the other side of the packet it quotes.
+///
+/// # Errors
+/// [`Reason::RewriteFailed`], as for any packet.
+#[inline(always)]
+fn translate<F: Network, P: Packet>(
+    packet: &mut P,
+    header: &IpHeader<F::Address>,
+    quote: &Quote<F::Address>,
+    side: Side,
+    new: Place<F::Address>,
+) -> Result<(), Reason> {
+    translate_quote::<F, P>(packet, quote, side, new)
+        .and_then(|()| translate_outer::<F, P>(packet, header, quote, side, new))
+        .ok_or(Reason::RewriteFailed)
+}
+
+/// Rewrites the quoted packet, whose side is the opposite of the error's.
+#[inline(always)]
+fn translate_quote<F: Network, P: Packet>(
+    packet: &mut P,
+    quote: &Quote<F::Address>,
+    side: Side,
+    new: Place<F::Address>,
+) -> Option<()> {
+    let (quoted_side, old, old_port) = match side {
+        Side::Destination => (Side::Source, quote.header.src, quote.transport.ports.src_port),
+        Side::Source => (Side::Destination, quote.header.dst, quote.transport.ports.dst_port),
+    };
+    let address = difference(old.sum(), new.addr.sum());
+    let port = difference(old_port.raw() as u32, new.port.raw() as u32);
+    // What the ICMP checksum has to follow: every byte changed below.
+    let mut total = address + port;
+    let offset = quote.transport.offset;
+    packet.store(offset + quoted_side.port_field(), &new.port.bytes())?;
+    if !F::V6 {
+        total += change_word(packet, quote.start + 10, address)?;
+    }
+    // The quoted transport checksum, if the quotation reaches that far and there is one.
+    let at = offset + header::checksum_offset(quote.transport.proto);
+    if let Some(field) = packet.load::<2>(at)
+        && !(quote.transport.proto == protocol::UDP && field == [0, 0])
+    {
+        total += change_word(packet, at, address + port)?;
+    }
+    store_quoted_address::<F, P>(packet, quote.start, quoted_side, new.addr)?;
+    packet.change_transport_checksum(quote.at + 2, total, Covers::Payload, false)
+}
+
+/// Changes a checksum inside the quoted packet and returns what that changed in turn.
+#[inline(always)]
+fn change_word<P: Packet>(packet: &mut P, at: u32, by: u32) -> Option<u32> {
+    let old = u16::from_ne_bytes(packet.load::<2>(at)?);
+    let new = replace(old, by);
+    packet.store(at, &new.to_ne_bytes())?;
+    Some(difference(old as u32, new as u32))
+}
+
+/// Writes an address of the quoted packet; its header checksum has been seen to.
+#[inline(always)]
+fn store_quoted_address<F: Network, P: Packet>(
+    packet: &mut P,
+    start: u32,
+    side: Side,
+    new: F::Address,
+) -> Option<()> {
+    F::store_bare_address(packet, start + side.address_field::<F>(), new)
+}
+
+/// Rewrites the error's own address: its destination always, its source only where the quoted
+/// packet's destination itself complains, for a router on the way keeps its own name.
+#[inline(always)]
+fn translate_outer<F: Network, P: Packet>(
+    packet: &mut P,
+    header: &IpHeader<F::Address>,
+    quote: &Quote<F::Address>,
+    side: Side,
+    new: Place<F::Address>,
+) -> Option<()> {
+    let (old, of_quote) = match side {
+        Side::Destination => (header.dst, quote.header.src),
+        Side::Source => (header.src, quote.header.dst),
+    };
+    if old != of_quote || old == new.addr {
+        return Some(());
+    }
+    if F::V6 {
+        // ICMPv6 sums up a pseudo header too (RFC 4443 §2.3).
+        let by = difference(old.sum(), new.addr.sum());
+        packet.change_transport_checksum(quote.at + 2, by, F::COVERS, false)?;
+    }
+    F::store_address(packet, 0, side.address_field::<F>(), old, new.addr)
+}

@@ -1,0 +1,350 @@
+//! A packet enters the node: its destination is rewritten if it goes to a frontend, or if it
+//! is the reply to a masqueraded flow.
+
+use crate::{
+    address::protocol,
+    answer,
+    backend::backend_flags,
+    counter::{Hook, Reason},
+    flow::{FlowKey, Parties, Place, flow_flags, hook, role},
+    fragment::{FragmentKey, Ports},
+    frontend::{Frontend, FrontendKey, address_use},
+    header::{self, IpHeader, Network, Part, Transport, has_ports, tcp},
+    icmp::{self, Entered},
+    packet::{Packet, Verdict},
+    rewrite::{Side, rewrite},
+    select::{Choice, scope, select},
+    tables::{KeepError, Store, Tables},
+    track,
+};
+
+/// How far a packet has got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    Done(Verdict),
+    Refused(Reason),
+    /// No row: a flow may begin.
+    Open,
+    /// The row's flow may be over, and this its successor's first packet.
+    Restart,
+    /// The row's flow has been answered and must be kept.
+    Settle,
+    /// ICMP, or a protocol that no Service speaks.
+    Portless { only_ours: bool },
+}
+
+/// How much a look at the tables may lead to: less once it has been done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Look {
+    First,
+    Again,
+}
+
+/// Decides over a packet that came in by a device. `hook` tells whether by a pod's.
+///
+/// What most packets need is done in one look; what few need is done apart, and then the
+/// packet is looked at again, because a program and all it calls share 512 bytes of stack.
+#[inline(always)]
+pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    hook: Hook,
+) -> Verdict {
+    let mut step = look::<F, P, T>(packet, tables, Look::First);
+    if step == Step::Restart {
+        step = if restart::<F, P, T>(packet, tables) { Step::Open } else { Step::Settle };
+    } else if let Step::Portless { only_ours } = step {
+        step = without_ports::<F, P, T>(packet, tables, hook, only_ours);
+    } else if step == Step::Settle
+        && !settle::<F, P, T>(packet, tables)
+        && !(tables.reclaim() && settle::<F, P, T>(packet, tables))
+    {
+        step = Step::Refused(Reason::FlowTableFull);
+    }
+    if step == Step::Open {
+        step = open::<F, P, T>(packet, tables, hook);
+    }
+    if step == Step::Settle {
+        step = look::<F, P, T>(packet, tables, Look::Again);
+    }
+    match step {
+        Step::Done(verdict) => verdict,
+        Step::Refused(reason) => {
+            tables.count_drop(hook, reason);
+            Verdict::Drop
+        }
+        // A row that was there a moment ago has been evicted meanwhile.
+        Step::Open | Step::Restart | Step::Settle | Step::Portless { .. } => {
+            tables.count_drop(hook, Reason::FlowTableFull);
+            Verdict::Drop
+        }
+    }
+}
+
+/// Does what can be done at once: all for a packet that is not ours, the rewrite for one whose
+/// flow is known.
+#[inline(never)]
+fn look<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    look: Look,
+) -> Step {
+    let Some(header) = F::header(packet, 0) else { return Step::Done(Verdict::Pass) };
+    let Some(usage) = tables.address_use(header.dst) else { return Step::Done(Verdict::Pass) };
+    let only_ours = usage.flags & address_use::CLUSTER_IP != 0;
+    // On an address that is not only ours, what we cannot read is somebody else's.
+    let otherwise =
+        |reason| if only_ours { Step::Refused(reason) } else { Step::Done(Verdict::Pass) };
+    let mut transport = match header::transport::<F, P>(packet, &header) {
+        Ok(transport) => transport,
+        Err(reason) => return otherwise(reason),
+    };
+    if !has_ports(transport.proto) {
+        return Step::Portless { only_ours };
+    }
+    if transport.part == Part::Later {
+        match tables.fragment(&fragment_key(&header, &transport, hook::INGRESS)) {
+            Some(ports) => transport.ports = ports,
+            None => return otherwise(Reason::FragmentWithoutFirst),
+        }
+    }
+    let key = key(&header, &transport, hook::INGRESS);
+    let target = match known::<F, T>(tables, &key, &transport, packet.len(), look) {
+        Ok(target) => target,
+        Err(Step::Open) if transport.part == Part::Later => {
+            return otherwise(Reason::FragmentWithoutFirst);
+        }
+        Err(step) => return step,
+    };
+    if transport.part == Part::First {
+        let fragment = fragment_key(&header, &transport, hook::INGRESS);
+        tables.remember_fragment(&fragment, transport.ports);
+    }
+    match rewrite::<F, P>(packet, &header, &transport, Side::Destination, target) {
+        Ok(()) => Step::Done(Verdict::Pass),
+        Err(reason) => Step::Refused(reason),
+    }
+}
+
+/// A packet to one of our addresses, of a protocol that has no ports.
+#[inline(always)]
+fn without_ports<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    hook: Hook,
+    only_ours: bool,
+) -> Step {
+    match icmp::ingress::<F, P, T>(packet, tables) {
+        Entered::Translated => Step::Done(Verdict::Pass),
+        Entered::Failed(reason) => Step::Refused(reason),
+        Entered::Answerable if only_ours => {
+            answer::unreachable::<F, P, T>(packet, tables, hook, Reason::UnknownPort)
+                .map_or_else(Step::Refused, Step::Done)
+        }
+        _ if only_ours => Step::Refused(Reason::UnknownPort),
+        _ => Step::Done(Verdict::Pass),
+    }
+}
+
+/// The tuple of a packet.
+#[inline(always)]
+pub(crate) const fn key<A: crate::address::Address>(
+    header: &IpHeader<A>,
+    transport: &Transport,
+    hook: u8,
+) -> FlowKey<A> {
+    let Ports { src_port, dst_port } = transport.ports;
+    FlowKey::new(
+        Place { addr: header.src, port: src_port },
+        Place { addr: header.dst, port: dst_port },
+        transport.proto,
+        hook,
+    )
+}
+
+/// What names a packet whose fragments belong together.
+#[inline(always)]
+pub(crate) const fn fragment_key<A: crate::address::Address>(
+    header: &IpHeader<A>,
+    transport: &Transport,
+    hook: u8,
+) -> FragmentKey<A> {
+    FragmentKey {
+        src: header.src,
+        dst: header.dst,
+        id: transport.id,
+        proto: transport.proto,
+        hook,
+        pad: 0,
+    }
+}
+
+/// The new destination of a packet whose flow is known, or what has to be done first.
+#[inline(always)]
+fn known<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+    transport: &Transport,
+    length: u32,
+    look: Look,
+) -> Result<Place<F::Address>, Step> {
+    let now = tables.now();
+    let opens = transport.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+    let first = look == Look::First;
+    let (row, pending) = match tables.flow(Store::Answered, key) {
+        Some(_) => (tables.flow(Store::Answered, key), false),
+        None => (tables.flow(Store::Pending, key), true),
+    };
+    let Some(row) = row else { return Err(Step::Open) };
+    if first && row.role == role::ORIGINAL {
+        let idle = transport.proto == protocol::UDP && track::is_idle(row, now);
+        if opens || idle {
+            return Err(Step::Restart);
+        }
+        if pending && transport.proto == protocol::TCP {
+            return Err(Step::Settle);
+        }
+    }
+    track::touch(row, track::seen(transport), now, length);
+    let (target, service) = (Place { addr: row.to, port: row.to_port }, row.service);
+    tables.count_packet(service, length);
+    Ok(target)
+}
+
+/// Reads a packet's tuple into `key`; false if it has none.
+#[inline(never)]
+pub(crate) fn read_key<F: Network, P: Packet>(
+    packet: &P,
+    key: &mut FlowKey<F::Address>,
+    hook: u8,
+) -> bool {
+    let Some(header) = F::header(packet, 0) else { return false };
+    let Ok(transport) = header::transport::<F, P>(packet, &header) else { return false };
+    *key = self::key(&header, &transport, hook);
+    true
+}
+
+/// Forgets the packet's flow if it is over. Else writes again what an eviction has taken of
+/// it; false.
+#[inline(never)]
+fn restart<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> bool {
+    let mut key = FlowKey::default();
+    if !read_key::<F, P>(packet, &mut key, hook::INGRESS) {
+        return false;
+    }
+    if track::forget_finished::<F, T, { role::ORIGINAL }>(tables, &key) {
+        return true;
+    }
+    track::restore::<F, T, { role::ORIGINAL }>(tables, &key);
+    false
+}
+
+/// Keeps the packet's flow if the backend has answered it; false if there is no room.
+#[inline(never)]
+fn settle<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> bool {
+    let mut key = FlowKey::default();
+    if !read_key::<F, P>(packet, &mut key, hook::INGRESS) {
+        return false;
+    }
+    !track::is_answered(tables, &key)
+        || track::settle::<F, T, { role::ORIGINAL }>(tables, &key) != Err(KeepError::Full)
+}
+
+/// Backends tried when the client's tuple toward one serves another frontend.
+const CHOICES: u32 = 4;
+
+/// Begins a flow, if the packet may begin one: `Settle` if the packet can go on.
+#[inline(always)]
+fn open<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    hook: Hook,
+) -> Step {
+    match begin::<F, P, T>(packet, tables, hook) {
+        Begun::Yes => Step::Settle,
+        Begun::Elsewhere => Step::Done(Verdict::Pass),
+        Begun::No(reason) => Step::Refused(reason),
+        Begun::Unreachable(reason) => answer::unreachable::<F, P, T>(packet, tables, hook, reason)
+            .map_or_else(Step::Refused, Step::Done),
+        Begun::Stray => answer::stray::<F, P, T>(packet, tables, hook)
+            .map_or_else(Step::Refused, Step::Done),
+    }
+}
+
+/// Whether a flow was begun.
+enum Begun {
+    Yes,
+    /// Not to a frontend, on an address that is not only ours.
+    Elsewhere,
+    No(Reason),
+    /// To be answered so.
+    Unreachable(Reason),
+    /// A TCP segment that belongs to no flow and begins none.
+    Stray,
+}
+
+/// Chooses a backend and opens a flow to it.
+#[inline(never)]
+fn begin<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    hook: Hook,
+) -> Begun {
+    let mut key = FlowKey::default();
+    if !read_key::<F, P>(packet, &mut key, hook::INGRESS) {
+        return Begun::No(Reason::Malformed);
+    }
+    let Some(frontend) = tables.frontend(&FrontendKey::new(key.dst, key.dst_port, key.proto))
+    else {
+        let usage = tables.address_use(key.dst);
+        return if usage.is_some_and(|usage| usage.flags & address_use::CLUSTER_IP != 0) {
+            Begun::Unreachable(Reason::UnknownPort)
+        } else {
+            Begun::Elsewhere
+        };
+    };
+    if key.proto == protocol::TCP && !header::opens::<F, P>(packet) {
+        return Begun::Stray;
+    }
+    choose::<F, T>(tables, hook, &key, frontend)
+}
+
+/// Chooses a backend and opens a flow to it.
+#[inline(always)]
+fn choose<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    hook: Hook,
+    key: &FlowKey<F::Address>,
+    frontend: Frontend,
+) -> Begun {
+    let inside = matches!(hook, Hook::PodIngress);
+    let service = frontend.service;
+    let flags = tables.service_flags(service).unwrap_or(0);
+    let scope = scope(frontend.kind, flags, inside);
+    for _ in 0..CHOICES {
+        let entropy = tables.random();
+        let backend = match select::<F, T>(tables, service, scope, entropy) {
+            Choice::Backend(backend) => backend,
+            Choice::Reject => return Begun::Unreachable(Reason::NoEndpoints),
+            Choice::Drop => return Begun::No(Reason::TrafficPolicy),
+            Choice::Torn => return Begun::No(Reason::BackendSetTorn),
+        };
+        let local = backend.flags & backend_flags::LOCAL != 0;
+        // The reply passes here by itself if either end is on this node, but not if both ends
+        // are one and the same.
+        let masquerade = (!inside && !local) || key.src == backend.addr;
+        let parties = Parties {
+            client: key.src(),
+            frontend: key.dst(),
+            backend: Place { addr: backend.addr, port: backend.port },
+            source: Place::default(),
+            proto: key.proto,
+        };
+        let flags = if masquerade { flow_flags::MASQUERADE } else { 0 };
+        if track::open(tables, &parties, service, flags) {
+            tables.count_connection(service);
+            return Begun::Yes;
+        }
+    }
+    Begun::No(Reason::TupleInUse)
+}

@@ -1,0 +1,82 @@
+//! Sources for flows whose replies would not come back here by themselves.
+
+use crate::{
+    address::Be16,
+    counter::Reason,
+    flow::{FlowKey, Parties, Place, flow_flags, role},
+    hash,
+    header::Network,
+    tables::{Opening, Store, Tables},
+};
+
+/// Ports tried before a flow is refused. With half of the range in use by flows to the same
+/// backend, one attempt in 2^32 fails.
+const TRIES: u32 = 32;
+
+/// Gives the flow whose `ORIGINAL_SOURCE` row is at `key` in `PENDING` a source: the address
+/// of the device it leaves by, and a port that no other flow to the backend uses.
+#[inline(never)]
+pub fn assign<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) -> Result<(), Reason> {
+    let address = tables.device().map(|device| F::masquerade(&device)).unwrap_or_default();
+    if address == <F::Address>::default() {
+        return Err(Reason::NoMasqueradeAddress);
+    }
+    let settings = tables.settings();
+    let first = settings.nat_port_first;
+    let ports = settings.nat_port_last.wrapping_sub(first) as u32 + 1;
+    let now = tables.now();
+    let start = hash::tuple(key) ^ tables.random();
+    let Some(row) = tables.flow(Store::Pending, key) else {
+        return Err(Reason::NatPortsExhausted);
+    };
+    let service = row.service;
+    let mut parties = Parties::of_role(role::ORIGINAL_SOURCE, key, row);
+    let flags = flow_flags::MASQUERADE;
+    let opening = Opening { role: role::REPLY_TARGET, service, flags, now, replace: false };
+    for attempt in 0..TRIES {
+        // Fibonacci hashing steps over the range without meeting a port twice soon.
+        let step = start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
+        let offset = ((step as u64 * ports as u64) >> 32) as u16;
+        parties.source = Place { addr: address, port: Be16::new(first.wrapping_add(offset)) };
+        if claim::<F, T>(tables, &parties, opening) {
+            note::<F, T>(tables, &parties);
+            return Ok(());
+        }
+    }
+    Err(Reason::NatPortsExhausted)
+}
+
+/// Takes the source, unless another flow or a socket of this node has it: the row
+/// for the replies is the claim.
+#[inline(always)]
+fn claim<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    parties: &Parties<F::Address>,
+    opening: Opening,
+) -> bool {
+    let key = parties.reply_target();
+    tables.flow(Store::Answered, &key).is_none()
+        && !tables.socket_holds(&key)
+        && tables.begin(parties, opening)
+}
+
+/// Tells the flow's other rows its source.
+#[inline(always)]
+fn note<F: Network, T: Tables<F>>(tables: &mut T, parties: &Parties<F::Address>) {
+    let Place { addr, port } = parties.source;
+    let mut key = parties.original_source();
+    if let Some(row) = tables.flow(Store::Pending, &key) {
+        (row.to, row.to_port) = (addr, port);
+    }
+    key = parties.reply();
+    if let Some(row) = tables.flow(Store::Pending, &key) {
+        (row.other, row.other_port) = (addr, port);
+    }
+    key = parties.original();
+    if let Some(row) = tables.flow(Store::Pending, &key) {
+        (row.other, row.other_port) = (addr, port);
+    }
+}

@@ -1,0 +1,55 @@
+//! The engine's view of a packet: bytes from the network header on, reached by offset. In the
+//! kernel a socket buffer, in tests a vector.
+
+/// What became of a packet.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Not ours, or rewritten: whoever comes next goes on with it.
+    Pass,
+    /// Ends here. The reason has been counted.
+    Drop,
+    /// The packet was turned into an answer: send it back where it came from, with the link
+    /// layer's addresses swapped.
+    Answer,
+}
+
+/// What the change of a transport checksum is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Covers {
+    /// Bytes of the packet that only the checksum covers.
+    Payload,
+    /// An IPv4 address: part of the pseudo header, which is all that a packet with
+    /// CHECKSUM_PARTIAL has summed up.
+    Pseudo4,
+    /// An IPv6 address. Apart from IPv4 because no header checksum balances the change.
+    Pseudo6,
+}
+
+/// Access to a packet. Offsets count from the network header. `None` means that the bytes are
+/// not there, or that the kernel would not let them be changed.
+pub trait Packet {
+    /// Length from the network header on, as it stands in the buffer (a GSO packet's is that of
+    /// all its segments).
+    fn len(&self) -> u32;
+
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
+
+    /// Changes the IPv4 header checksum at `offset` by `difference`.
+    fn change_header_checksum(&mut self, offset: u32, difference: u32) -> Option<()>;
+
+    /// Changes the transport checksum at `offset` by `difference`. With `zero_is_none` a field
+    /// that holds zero is left alone, and a result of zero is written as 0xffff (UDP).
+    fn change_transport_checksum(
+        &mut self,
+        offset: u32,
+        difference: u32,
+        covers: Covers,
+        zero_is_none: bool,
+    ) -> Option<()>;
+
+    /// Cuts the packet to `keep` bytes and puts `room` bytes before them, undefined as yet.
+    fn requote(&mut self, keep: u32, room: u32) -> Option<()>;
+}

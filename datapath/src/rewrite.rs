@@ -1,0 +1,95 @@
+//! Rewriting one side of a packet, with all checksums kept right.
+
+use crate::{
+    address::{Address, protocol},
+    checksum::difference,
+    counter::Reason,
+    flow::Place,
+    header::{IpHeader, Network, Part, Transport, checksum_offset},
+    packet::{Covers, Packet},
+};
+
+/// Which side of the packet changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    Source,
+    Destination,
+}
+
+impl Side {
+    /// Offset of the side's address from the start of the IP header.
+    #[inline(always)]
+    pub const fn address_field<F: Network>(self) -> u32 {
+        match self {
+            Self::Source => F::SRC,
+            Self::Destination => F::DST,
+        }
+    }
+
+    /// Offset of the side's port from the start of the transport header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn port_field(self) -> u32 {
+        match self {
+            Self::Source => 0,
+            Self::Destination => 2,
+        }
+    }
+}
+
+/// Replaces address and port of one side by `new`. Later fragments have no transport header,
+/// so only their address changes: the first fragment's checksum stands for all.
+///
+/// # Errors
+/// [`Reason::RewriteFailed`] if the packet could not be written; it may be half rewritten then
+/// and must not go on.
+#[inline(always)]
+pub fn rewrite<F: Network, P: Packet>(
+    packet: &mut P,
+    header: &IpHeader<F::Address>,
+    transport: &Transport,
+    side: Side,
+    new: Place<F::Address>,
+) -> Result<(), Reason> {
+    let (old, old_port) = match side {
+        Side::Source => (header.src, transport.ports.src_port),
+        Side::Destination => (header.dst, transport.ports.dst_port),
+    };
+    write::<F, P>(packet, transport, side, old, old_port.raw(), new).ok_or(Reason::RewriteFailed)
+}
+
+#[inline(always)]
+fn write<F: Network, P: Packet>(
+    packet: &mut P,
+    transport: &Transport,
+    side: Side,
+    old: F::Address,
+    old_port: u16,
+    new: Place<F::Address>,
+) -> Option<()> {
+    if transport.part != Part::Later {
+        let at = transport.offset + checksum_offset(transport.proto);
+        let udp = transport.proto == protocol::UDP;
+        if old != new.addr {
+            packet.change_transport_checksum(
+                at,
+                difference(old.sum(), new.addr.sum()),
+                F::COVERS,
+                udp,
+            )?;
+        }
+        if old_port != new.port.raw() {
+            packet.change_transport_checksum(
+                at,
+                difference(old_port as u32, new.port.raw() as u32),
+                Covers::Payload,
+                udp,
+            )?;
+            packet.store(transport.offset + side.port_field(), &new.port.bytes())?;
+        }
+    }
+    if old != new.addr {
+        F::store_address(packet, 0, side.address_field::<F>(), old, new.addr)?;
+    }
+    Some(())
+}

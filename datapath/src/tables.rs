@@ -1,0 +1,93 @@
+//! The engine's view of the tables: maps in the kernel, hash maps in tests.
+
+use crate::{
+    backend::Backend,
+    counter::{Hook, Reason},
+    device::Device,
+    flow::{Flow, FlowKey, Parties},
+    fragment::{FragmentKey, Ports},
+    frontend::{AddressUse, Frontend, FrontendKey},
+    header::Network,
+    service::SetRef,
+    settings::Settings,
+};
+
+/// Which of a Service's sets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    Cluster,
+    Local,
+}
+
+/// Where a flow's rows are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Store {
+    /// `PENDING`: not yet answered, may be evicted.
+    Pending,
+    /// `FLOWS`: answered, never evicted.
+    Answered,
+}
+
+/// How a row begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// [`crate::flow::role`].
+    pub role: u8,
+    pub service: u32,
+    /// Bits of [`crate::flow::flow_flags`].
+    pub flags: u16,
+    /// In units of [`crate::flow::TICK_NS`].
+    pub now: u32,
+    /// Whether to write over a row that stands there.
+    pub replace: bool,
+}
+
+/// Why a row was not kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KeepError {
+    Missing,
+    Full,
+}
+
+/// Access to the tables of one family. References into tables may be changed by other
+/// processors at any time; each field stands for itself.
+pub trait Tables<F: Network> {
+    fn settings(&mut self) -> Settings;
+    /// Monotonic clock in units of [`crate::flow::TICK_NS`].
+    fn now(&mut self) -> u32;
+    fn random(&mut self) -> u32;
+
+    fn address_use(&mut self, address: F::Address) -> Option<AddressUse>;
+    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend>;
+    /// `Service::flags`.
+    fn service_flags(&mut self, service: u32) -> Option<u32>;
+    /// Read as one word.
+    fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef>;
+    fn backend(&mut self, index: u32) -> Option<Backend<F::Address>>;
+
+    fn flow(&mut self, store: Store, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
+    /// Puts the row of `opening.role` into `PENDING`; false if `opening.replace` is not set and
+    /// there is one already.
+    fn begin(&mut self, parties: &Parties<F::Address>, opening: Opening) -> bool;
+    /// Moves a row from `PENDING` to `FLOWS`.
+    fn keep(&mut self, key: &FlowKey<F::Address>) -> Result<(), KeepError>;
+    /// Removes a row from both.
+    fn forget(&mut self, key: &FlowKey<F::Address>);
+    /// Removes some expired rows from `FLOWS`; true if there is room now.
+    fn reclaim(&mut self) -> bool;
+    /// Notes that packets between the two addresses may have rows at egress.
+    fn mark(&mut self, hash: u32);
+    fn is_marked(&mut self, hash: u32) -> bool;
+
+    fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Ports>;
+    fn remember_fragment(&mut self, key: &FragmentKey<F::Address>, ports: Ports);
+
+    /// What the device that the packet is on is called to the masquerade.
+    fn device(&mut self) -> Option<Device>;
+    /// True if a socket of this node would take a packet with this tuple.
+    fn socket_holds(&mut self, key: &FlowKey<F::Address>) -> bool;
+
+    fn count_drop(&mut self, hook: Hook, reason: Reason);
+    fn count_connection(&mut self, service: u32);
+    fn count_packet(&mut self, service: u32, bytes: u32);
+}

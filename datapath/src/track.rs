@@ -1,0 +1,275 @@
+//! The life of a flow's rows: opened, touched, settled when answered, forgotten when finished.
+
+use crate::{
+    address::protocol,
+    flow::{
+        Flow, FlowKey, Parties, Place, flow_flags, is_closed, role, seen as bit, timeout,
+        timeout_sec,
+    },
+    hash,
+    header::{Network, Transport, tcp},
+    tables::{KeepError, Opening, Store, Tables},
+};
+
+/// What a packet shows, as bits of [`crate::flow::seen`].
+#[inline(always)]
+#[must_use]
+pub const fn seen(transport: &Transport) -> u8 {
+    let mut seen = bit::PACKET;
+    if transport.flags & tcp::FIN != 0 {
+        seen |= bit::FIN;
+    }
+    if transport.flags & tcp::RST != 0 {
+        seen |= bit::RST;
+    }
+    seen
+}
+
+/// Notes a packet in its row.
+#[inline(always)]
+pub fn touch<A>(row: &mut Flow<A>, seen: u8, now: u32, length: u32) {
+    // Written only when it changes: the row's cache line is shared by processors.
+    if row.last != now {
+        row.last = now;
+    }
+    if row.seen | seen != row.seen {
+        row.seen |= seen;
+    }
+    row.packets += 1;
+    row.bytes += length as u64;
+}
+
+/// Notes a packet in the row at `key` and returns where the row sends it.
+#[inline(always)]
+pub fn pass<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+    store: Store,
+    seen: u8,
+    length: u32,
+) -> Option<Place<F::Address>> {
+    let now = tables.now();
+    let row = tables.flow(store, key)?;
+    touch(row, seen, now, length);
+    let (place, service) = (Place { addr: row.to, port: row.to_port }, row.service);
+    tables.count_packet(service, length);
+    Some(place)
+}
+
+/// True if nothing has passed in the row's direction for as long as an answered UDP flow
+/// lives.
+#[inline(always)]
+pub fn is_idle<A>(row: &Flow<A>, now: u32) -> bool {
+    now.wrapping_sub(row.last) > timeout_sec::UDP_ANSWERED
+}
+
+/// The key of another row of the flow whose row of role `ROLE` is at `key`. Derived anew each
+/// time it is needed: a program and all it calls share 512 bytes of stack, in which a flow's
+/// four keys do not fit.
+#[inline(always)]
+fn sibling<F: Network, T: Tables<F>, const ROLE: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+    role: u8,
+) -> Option<FlowKey<F::Address>> {
+    let row = find::<F, T>(tables, key)?;
+    Some(Parties::of_role(ROLE, key, row).key(role))
+}
+
+/// A row, wherever it is kept.
+#[inline(always)]
+fn find<'a, F: Network, T: Tables<F>>(
+    tables: &'a mut T,
+    key: &FlowKey<F::Address>,
+) -> Option<&'a mut Flow<F::Address>> {
+    if tables.flow(Store::Answered, key).is_some() {
+        return tables.flow(Store::Answered, key);
+    }
+    tables.flow(Store::Pending, key)
+}
+
+/// What a row shows and when it was last touched.
+#[inline(always)]
+fn look<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) -> Option<(u8, u32)> {
+    find::<F, T>(tables, key).map(|row| (row.seen, row.last))
+}
+
+/// True if the flow whose row of role `ROLE` is at `key` is closed, has been idle for too long,
+/// or lacks a direction. Seconds and ticks are taken for the same: a tick is 7 % longer.
+#[inline(always)]
+fn is_finished<F: Network, T: Tables<F>, const ROLE: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) -> bool {
+    let now = tables.now();
+    let Some((mine, last)) = look::<F, T>(tables, key) else { return true };
+    let opposite = if ROLE == role::ORIGINAL { role::REPLY } else { role::ORIGINAL };
+    let Some(other) = sibling::<F, T, ROLE>(tables, key, opposite) else { return true };
+    let (theirs, touched) = match look::<F, T>(tables, &other) {
+        Some(seen) => seen,
+        // An eviction took the reply's row; without the original the flow is lost.
+        None if ROLE == role::ORIGINAL => (0, last),
+        None => return true,
+    };
+    let closed = key.proto == protocol::TCP && is_closed(mine, theirs);
+    let (original, reply) = if ROLE == role::ORIGINAL { (mine, theirs) } else { (theirs, mine) };
+    closed || now.wrapping_sub(later(last, touched)) > timeout(key.proto, original, reply)
+}
+
+/// The later of two times, on a clock that wraps.
+#[inline(always)]
+const fn later(a: u32, b: u32) -> u32 {
+    if a.wrapping_sub(b) < 1 << 31 { a } else { b }
+}
+
+/// Forgets the flow whose row of role `ROLE` is at `key` if it is closed or has been idle too
+/// long; false if it lives.
+#[inline(never)]
+pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) -> bool {
+    if !is_finished::<F, T, ROLE>(tables, key) {
+        return false;
+    }
+    forget_all::<F, T, ROLE>(tables, key);
+    true
+}
+
+/// Removes all rows of the flow whose row of role `ROLE` is at `key`, that one last.
+#[inline(always)]
+fn forget_all<F: Network, T: Tables<F>, const ROLE: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) {
+    for role in
+        [role::ORIGINAL, role::REPLY, role::ORIGINAL_SOURCE, role::REPLY_TARGET]
+    {
+        if role != ROLE
+            && let Some(other) = sibling::<F, T, ROLE>(tables, key, role)
+        {
+            tables.forget(&other);
+        }
+    }
+    tables.forget(key);
+}
+
+/// True if the backend has answered the flow whose `ORIGINAL` row is at `key` in `PENDING`.
+#[inline(never)]
+pub fn is_answered<F: Network, T: Tables<F>>(tables: &mut T, key: &FlowKey<F::Address>) -> bool {
+    sibling::<F, T, { role::ORIGINAL }>(tables, key, role::REPLY)
+        .and_then(|reply| look::<F, T>(tables, &reply))
+        .is_some_and(|(seen, _)| seen != 0)
+}
+
+/// Opens a flow in `PENDING`. False if the tuple between client and backend belongs to a live
+/// flow by way of another frontend.
+#[inline(never)]
+pub fn open<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    parties: &Parties<F::Address>,
+    service: u32,
+    flags: u16,
+) -> bool {
+    if is_taken::<F, T>(tables, parties) {
+        return false;
+    }
+    let now = tables.now();
+    let opening = |role| Opening { role, service, flags, now, replace: true };
+    if flags & flow_flags::MASQUERADE != 0 {
+        tables.begin(parties, opening(role::ORIGINAL_SOURCE));
+    }
+    tables.begin(parties, opening(role::REPLY));
+    tables.begin(parties, opening(role::ORIGINAL));
+    tables.mark(hash::pair(parties.client.addr, parties.backend.addr));
+    true
+}
+
+/// True if replies of this backend to this client belong to another flow that lives.
+#[inline(always)]
+fn is_taken<F: Network, T: Tables<F>>(tables: &mut T, parties: &Parties<F::Address>) -> bool {
+    let key = parties.reply();
+    let pending = tables.flow(Store::Answered, &key).is_none();
+    let Some(row) = find::<F, T>(tables, &key) else { return false };
+    let same = row.to == parties.frontend.addr && row.to_port == parties.frontend.port;
+    // A row of the same flow is what eviction left of it.
+    !(same && pending || forget_finished::<F, T, { role::REPLY }>(tables, &key))
+}
+
+/// Writes again what eviction took of the unanswered flow whose row of role `ROLE` is at `key`.
+#[inline(never)]
+pub fn restore<F: Network, T: Tables<F>, const ROLE: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) {
+    let now = tables.now();
+    let Some(row) = tables.flow(Store::Pending, key) else { return };
+    let (service, flags) = (row.service, row.flags);
+    let parties = Parties::of_role(ROLE, key, row);
+    let opening = |role| Opening { role, service, flags, now, replace: false };
+    tables.begin(&parties, opening(role::ORIGINAL));
+    tables.begin(&parties, opening(role::REPLY));
+    if flags & flow_flags::MASQUERADE == 0 {
+        return;
+    }
+    tables.begin(&parties, opening(role::ORIGINAL_SOURCE));
+    if parties.source != Place::default() {
+        tables.begin(&parties, opening(role::REPLY_TARGET));
+    }
+}
+
+/// Moves the answered flow whose row of role `ROLE` is at `key` in `PENDING` to `FLOWS`.
+///
+/// # Errors
+/// [`KeepError::Full`] if there is no room; rows that found some stay, and go by themselves if
+/// the others never follow. [`KeepError::Missing`] if the flow's rows are gone.
+#[inline(never)]
+pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) -> Result<(), KeepError> {
+    restore::<F, T, ROLE>(tables, key);
+    let Some(row) = tables.flow(Store::Pending, key) else { return Err(KeepError::Missing) };
+    let masquerade = row.flags & flow_flags::MASQUERADE != 0;
+    let mut kept = Ok(());
+    // `ORIGINAL` last: it is what makes the flow.
+    for role in [role::REPLY, role::ORIGINAL_SOURCE, role::REPLY_TARGET, role::ORIGINAL] {
+        let wanted = masquerade || role == role::REPLY || role == role::ORIGINAL;
+        if wanted
+            && kept.is_ok()
+            && let Some(row) = sibling::<F, T, ROLE>(tables, key, role)
+        {
+            kept = tables.keep(&row);
+        }
+    }
+    kept
+}
+
+/// Removes the flow that a row in `FLOWS` belongs to, if it has expired. Only `ORIGINAL` rows
+/// decide; another row goes by itself only when its `ORIGINAL` is gone. True if removed.
+#[inline(always)]
+pub fn expire<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+    row: &Flow<F::Address>,
+    now: u32,
+) -> bool {
+    // No flow is forgotten sooner, so most rows are done with here.
+    if now.wrapping_sub(row.last) <= timeout_sec::TCP_RESET {
+        return false;
+    }
+    if row.role == role::ORIGINAL {
+        return forget_finished::<F, T, { role::ORIGINAL }>(tables, key);
+    }
+    // A flow on its way from `PENDING` has no `ORIGINAL` for a moment.
+    let original = Parties::of(key, row).original();
+    let orphan = now.wrapping_sub(row.last) > timeout_sec::TCP_OPENING
+        && tables.flow(Store::Answered, &original).is_none();
+    if orphan {
+        tables.forget(key);
+    }
+    orphan
+}

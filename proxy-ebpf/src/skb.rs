@@ -1,0 +1,143 @@
+//! A socket buffer as the engine's packet.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::generated as helper,
+    programs::TcContext,
+};
+use datapath::packet::{Covers, Packet};
+
+/// Length of the Ethernet header: the agent attaches to Ethernet devices only. VLAN tags are
+/// not in the buffer but beside it.
+const ETHERNET: u32 = 14;
+
+/// `BPF_ADJ_ROOM_MAC`: room between link layer and network header.
+const ADJUST_ROOM_MAC: u32 = 1;
+
+/// A packet on a device.
+pub struct Skb<'a> {
+    context: &'a TcContext,
+    ipv6_checksum_flags: u32,
+}
+
+impl<'a> Skb<'a> {
+    #[inline(always)]
+    pub fn new(context: &'a TcContext, ipv6_checksum_flags: u32) -> Self {
+        Self { context, ipv6_checksum_flags }
+    }
+
+    /// Sends the packet back out of its device, to where it came from.
+    #[inline(always)]
+    pub fn send_back(&mut self) -> Option<i32> {
+        let mut addresses = [0_u8; 12];
+        let skb = self.context.as_ptr();
+        // SAFETY: the helper checks the bounds of the packet; the array holds the 12 bytes.
+        unsafe {
+            if helper::bpf_skb_load_bytes(skb, 0, addresses.as_mut_ptr().cast(), 12) != 0 {
+                return None;
+            }
+            let [a, b, c, d, e, f, g, h, i, j, k, l] = addresses;
+            let swapped = [g, h, i, j, k, l, a, b, c, d, e, f];
+            if helper::bpf_skb_store_bytes(skb.cast(), 0, swapped.as_ptr().cast(), 12, 0) != 0 {
+                return None;
+            }
+            Some(helper::bpf_redirect((*self.context.skb.skb).ifindex, 0) as i32)
+        }
+    }
+}
+
+#[inline(always)]
+fn done(result: i64) -> Option<()> {
+    (result == 0).then_some(())
+}
+
+impl Packet for Skb<'_> {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.context.len().wrapping_sub(ETHERNET)
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = core::mem::MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper checks the bounds of the packet, writes all N bytes or fails, and
+        // only what it has written is read.
+        unsafe {
+            done(helper::bpf_skb_load_bytes(
+                self.context.as_ptr(),
+                ETHERNET + offset,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            ))?;
+            Some(bytes.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
+        // SAFETY: the helper checks the bounds of the packet and reads N bytes.
+        done(unsafe {
+            helper::bpf_skb_store_bytes(
+                self.context.as_ptr().cast(),
+                ETHERNET + offset,
+                bytes.as_ptr().cast(),
+                N as u32,
+                0,
+            )
+        })
+    }
+
+    #[inline(always)]
+    fn change_header_checksum(&mut self, offset: u32, difference: u32) -> Option<()> {
+        // SAFETY: the helper checks the bounds of the packet.
+        done(unsafe {
+            helper::bpf_l3_csum_replace(
+                self.context.as_ptr().cast(),
+                ETHERNET + offset,
+                0,
+                difference.into(),
+                0,
+            )
+        })
+    }
+
+    #[inline(always)]
+    fn change_transport_checksum(
+        &mut self,
+        offset: u32,
+        difference: u32,
+        covers: Covers,
+        zero_is_none: bool,
+    ) -> Option<()> {
+        let covers = match covers {
+            Covers::Payload => 0,
+            Covers::Pseudo4 => BPF_F_PSEUDO_HDR as u64,
+            Covers::Pseudo6 => self.ipv6_checksum_flags as u64,
+        };
+        let zero = if zero_is_none { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        // SAFETY: the helper checks the bounds of the packet.
+        done(unsafe {
+            helper::bpf_l4_csum_replace(
+                self.context.as_ptr().cast(),
+                ETHERNET + offset,
+                0,
+                difference.into(),
+                covers | zero,
+            )
+        })
+    }
+
+    #[inline(always)]
+    fn requote(&mut self, keep: u32, room: u32) -> Option<()> {
+        let skb = self.context.as_ptr();
+        // SAFETY: the helpers check lengths against the packet.
+        unsafe {
+            done(helper::bpf_skb_change_tail(skb.cast(), ETHERNET + keep, 0))?;
+            if room == 0 {
+                return Some(());
+            }
+            done(helper::bpf_skb_adjust_room(skb.cast(), room as i32, ADJUST_ROOM_MAC, 0))
+        }
+    }
+}
