@@ -44,7 +44,7 @@ pub(crate) fn client(spec: &LabSpec) -> Vec<String> {
     let mut lines = uplink(&address::CLIENT4.to_string(), &address::CLIENT6.to_string());
     if spec.client_service_routes && !spec.nodes.is_empty() {
         lines.push(format!("route add {SERVICE_CIDR4} via {}", address::node4(1)));
-        lines.push(format!("-6 route add {SERVICE_CIDR6} via {}", address::node6(1)));
+        lines.push(format!("route add {SERVICE_CIDR6} via {}", address::node6(1)));
     }
     lines
 }
@@ -54,14 +54,14 @@ pub(crate) fn node(spec: &LabSpec, number: u8, node: &NodeSpec) -> Vec<String> {
     let mut lines =
         uplink(&address::node4(number).to_string(), &address::node6(number).to_string());
     lines.push(format!("route add default via {}", address::FABRIC4));
-    lines.push(format!("-6 route add default via {}", address::FABRIC6));
+    lines.push(format!("route add ::/0 via {}", address::FABRIC6));
     if node.pod_links == PodLinks::Bridge {
         lines.extend(bridge(number, spec.pod_mtu));
     }
     for (other, _) in spec.nodes().filter(|(other, _)| *other != number) {
         let [v4, v6] = address::pod_cidrs(other);
         lines.push(format!("route add {v4} via {}", address::node4(other)));
-        lines.push(format!("-6 route add {v6} via {}", address::node6(other)));
+        lines.push(format!("route add {v6} via {}", address::node6(other)));
     }
     lines
 }
@@ -99,7 +99,7 @@ pub(crate) fn pod_port(lab: &str, spec: &LabSpec, node: u8, slot: u8, pod: &str)
             format!("address add {}/32 dev veth{pod}", address::gateway4(node)),
             format!("address add {}/128 dev veth{pod} nodad", address::gateway6(node)),
             format!("route add {}/32 dev veth{pod}", address::pod4(node, slot)),
-            format!("-6 route add {}/128 dev veth{pod}", address::pod6(node, slot)),
+            format!("route add {}/128 dev veth{pod}", address::pod6(node, slot)),
         ]),
     }
     lines
@@ -121,10 +121,10 @@ pub(crate) fn pod(spec: &LabSpec, node: u8, slot: u8) -> Vec<String> {
             format!("address add {v6}/128 dev eth0 nodad"),
             "link set eth0 up".into(),
             format!("route add {gateway4}/32 dev eth0 scope link"),
-            format!("-6 route add {gateway6}/128 dev eth0"),
+            format!("route add {gateway6}/128 dev eth0"),
         ]),
     }
     lines.push(format!("route add default via {gateway4}"));
-    lines.push(format!("-6 route add default via {gateway6}"));
+    lines.push(format!("route add ::/0 via {gateway6}"));
     lines
 }

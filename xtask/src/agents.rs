@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    command::{self, clean},
+    command::{self, host},
     machine::{Machine, Need, Step},
 };
 
@@ -45,6 +45,13 @@ pub(crate) fn build(machine: &Machine, object: &Path, profile: Profile) -> Resul
     put(machine, &dir.join("proxy-agent"))
 }
 
+/// Builds what runs inside the places of a lab.
+pub(crate) fn build_peer(machine: &Machine) -> Result<()> {
+    eprintln!("building lab-peer");
+    command::run(machine.cargo().args(["build", "--release", "--package=lab", "--bin=lab-peer"]))?;
+    put(machine, &machine.target().join("release/lab-peer"))
+}
+
 /// Copies a binary to `target/dist`, by rename: the old one may be running.
 pub(crate) fn put(machine: &Machine, binary: &Path) -> Result<()> {
     let name = binary.file_name().context("a binary without a name")?;
@@ -75,6 +82,6 @@ fn static_needs(target: &str) -> Vec<Need> {
 
 /// Where the compiler that builds the agents would keep the library.
 fn std_lib(target: &str) -> Option<PathBuf> {
-    let sysroot = command::read(clean("rustc").args(["--print", "sysroot"])).ok()?;
+    let sysroot = command::read(host("rustc").args(["--print", "sysroot"])).ok()?;
     Some(Path::new(sysroot.trim()).join("lib/rustlib").join(target).join("lib"))
 }

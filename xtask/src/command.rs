@@ -1,7 +1,7 @@
 //! Running other programs: every failure names the command line that failed.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -29,6 +29,15 @@ pub(crate) fn clean(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for name in INHERITED {
         command.env_remove(name);
+    }
+    command
+}
+
+/// A clean command of the tool chain that runs us, as chosen by `cargo +NAME xtask`.
+pub(crate) fn host(program: impl AsRef<OsStr>) -> Command {
+    let mut command = clean(program);
+    if let Some(toolchain) = std::env::var_os("RUSTUP_TOOLCHAIN") {
+        command.env("RUSTUP_TOOLCHAIN", toolchain);
     }
     command
 }
@@ -79,6 +88,11 @@ pub(crate) fn search_path() -> Vec<PathBuf> {
     dirs.extend(cargo_home().map(|home| home.join("bin")));
     dirs.extend(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
     dirs
+}
+
+/// The same as one value for the environment.
+pub(crate) fn joined_search_path() -> OsString {
+    std::env::join_paths(search_path()).unwrap_or_default()
 }
 
 fn cargo_home() -> Option<PathBuf> {

@@ -153,14 +153,13 @@ impl Compiler {
     /// This compiler's cargo, set up for the bpf target and free of the caller's settings.
     pub(crate) fn cargo(&self, machine: &Machine) -> Command {
         let flags = ["-Cdebuginfo=2", "-Ctarget-cpu=v3", "-Clink-arg=--btf"].join("\x1f");
-        let path = env::join_paths(command::search_path()).unwrap_or_default();
         let mut cargo = clean(&self.cargo);
         cargo
             .current_dir(machine.root.join("proxy-ebpf"))
             .env("RUSTC", &self.rustc)
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", flags)
-            .env("PATH", path);
+            .env("PATH", command::joined_search_path());
         machine.keep_offline(&mut cargo);
         cargo
     }

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{self, clean};
+use crate::command::{self, host};
 
 /// One thing a task needs from the machine.
 pub(crate) struct Need {
@@ -66,13 +66,10 @@ impl Machine {
         self.target().join("dist")
     }
 
-    /// The user's own cargo, of the tool chain that runs us, in the root workspace.
+    /// The user's own cargo, in the root workspace.
     pub(crate) fn cargo(&self) -> Command {
-        let mut cargo = clean("cargo");
-        cargo.current_dir(&self.root);
-        if let Some(toolchain) = env::var_os("RUSTUP_TOOLCHAIN") {
-            cargo.env("RUSTUP_TOOLCHAIN", toolchain);
-        }
+        let mut cargo = host("cargo");
+        cargo.current_dir(&self.root).env("PATH", command::joined_search_path());
         self.keep_offline(&mut cargo);
         cargo
     }
@@ -139,7 +136,7 @@ fn install(words: &[String]) -> Result<()> {
         bail!("this is no Debian-like system (no apt-get)");
     }
     eprintln!("installing: {}", words.join(" "));
-    let mut install = clean(program);
+    let mut install = host(program);
     install.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
     // The prefix of Debian's LLVM, for the build of bpf-linker.
     let llvm = Path::new("/usr/lib/llvm-22");

@@ -3,8 +3,10 @@
 mod agents;
 mod command;
 mod compiler;
+mod lab;
 mod machine;
 mod object;
+mod setup;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,9 @@ enum Task {
     /// Build the eBPF objects and the agents that embed them, into target/dist
     #[command(after_help = "Example: cargo xtask build --release")]
     Build(BuildArgs),
+    /// The same namespaces as the demo's, to explore by hand
+    #[command(subcommand, after_help = "Example: cargo xtask lab up")]
+    Lab(lab::LabTask),
 }
 
 #[derive(Args)]
@@ -53,7 +58,7 @@ struct SetupArgs {
 
 fn main() -> ExitCode {
     match run(Cli::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(err) => {
             eprintln!("error: {err:#}");
             ExitCode::FAILURE
@@ -61,7 +66,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> anyhow::Result<()> {
+fn run(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Build(args) => {
             let machine = Machine::new(args.setup.offline)?;
@@ -69,7 +74,8 @@ fn run(task: Task) -> anyhow::Result<()> {
             if !args.objects {
                 agents::build(&machine, &object, args.release.into())?;
             }
-            Ok(())
         }
+        Task::Lab(task) => return lab::run(task),
     }
+    Ok(ExitCode::SUCCESS)
 }

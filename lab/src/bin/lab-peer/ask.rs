@@ -12,6 +12,8 @@ use lab::peer::{Answer, Greeting, Protocol};
 
 use crate::socket::{Origin, error_name};
 
+// Each is a flag of the command line.
+#[expect(clippy::struct_excessive_bools)]
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
     protocol: Kind,
@@ -80,7 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<ExitCode> {
 }
 
 fn sentence(answer: &Answer) -> String {
-    let millis = answer.micros as f64 / 1000.0;
+    let millis = Duration::from_micros(answer.micros).as_secs_f64() * 1000.0;
     match (&answer.answer, &answer.error) {
         (Some(greeting), None) => {
             format!(

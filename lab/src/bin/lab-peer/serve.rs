@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<ExitCode> {
     println!("ready");
     io::stdout().flush()?;
     loop {
-        thread::sleep(Duration::from_secs(3600));
+        thread::sleep(Duration::from_hours(1));
     }
 }
 

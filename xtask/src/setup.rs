@@ -1,0 +1,78 @@
+//! What each task needs from the machine, beyond what builds the eBPF objects.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::{
+    command::{self, host},
+    machine::{Need, Step},
+};
+
+/// Fails unless we are root, which namespaces and eBPF need.
+pub(crate) fn root(why: &str) -> Result<()> {
+    let id = command::read(Command::new("id").arg("-u"))?;
+    if id.trim() != "0" {
+        bail!("this needs root, since {why}; run it as root");
+    }
+    Ok(())
+}
+
+/// For labs: namespaces, and the tools to look at them.
+pub(crate) fn lab() -> Vec<Need> {
+    vec![
+        Need::program("ip", "makes namespaces, devices and routes", &["iproute2"]),
+        Need::program("ping", "tells whether two places reach each other", &["iputils-ping"]),
+    ]
+}
+
+/// For the privileged tiers: what proves that nothing else on the machine does our work.
+pub(crate) fn tiers() -> Vec<Need> {
+    let mut needs = lab();
+    needs.extend([
+        Need::program("bpftool", "reads pinned maps as an operator would", &["bpftool"]),
+        Need::program("nft", "shows that no rule is left behind", &["nftables"]),
+        Need::program("iptables-save", "shows that no rule is left behind", &["iptables"]),
+        Need::program("ethtool", "sets offloads of links", &["ethtool"]),
+        Need::program("tcpdump", "looks at packets between nodes", &["tcpdump"]),
+    ]);
+    needs
+}
+
+/// For older kernels: the machine that boots them.
+pub(crate) fn kernels() -> Vec<Need> {
+    vec![
+        Need::program("qemu-system-x86_64", "boots older kernels", &["qemu-system-x86"]),
+        Need::program("xz", "unpacks modules of older kernels", &["xz-utils"]),
+        Need::program("cpio", "packs the file system they boot", &["cpio"]),
+    ]
+}
+
+/// For `tidy`.
+pub(crate) fn tidy() -> Vec<Need> {
+    let deny = "cargo install --locked --debug cargo-deny --version 0.20.2";
+    vec![
+        component("fmt", "rustfmt", "checks the format"),
+        component("clippy", "clippy", "checks the lints"),
+        Need {
+            name: "cargo-deny".into(),
+            why: "checks licences and advisories; it is compiled on this machine, a few minutes",
+            present: Box::new(|| command::find("cargo-deny").is_some()),
+            steps: vec![Step::Command(deny.split(' ').map(String::from).collect())],
+        },
+    ]
+}
+
+/// A subcommand of cargo that rustup keeps as a component.
+fn component(subcommand: &'static str, component: &str, why: &'static str) -> Need {
+    Need {
+        name: component.into(),
+        why,
+        present: Box::new(move || {
+            command::read(host("cargo").args([subcommand, "--version"])).is_ok()
+        }),
+        steps: vec![Step::Command(
+            ["rustup", "component", "add", component].map(String::from).to_vec(),
+        )],
+    }
+}
