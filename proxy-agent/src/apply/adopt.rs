@@ -1,0 +1,126 @@
+//! What the tables hold when the agent starts: rows keep their indices and sets their blocks,
+//! so that what did not change meanwhile is not written again.
+
+use std::collections::BTreeMap;
+
+use agent_kit::table::TableError;
+use datapath::{
+    backend::{Backend, backend_flags},
+    frontend::{Frontend, FrontendKey},
+    service::{SetRef, service_flags},
+};
+
+use super::{
+    ledger::{Ledger, Placed, Row},
+    op::{FrontendAt, FrontendTo},
+    tables::{Tables, decode_name},
+};
+use crate::desired::{DesiredBackend, IpFamily, ServicePortKey};
+
+/// Reads the tables.
+pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
+    let capacity = [tables.backends4.capacity(), tables.backends6.capacity()];
+    let mut ledger = Ledger::new(tables.services.capacity(), capacity);
+    note_generations(tables, &mut ledger);
+
+    let mut frontends = Vec::new();
+    frontends.extend(tables.frontends4.rows()?.iter().map(frontend));
+    frontends.extend(tables.frontends6.rows()?.iter().map(frontend));
+    for (address, used) in tables.addresses4.rows()? {
+        ledger.addresses.insert(std::net::IpAddr::from(address), used.flags);
+    }
+    for (address, used) in tables.addresses6.rows()? {
+        ledger.addresses.insert(std::net::IpAddr::from(address), used.flags);
+    }
+
+    let mut names: BTreeMap<u32, _> = tables.names.rows()?.into_iter().collect();
+    let protocols: BTreeMap<u32, u8> =
+        frontends.iter().map(|(at, to)| (to.service, at.proto)).collect();
+    let mut rows: BTreeMap<u32, Row> = BTreeMap::new();
+    for (&index, &proto) in &protocols {
+        let service = tables.services.read(index).unwrap_or_default();
+        let name = names.remove(&index);
+        let (namespace, service_name, port) =
+            name.as_ref().and_then(decode_name).unwrap_or_default();
+        let family = if service.flags & service_flags::IPV6 == 0 {
+            IpFamily::V4
+        } else {
+            IpFamily::V6
+        };
+        let key = ServicePortKey { namespace, name: service_name, port, proto, family };
+        let mut row = Row::new(key);
+        row.is_named = name.is_some();
+        row.flags = service.flags;
+        row.cluster = placed(tables, &mut ledger, family, service.cluster);
+        row.local = placed(tables, &mut ledger, family, service.local);
+        rows.insert(index, row);
+    }
+    // What nothing leads to was being removed, or not yet finished, when the last agent ended.
+    ledger.stale_names.extend(names.into_keys());
+    for (at, to) in frontends {
+        if let Some(row) = rows.get_mut(&to.service) {
+            row.frontends.insert(at);
+        }
+        ledger.frontends.insert(at, to);
+    }
+    ledger.indices.reserve(rows.keys().copied());
+    ledger.keys = rows.iter().map(|(&index, row)| (row.key.clone(), index)).collect();
+    ledger.rows = rows.into_iter().collect();
+    Ok(ledger)
+}
+
+fn frontend<A: Copy + Into<std::net::IpAddr>>(
+    (key, row): &(FrontendKey<A>, Frontend),
+) -> (FrontendAt, FrontendTo) {
+    let at = FrontendAt { address: key.addr.into(), port: key.port.get(), proto: key.proto };
+    (at, FrontendTo { service: row.service, kind: row.kind })
+}
+
+fn note_generations(tables: &Tables, ledger: &mut Ledger) {
+    let [v4, v6] = &mut ledger.blocks;
+    for slot in 0..tables.backends4.capacity() {
+        let generation = tables.backends4.read(slot).map_or(0, |backend| backend.generation);
+        v4.note_generation(slot, generation);
+    }
+    for slot in 0..tables.backends6.capacity() {
+        let generation = tables.backends6.read(slot).map_or(0, |backend| backend.generation);
+        v6.note_generation(slot, generation);
+    }
+}
+
+/// The set that a word names, if it stands whole in a block of its own; otherwise it is
+/// written anew.
+fn placed(tables: &Tables, ledger: &mut Ledger, family: IpFamily, set: SetRef) -> Placed {
+    if set == SetRef::REJECT || set == SetRef::DROP {
+        return Placed { set: Some(set), backends: Vec::new() };
+    }
+    let slots = set.block..set.block.saturating_add(u32::from(set.count));
+    let backends: Option<Vec<DesiredBackend>> = match family {
+        IpFamily::V4 => {
+            slots.map(|slot| backend(tables.backends4.read(slot)?, set.generation)).collect()
+        }
+        IpFamily::V6 => {
+            slots.map(|slot| backend(tables.backends6.read(slot)?, set.generation)).collect()
+        }
+    };
+    match backends {
+        Some(backends)
+            if !backends.is_empty()
+                && ledger.blocks[family as usize].reserve(set.block, set.count.into()) =>
+        {
+            Placed { set: Some(set), backends }
+        }
+        _ => Placed::default(),
+    }
+}
+
+fn backend<A: Into<std::net::IpAddr>>(
+    row: Backend<A>,
+    generation: u16,
+) -> Option<DesiredBackend> {
+    (row.generation == generation).then(|| DesiredBackend {
+        address: row.addr.into(),
+        port: row.port.get(),
+        local: row.flags & backend_flags::LOCAL != 0,
+    })
+}

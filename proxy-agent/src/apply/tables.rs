@@ -1,0 +1,247 @@
+//! The tables that `apply` writes, in the kernel or in memory.
+
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use agent_kit::{
+    array::Array,
+    bpf,
+    table::{MapTable, MemoryTable, Table, TableError},
+};
+use datapath::{
+    address::{Be16, Ipv4, Ipv6},
+    backend::{Backend, backend_flags},
+    frontend::{AddressUse, Frontend, FrontendKey},
+    service::{Service, ServiceCounters, ServiceName, SetRef},
+};
+
+use super::op::{FrontendAt, FrontendTo, Scope};
+use crate::desired::{DesiredBackend, IpFamily, ServicePortKey};
+
+type Rows<K, V> = Box<dyn Table<K, V>>;
+
+/// The tables of Services: everything that decides where a new connection goes.
+pub struct Tables {
+    pub services: Array<Service>,
+    pub counters: Array<ServiceCounters>,
+    pub backends4: Array<Backend<Ipv4>>,
+    pub backends6: Array<Backend<Ipv6>>,
+    pub names: Rows<u32, ServiceName>,
+    pub frontends4: Rows<FrontendKey<Ipv4>, Frontend>,
+    pub frontends6: Rows<FrontendKey<Ipv6>, Frontend>,
+    pub addresses4: Rows<Ipv4, AddressUse>,
+    pub addresses6: Rows<Ipv6, AddressUse>,
+}
+
+/// A table that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open table {path}: {source}")]
+pub struct OpenError {
+    pub path: PathBuf,
+    pub source: io::Error,
+}
+
+/// Words of a [`Service`] row.
+const CLUSTER_WORD: usize = 0;
+const LOCAL_WORD: usize = 1;
+const FLAGS_WORD: usize = 2;
+
+impl Tables {
+    /// Those pinned in `maps`.
+    pub fn open(maps: &Path) -> Result<Self, OpenError> {
+        Ok(Self {
+            services: array(maps, "SERVICES")?,
+            counters: array(maps, "STATS")?,
+            backends4: array(maps, "BACKENDS4")?,
+            backends6: array(maps, "BACKENDS6")?,
+            names: Box::new(table::<u32, ServiceName>(maps, "NAMES")?),
+            frontends4: Box::new(table::<FrontendKey<Ipv4>, Frontend>(maps, "FRONTENDS4")?),
+            frontends6: Box::new(table::<FrontendKey<Ipv6>, Frontend>(maps, "FRONTENDS6")?),
+            addresses4: Box::new(table::<Ipv4, AddressUse>(maps, "ADDRESSES4")?),
+            addresses6: Box::new(table::<Ipv6, AddressUse>(maps, "ADDRESSES6")?),
+        })
+    }
+
+    /// Tables of this process alone, with so many rows each.
+    pub fn private(services: u32, backends: u32, frontends: u32) -> io::Result<Self> {
+        Ok(Self {
+            services: Array::private(services)?,
+            counters: Array::private(services)?,
+            backends4: Array::private(backends)?,
+            backends6: Array::private(backends)?,
+            names: Box::new(MemoryTable::new(services)),
+            frontends4: Box::new(MemoryTable::new(frontends)),
+            frontends6: Box::new(MemoryTable::new(frontends)),
+            addresses4: Box::new(MemoryTable::new(frontends)),
+            addresses6: Box::new(MemoryTable::new(frontends)),
+        })
+    }
+
+    pub(super) fn write_block(
+        &mut self,
+        family: IpFamily,
+        first: u32,
+        generation: u16,
+        backends: &[DesiredBackend],
+    ) {
+        for (slot, backend) in (first..).zip(backends) {
+            let port = Be16::new(backend.port);
+            let flags = if backend.local { backend_flags::LOCAL } else { 0 };
+            match (family, backend.address) {
+                (IpFamily::V4, IpAddr::V4(addr)) => {
+                    let backend = Backend { addr: addr.into(), port, generation, flags };
+                    self.backends4.write(slot, &backend);
+                }
+                (IpFamily::V6, IpAddr::V6(addr)) => {
+                    let backend = Backend { addr: addr.into(), port, generation, flags };
+                    self.backends6.write(slot, &backend);
+                }
+                // `DesiredSet` holds backends of the row's family only.
+                _ => {}
+            }
+        }
+    }
+
+    /// Makes a set the one in use, for all readers at once.
+    pub(super) fn write_set(&mut self, index: u32, scope: Scope, set: SetRef) {
+        let word = match scope {
+            Scope::Cluster => CLUSTER_WORD,
+            Scope::Local => LOCAL_WORD,
+        };
+        self.services.store(index, word, set.word());
+    }
+
+    pub(super) fn write_flags(&mut self, index: u32, flags: u32) {
+        // The row's last word is the flags and padding.
+        let [a, b, c, d] = flags.to_ne_bytes();
+        let word = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
+        self.services.store(index, FLAGS_WORD, word);
+    }
+
+    pub(super) fn reset_counters(&mut self, index: u32) {
+        self.counters.write(index, &ServiceCounters::default());
+    }
+
+    pub(super) fn write_name(&mut self, index: u32, key: &ServicePortKey) -> Result<(), TableError> {
+        self.names.insert(&index, &encode_name(key))
+    }
+
+    /// Writes frontends of one family in order; says how many, and why no more.
+    pub(super) fn put_frontends(
+        &mut self,
+        rows: &[(FrontendAt, FrontendTo)],
+    ) -> (usize, Result<(), TableError>) {
+        let values: Vec<Frontend> = rows
+            .iter()
+            .map(|(_, to)| Frontend { service: to.service, kind: to.kind, pad: [0; 3] })
+            .collect();
+        let v4: Vec<_> = rows.iter().filter_map(|(at, _)| key4(at)).collect();
+        if v4.len() == rows.len() {
+            self.frontends4.insert_all(&v4, &values)
+        } else {
+            let v6: Vec<_> = rows.iter().filter_map(|(at, _)| key6(at)).collect();
+            self.frontends6.insert_all(&v6, &values)
+        }
+    }
+
+    pub(super) fn remove_frontend(&mut self, at: &FrontendAt) -> Result<(), TableError> {
+        match (key4(at), key6(at)) {
+            (Some(key), _) => self.frontends4.remove(&key),
+            (_, Some(key)) => self.frontends6.remove(&key),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Writes addresses of one family in order; says how many, and why no more.
+    pub(super) fn put_addresses(
+        &mut self,
+        rows: &[(IpAddr, u32)],
+    ) -> (usize, Result<(), TableError>) {
+        let values: Vec<AddressUse> =
+            rows.iter().map(|&(_, flags)| AddressUse { flags }).collect();
+        let v4: Vec<Ipv4> = rows.iter().filter_map(|(address, _)| v4(address)).collect();
+        if v4.len() == rows.len() {
+            self.addresses4.insert_all(&v4, &values)
+        } else {
+            let v6: Vec<Ipv6> = rows.iter().filter_map(|(address, _)| v6(address)).collect();
+            self.addresses6.insert_all(&v6, &values)
+        }
+    }
+
+    pub(super) fn remove_address(&mut self, address: &IpAddr) -> Result<(), TableError> {
+        match address {
+            IpAddr::V4(address) => self.addresses4.remove(&(*address).into()),
+            IpAddr::V6(address) => self.addresses6.remove(&(*address).into()),
+        }
+    }
+}
+
+fn v4(address: &IpAddr) -> Option<Ipv4> {
+    match address {
+        IpAddr::V4(address) => Some((*address).into()),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn v6(address: &IpAddr) -> Option<Ipv6> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some((*address).into()),
+    }
+}
+
+fn key4(at: &FrontendAt) -> Option<FrontendKey<Ipv4>> {
+    Some(FrontendKey::new(v4(&at.address)?, Be16::new(at.port), at.proto))
+}
+
+fn key6(at: &FrontendAt) -> Option<FrontendKey<Ipv6>> {
+    Some(FrontendKey::new(v6(&at.address)?, Be16::new(at.port), at.proto))
+}
+
+/// `NAMESPACE/NAME:PORT`.
+pub fn encode_name(key: &ServicePortKey) -> ServiceName {
+    let name = format!("{}/{}:{}", key.namespace, key.name, key.port);
+    let mut text = [0; 144];
+    for (to, from) in text.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    ServiceName { text }
+}
+
+/// Namespace, name and port of a row of `NAMES`.
+pub fn decode_name(name: &ServiceName) -> Option<(String, String, String)> {
+    let end = name.text.iter().position(|&byte| byte == 0).unwrap_or(name.text.len());
+    let text = std::str::from_utf8(&name.text[..end]).ok()?;
+    let (namespace, rest) = text.split_once('/')?;
+    let (name, port) = rest.rsplit_once(':')?;
+    Some((namespace.into(), name.into(), port.into()))
+}
+
+fn open<T>(
+    maps: &Path,
+    name: &str,
+    open: impl FnOnce(std::os::fd::OwnedFd) -> io::Result<T>,
+) -> Result<T, OpenError> {
+    let path = maps.join(name);
+    match bpf::obj_get(&path).and_then(open) {
+        Ok(table) => Ok(table),
+        Err(source) => Err(OpenError { path, source }),
+    }
+}
+
+/// The array pinned by this name.
+pub fn array<V: agent_kit::Pod>(maps: &Path, name: &str) -> Result<Array<V>, OpenError> {
+    use std::os::fd::AsFd;
+    open(maps, name, |map| Array::map(map.as_fd()))
+}
+
+/// The hash table pinned by this name.
+pub fn table<K: agent_kit::Pod, V: agent_kit::Pod>(
+    maps: &Path,
+    name: &str,
+) -> Result<MapTable<K, V>, OpenError> {
+    open(maps, name, MapTable::new)
+}

@@ -1,0 +1,500 @@
+//! The command line, parsed once into values that can no longer be wrong.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnetwork::IpNetwork;
+use serde::Serialize;
+
+/// Balances Kubernetes Services with eBPF, in place of kube-proxy.
+#[derive(Parser, Debug)]
+#[command(
+    name = "proxy-agent",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Example:\n  proxy-agent --source dir:/etc/millrace/manifests --node-ip 10.0.0.1"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Balance Services until told to stop; what is programmed stays (the default)
+    #[command(
+        after_help = "Example:\n  proxy-agent run --source dir:/etc/millrace/manifests --node-ip 10.0.0.1"
+    )]
+    Run(Box<RunArgs>),
+    /// Show on one screen what the agent does and how it fares
+    #[command(after_help = "Example:\n  proxy-agent status -o json")]
+    Status(StatusArgs),
+    /// Show frontends with their backends, as programmed now
+    #[command(after_help = "Example:\n  proxy-agent services default/web")]
+    Services(ServicesArgs),
+    /// Show backends with the Services that use them
+    #[command(after_help = "Example:\n  proxy-agent backends -o json")]
+    Backends(ShowArgs),
+    /// Show tracked flows of the packet path
+    #[command(after_help = "Example:\n  proxy-agent flows")]
+    Flows(ShowArgs),
+    /// Tell what this node lacks, and what that costs
+    #[command(after_help = "Example:\n  proxy-agent check")]
+    Check(CheckArgs),
+    /// Remove everything Millrace's proxy left on the node
+    #[command(after_help = "Example:\n  proxy-agent cleanup")]
+    Cleanup(CleanupArgs),
+}
+
+/// Where pins are.
+#[derive(Args, Clone, Debug)]
+pub struct PinArgs {
+    /// Where maps and links are pinned; a bpf file system is mounted there if there is none
+    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/millrace")]
+    pub bpffs: PathBuf,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct OutputArgs {
+    /// Table for people, JSON for programs
+    #[arg(short, long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Output {
+    #[default]
+    Table,
+    Json,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ShowArgs {
+    #[command(flatten)]
+    pub pins: PinArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub show: ShowArgs,
+    /// Where the agent answers
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: SocketAddr,
+}
+
+#[derive(Args, Debug)]
+pub struct ServicesArgs {
+    /// Only this Service: NAME, NAMESPACE/NAME, or NAMESPACE/NAME:PORT
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub show: ShowArgs,
+    /// Where the socket path would attach [default: the cgroup2 mount]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Source ports for masquerading
+    #[arg(long, value_name = "FROM-TO", default_value_t)]
+    pub nat_ports: PortRange,
+}
+
+#[derive(Args, Debug)]
+pub struct CleanupArgs {
+    #[command(flatten)]
+    pub show: ShowArgs,
+    /// Source ports to give back to the kernel
+    #[arg(long, value_name = "FROM-TO", default_value_t)]
+    pub nat_ports: PortRange,
+    /// Remove kube-proxy's own rules too
+    #[arg(long)]
+    pub kube_proxy: bool,
+}
+
+#[derive(Args, Clone, Debug, Serialize)]
+pub struct RunArgs {
+    /// Where Services, EndpointSlices and Nodes come from:
+    /// kubernetes, dir:PATH or etcd:URL[,URL…][/PREFIX]
+    /// [default: kubernetes in a cluster or with a kubeconfig, else dir:/etc/millrace/manifests]
+    #[arg(long, value_name = "SOURCE")]
+    pub source: Option<Source>,
+    /// Kubernetes client configuration, as for kube-proxy
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Address of the Kubernetes API server, as for kube-proxy
+    #[arg(long, value_name = "URL")]
+    pub master: Option<String>,
+    /// This node's name [default: the host name]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub hostname_override: Option<String>,
+    /// Primary addresses of this node, one per family [default: those of the Node object, else
+    /// the uplink's]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
+    /// Pod network, one per family; decides what counts as outside
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub cluster_cidr: Vec<IpNetwork>,
+    /// Where NodePorts answer: primary, all, localhost, or CIDRs
+    #[arg(long, value_name = "WHERE", default_value = "primary")]
+    pub nodeport_addresses: NodePortAddresses,
+    /// Devices toward the outside [default: those that hold the node addresses or a default
+    /// route]
+    #[arg(long, value_name = "DEV", value_delimiter = ',')]
+    pub uplink: Vec<String>,
+    /// Devices toward pods: auto, bridge:NAME, prefix:NAME or none
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    pub pod_link: PodLink,
+    /// Whose connections are balanced where they are opened: everyone's, those of the node's
+    /// own processes, or no one's
+    #[arg(long, value_enum, default_value_t)]
+    pub socket_lb: SocketLb,
+    /// Where the socket path attaches [default: the cgroup2 mount]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Source ports for masquerading Service traffic
+    #[arg(long, value_name = "FROM-TO", default_value_t)]
+    pub nat_ports: PortRange,
+    /// XDP on uplinks
+    #[arg(long, value_enum, default_value_t)]
+    pub xdp: Xdp,
+    /// How a backend is chosen
+    #[arg(long, value_enum, default_value_t)]
+    pub algorithm: Algorithm,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub pins: PinArgs,
+    /// Rows of a table: services, backends, frontends or flows
+    #[arg(long, value_name = "TABLE=ROWS", value_delimiter = ',', value_parser = parse_capacity)]
+    pub capacity: Vec<(CapacityOf, u32)>,
+    /// Where /metrics, /healthz, /livez, /proxyMode, /configz and /status answer
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: SocketAddr,
+    /// Where /healthz and /livez answer
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: SocketAddr,
+    /// A KubeProxyConfiguration
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// Say more; twice for everything
+    #[arg(short, action = clap::ArgAction::Count)]
+    #[serde(skip)]
+    pub verbose: u8,
+}
+
+/// A flag that is understood, and asks for what is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{flag}: not built yet; use {instead}")]
+    NotBuilt { flag: String, instead: &'static str },
+    #[error("--node-ip: {0} and {1} are of one family; give one address per family")]
+    NodeIps(IpAddr, IpAddr),
+}
+
+impl RunArgs {
+    /// The directory to read, if everything asked for can be done.
+    pub fn validate(&self) -> Result<PathBuf, ConfigError> {
+        let missing = |flag: &str, instead| {
+            Err(ConfigError::NotBuilt { flag: flag.to_owned(), instead })
+        };
+        if self.config.is_some() {
+            return missing("--config", "flags");
+        }
+        if self.xdp != Xdp::Off {
+            return missing("--xdp", "--xdp off");
+        }
+        if self.algorithm != Algorithm::Random {
+            return missing("--algorithm", "--algorithm random");
+        }
+        if let [first, second, ..] = self.node_ip[..]
+            && first.is_ipv4() == second.is_ipv4()
+        {
+            return Err(ConfigError::NodeIps(first, second));
+        }
+        let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+            || self.kubeconfig.is_some()
+            || self.master.is_some();
+        match &self.source {
+            Some(Source::Dir(path)) => Ok(path.clone()),
+            Some(Source::Kubernetes) => missing("--source kubernetes", "--source dir:PATH"),
+            Some(Source::Etcd(_)) => missing("--source etcd", "--source dir:PATH"),
+            None if in_cluster => missing("--source kubernetes", "--source dir:PATH"),
+            None => Ok("/etc/millrace/manifests".into()),
+        }
+    }
+
+    /// Rows by map.
+    pub fn capacities(&self) -> BTreeMap<String, u32> {
+        let maps = self.capacity.iter().flat_map(|&(table, rows)| {
+            table.maps().iter().map(move |map| ((*map).to_owned(), rows))
+        });
+        maps.collect()
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    Kubernetes,
+    Dir(PathBuf),
+    Etcd(String),
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "kubernetes" => Ok(Self::Kubernetes),
+            Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
+            Some(("etcd", urls)) if !urls.is_empty() => Ok(Self::Etcd(urls.into())),
+            _ => Err("expected kubernetes, dir:PATH or etcd:URL[,URL…][/PREFIX]".into()),
+        }
+    }
+}
+
+/// Where NodePorts answer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodePortAddresses {
+    Primary,
+    All,
+    Localhost,
+    Cidrs(Vec<IpNetwork>),
+}
+
+impl FromStr for NodePortAddresses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "primary" => Ok(Self::Primary),
+            "all" => Ok(Self::All),
+            "localhost" => Ok(Self::Localhost),
+            _ => text
+                .split(',')
+                .map(|cidr| {
+                    cidr.parse().map_err(|_| {
+                        format!("{cidr:?} is none of primary, all, localhost or a CIDR")
+                    })
+                })
+                .collect::<Result<_, _>>()
+                .map(Self::Cidrs),
+        }
+    }
+}
+
+/// Which devices lead to pods.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodLink {
+    /// One end of a pair whose other end is in another network namespace.
+    Auto,
+    Bridge(String),
+    Prefix(String),
+    None,
+}
+
+impl FromStr for PodLink {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.split_once(':')) {
+            ("auto", _) => Ok(Self::Auto),
+            ("none", _) => Ok(Self::None),
+            (_, Some(("bridge", name))) if !name.is_empty() => Ok(Self::Bridge(name.into())),
+            (_, Some(("prefix", name))) if !name.is_empty() => Ok(Self::Prefix(name.into())),
+            _ => Err("expected auto, bridge:NAME, prefix:NAME or none".into()),
+        }
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketLb {
+    #[default]
+    On,
+    Host,
+    Off,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Xdp {
+    #[default]
+    Off,
+    Auto,
+    Native,
+    Generic,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    #[default]
+    Random,
+    #[value(alias = "rr")]
+    RoundRobin,
+    #[value(alias = "lc")]
+    LeastConn,
+    #[value(alias = "sh")]
+    SourceHash,
+    #[value(alias = "mh")]
+    Maglev,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Which maps a capacity is for.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CapacityOf {
+    Services,
+    Backends,
+    Frontends,
+    Flows,
+}
+
+impl CapacityOf {
+    pub fn maps(self) -> &'static [&'static str] {
+        match self {
+            Self::Services => &["SERVICES", "STATS", "NAMES"],
+            Self::Backends => &["BACKENDS4", "BACKENDS6"],
+            Self::Frontends => &["FRONTENDS4", "FRONTENDS6", "ADDRESSES4", "ADDRESSES6"],
+            Self::Flows => &["FLOWS4", "FLOWS6"],
+        }
+    }
+
+    /// The capacity that a map's rows come from.
+    pub fn of_map(map: &str) -> Option<Self> {
+        Self::value_variants().iter().copied().find(|of| of.maps().contains(&map))
+    }
+
+    /// As given after `--capacity`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::Backends => "backends",
+            Self::Frontends => "frontends",
+            Self::Flows => "flows",
+        }
+    }
+}
+
+fn parse_capacity(text: &str) -> Result<(CapacityOf, u32), String> {
+    let (table, rows) = text.split_once('=').ok_or("expected TABLE=ROWS")?;
+    let table = CapacityOf::from_str(table, true)
+        .map_err(|_| format!("no table {table:?}; there are services, backends, frontends, flows"))?;
+    match rows.parse() {
+        Ok(rows) if (1..=16_777_216).contains(&rows) => Ok((table, rows)),
+        _ => Err(format!("{rows:?} is no number of rows from 1 to 16777216")),
+    }
+}
+
+/// Neighbouring ports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortRange {
+    pub first: u16,
+    pub last: u16,
+}
+
+impl Default for PortRange {
+    fn default() -> Self {
+        Self { first: 50_000, last: 59_999 }
+    }
+}
+
+impl std::fmt::Display for PortRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl Serialize for PortRange {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (first, last) = text.split_once('-')?;
+            Some(Self { first: first.parse().ok()?, last: last.parse().ok()? })
+        };
+        match parse() {
+            Some(range) if range.first >= 1024 && range.last >= range.first => Ok(range),
+            _ => Err("expected FROM-TO, ports from 1024 to 65535, FROM not above TO".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.starts_with("Example:\n"), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn sources() {
+        assert_eq!("dir:/x:y".parse(), Ok(Source::Dir("/x:y".into())));
+        assert!("dir:".parse::<Source>().is_err());
+        assert!("file:/x".parse::<Source>().is_err());
+    }
+
+    #[test]
+    fn node_port_addresses() {
+        assert_eq!("all".parse(), Ok(NodePortAddresses::All));
+        assert!("10.0.0.0/8,fd00::/8".parse::<NodePortAddresses>().is_ok());
+        assert!("10.0.0.0/40".parse::<NodePortAddresses>().is_err());
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        let args = |line: &str| {
+            Cli::parse_from(line.split(' ')).run.validate().map_err(|err| err.to_string())
+        };
+        assert_eq!(
+            args("proxy-agent --source etcd:http://x --xdp off").unwrap_err(),
+            "--source etcd: not built yet; use --source dir:PATH"
+        );
+        assert!(args("proxy-agent --algorithm rr --source dir:/x").is_err());
+        assert!(args("proxy-agent --node-ip 10.0.0.1,10.0.0.2 --source dir:/x").is_err());
+        assert_eq!(args("proxy-agent --source dir:/x").unwrap(), PathBuf::from("/x"));
+    }
+}

@@ -1,0 +1,264 @@
+//! Which devices get which programs, and which address each masquerades with: pure, from the
+//! list of devices and the configuration.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use datapath::device::Device;
+
+use crate::{
+    config::PodLink,
+    desired::IpFamily,
+    netlink::{Link, Network},
+};
+
+/// What a device leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub enum Role {
+    Pod,
+    Uplink,
+}
+
+/// A device that gets programs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attachment {
+    pub name: String,
+    pub role: Role,
+    pub device: Device,
+}
+
+/// What the devices are to be, and what stands in the way.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Roles {
+    /// By interface index.
+    pub devices: BTreeMap<u32, Attachment>,
+    /// Names of devices that should be attached to and carry no Ethernet frames.
+    pub not_ethernet: Vec<String>,
+    /// Uplinks asked for by name that are not there.
+    pub missing: Vec<String>,
+    /// The node's addresses, given or found on its uplinks.
+    pub node_addresses: Vec<IpAddr>,
+}
+
+/// What decides.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// Names given by the user; if none, uplinks are found.
+    pub uplinks: Vec<String>,
+    pub pod_link: PodLink,
+    /// Addresses of this node; if none, those of the uplinks.
+    pub node_addresses: Vec<IpAddr>,
+}
+
+/// Decides.
+pub fn roles(network: &Network, wish: &Wish) -> Roles {
+    let mut roles = Roles::default();
+    let uplinks = uplinks(network, wish, &mut roles);
+    roles.node_addresses = node_addresses(network, wish, &uplinks);
+    for link in &network.links {
+        let role = if uplinks.contains(&link.index) {
+            Role::Uplink
+        } else if is_pod_link(network, link, &wish.pod_link) {
+            Role::Pod
+        } else {
+            continue;
+        };
+        if !link.is_ethernet {
+            roles.not_ethernet.push(link.name.clone());
+            continue;
+        }
+        let device = Device {
+            masquerade4: match masquerade(network, link, &roles, IpFamily::V4) {
+                Some(IpAddr::V4(address)) => address.into(),
+                _ => Device::default().masquerade4,
+            },
+            masquerade6: match masquerade(network, link, &roles, IpFamily::V6) {
+                Some(IpAddr::V6(address)) => address.into(),
+                _ => Device::default().masquerade6,
+            },
+        };
+        roles.devices.insert(link.index, Attachment { name: link.name.clone(), role, device });
+    }
+    roles
+}
+
+impl Roles {
+    /// Every address that some device masquerades with.
+    pub fn masquerade_addresses(&self) -> BTreeSet<IpAddr> {
+        let unset = Device::default();
+        let mut addresses = BTreeSet::new();
+        for Attachment { device, .. } in self.devices.values() {
+            if device.masquerade4 != unset.masquerade4 {
+                addresses.insert(device.masquerade4.into());
+            }
+            if device.masquerade6 != unset.masquerade6 {
+                addresses.insert(device.masquerade6.into());
+            }
+        }
+        addresses
+    }
+}
+
+fn uplinks(network: &Network, wish: &Wish, roles: &mut Roles) -> BTreeSet<u32> {
+    if !wish.uplinks.is_empty() {
+        let mut found = BTreeSet::new();
+        for name in &wish.uplinks {
+            match network.links.iter().find(|link| link.name == *name) {
+                Some(link) => {
+                    found.insert(link.index);
+                }
+                None => roles.missing.push(name.clone()),
+            }
+        }
+        return found;
+    }
+    let holders = network
+        .addresses
+        .iter()
+        .filter(|held| wish.node_addresses.contains(&held.address))
+        .map(|held| held.ifindex);
+    let routes = network.default_routes.iter().map(|&(_, device)| device);
+    let is_loopback =
+        |index: u32| network.links.iter().any(|link| link.index == index && link.is_loopback);
+    holders.chain(routes).filter(|&index| !is_loopback(index)).collect()
+}
+
+fn node_addresses(network: &Network, wish: &Wish, uplinks: &BTreeSet<u32>) -> Vec<IpAddr> {
+    if !wish.node_addresses.is_empty() {
+        return wish.node_addresses.clone();
+    }
+    [IpFamily::V4, IpFamily::V6]
+        .into_iter()
+        .filter_map(|family| {
+            // The device of the family's default route knows best what the node is called.
+            let routed = network.default_routes.iter().filter(|route| route.0 == family);
+            let devices = routed.map(|route| &route.1).chain(uplinks);
+            devices.filter_map(|&device| first_global(network, device, family)).next()
+        })
+        .collect()
+}
+
+fn is_pod_link(network: &Network, link: &Link, wanted: &PodLink) -> bool {
+    match wanted {
+        PodLink::None => false,
+        PodLink::Auto => link.is_veth && link.peer_is_elsewhere,
+        PodLink::Prefix(prefix) => link.name.starts_with(prefix.as_str()),
+        PodLink::Bridge(name) => network
+            .links
+            .iter()
+            .any(|bridge| bridge.name == *name && link.bridge == Some(bridge.index)),
+    }
+}
+
+/// The address that `MASQUERADE` would choose: the device's own, that of the bridge it is a
+/// port of, or the node's.
+fn masquerade(network: &Network, link: &Link, roles: &Roles, family: IpFamily) -> Option<IpAddr> {
+    first_global(network, link.index, family)
+        .or_else(|| first_global(network, link.bridge?, family))
+        .or_else(|| {
+            roles.node_addresses.iter().copied().find(|address| IpFamily::of(address) == family)
+        })
+}
+
+fn first_global(network: &Network, ifindex: u32, family: IpFamily) -> Option<IpAddr> {
+    network
+        .addresses
+        .iter()
+        .find(|held| {
+            held.ifindex == ifindex && held.is_global && IpFamily::of(&held.address) == family
+        })
+        .map(|held| held.address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::DeviceAddress;
+
+    fn link(index: u32, name: &str) -> Link {
+        Link { index, name: name.into(), is_ethernet: true, ..Link::default() }
+    }
+
+    fn veth(index: u32, name: &str, bridge: Option<u32>) -> Link {
+        Link { is_veth: true, peer_is_elsewhere: true, bridge, ..link(index, name) }
+    }
+
+    fn held(ifindex: u32, address: &str) -> DeviceAddress {
+        DeviceAddress { ifindex, address: address.parse().unwrap(), is_global: true }
+    }
+
+    /// A node in a namespace: its uplink is a pair too.
+    fn node() -> Network {
+        Network {
+            links: vec![
+                Link { is_loopback: true, ..link(1, "lo") },
+                veth(2, "eth0", None),
+                link(3, "cni0"),
+                veth(4, "pod-a", Some(3)),
+                veth(5, "pod-b", None),
+                Link { is_ethernet: false, ..link(6, "tun0") },
+            ],
+            addresses: vec![
+                held(1, "10.9.9.9"),
+                DeviceAddress { is_global: false, ..held(2, "169.254.0.1") },
+                held(2, "192.0.2.1"),
+                held(2, "2001:db8::1"),
+                held(3, "10.1.0.1"),
+            ],
+            default_routes: vec![(IpFamily::V4, 2)],
+        }
+    }
+
+    fn wish() -> Wish {
+        Wish { uplinks: Vec::new(), pod_link: PodLink::Auto, node_addresses: Vec::new() }
+    }
+
+    fn names(roles: &Roles, role: Role) -> Vec<&str> {
+        let all = roles.devices.values().filter(|device| device.role == role);
+        all.map(|device| device.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_pair_with_the_default_route_is_the_uplink() {
+        let roles = roles(&node(), &wish());
+        assert_eq!(names(&roles, Role::Uplink), ["eth0"]);
+        assert_eq!(names(&roles, Role::Pod), ["pod-a", "pod-b"]);
+        let node_addresses: Vec<IpAddr> =
+            vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        assert_eq!(roles.node_addresses, node_addresses);
+    }
+
+    #[test]
+    fn masquerade_is_by_own_address_then_bridge_then_node() {
+        let roles = roles(&node(), &wish());
+        let of = |index: u32| IpAddr::from(roles.devices[&index].device.masquerade4).to_string();
+        assert_eq!([of(2), of(4), of(5)], ["192.0.2.1", "10.1.0.1", "192.0.2.1"]);
+        let v6 = IpAddr::from(roles.devices[&4].device.masquerade6).to_string();
+        assert_eq!(v6, "2001:db8::1");
+        assert_eq!(roles.masquerade_addresses().len(), 3);
+    }
+
+    #[test]
+    fn a_node_address_on_loopback_makes_no_uplink_of_it() {
+        let wish = Wish { node_addresses: vec!["10.9.9.9".parse().unwrap()], ..wish() };
+        assert_eq!(names(&roles(&node(), &wish), Role::Uplink), ["eth0"]);
+    }
+
+    #[test]
+    fn named_uplinks_that_cannot_be_are_told() {
+        let wish = Wish { uplinks: vec!["tun0".into(), "eth7".into()], ..wish() };
+        let roles = roles(&node(), &wish);
+        assert_eq!(roles.not_ethernet, ["tun0"]);
+        assert_eq!(roles.missing, ["eth7"]);
+    }
+
+    #[test]
+    fn pod_links_by_bridge_and_prefix() {
+        let with = |pod_link| roles(&node(), &Wish { pod_link, ..wish() });
+        assert_eq!(names(&with(PodLink::Bridge("cni0".into())), Role::Pod), ["pod-a"]);
+        assert_eq!(names(&with(PodLink::Prefix("pod-b".into())), Role::Pod), ["pod-b"]);
+        assert_eq!(names(&with(PodLink::None), Role::Pod), [""; 0]);
+    }
+}

@@ -1,0 +1,194 @@
+//! Devices, addresses and default routes of this network namespace, and word of their changes.
+//!
+//! A notification is only a reason to look again: the whole list is read anew, so that none
+//! that was lost (the socket's buffer overran) is missed for good.
+
+use std::{io, net::IpAddr};
+
+use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
+};
+use rtnetlink::{Handle, MulticastGroup};
+
+use crate::desired::IpFamily;
+
+/// A device.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// Carries Ethernet frames, which is what the programs parse.
+    pub is_ethernet: bool,
+    pub is_loopback: bool,
+    /// One end of a pair.
+    pub is_veth: bool,
+    /// The other end is in another network namespace.
+    pub peer_is_elsewhere: bool,
+    /// The bridge it is a port of.
+    pub bridge: Option<u32>,
+}
+
+/// An address of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceAddress {
+    pub ifindex: u32,
+    pub address: IpAddr,
+    /// Valid beyond the link.
+    pub is_global: bool,
+}
+
+/// Everything, as it was at one moment.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Network {
+    pub links: Vec<Link>,
+    /// In the kernel's order: the first of a device is its primary one.
+    pub addresses: Vec<DeviceAddress>,
+    pub default_routes: Vec<(IpFamily, u32)>,
+}
+
+/// Why devices are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    #[error("cannot open a netlink socket: {0}")]
+    Open(#[from] io::Error),
+    #[error("cannot list {what}: {source}")]
+    List { what: &'static str, source: rtnetlink::Error },
+}
+
+/// The connection to the kernel. Needs a tokio runtime.
+pub struct Netlink {
+    handle: Handle,
+    events: UnboundedReceiver<Notification>,
+}
+
+type Notification = (
+    rtnetlink::packet_core::NetlinkMessage<netlink_packet_route::RouteNetlinkMessage>,
+    rtnetlink::sys::SocketAddr,
+);
+
+impl Netlink {
+    pub fn open() -> Result<Self, NetlinkError> {
+        let (connection, _, events) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ])?;
+        tokio::spawn(connection);
+        // Requests have a socket of their own, so that notifications cannot crowd out answers.
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle, events })
+    }
+
+    /// Returns when something may have changed; `None` once the kernel says no more.
+    pub async fn changed(&mut self) -> Option<()> {
+        self.events.next().await?;
+        // Devices come with a burst of notifications.
+        while self.events.try_recv().is_ok() {}
+        Some(())
+    }
+
+    pub async fn list(&self) -> Result<Network, NetlinkError> {
+        let failed = |what| move |source| NetlinkError::List { what, source };
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(failed("devices"))?;
+        let addresses: Vec<AddressMessage> = self
+            .handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(failed("addresses"))?;
+        let mut default_routes = Vec::new();
+        for (family, af) in
+            [(IpFamily::V4, AddressFamily::Inet), (IpFamily::V6, AddressFamily::Inet6)]
+        {
+            let mut request = RouteMessage::default();
+            request.header.address_family = af;
+            let mut routes = self.handle.route().get(request).execute();
+            while let Some(route) = routes.try_next().await.map_err(failed("routes"))? {
+                default_routes
+                    .extend(default_devices(&route).into_iter().map(|device| (family, device)));
+            }
+        }
+        Ok(Network {
+            links: links.iter().map(link).collect(),
+            addresses: addresses.iter().filter_map(address).collect(),
+            default_routes,
+        })
+    }
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Controller(index) => link.bridge = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => link.peer_is_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
+            _ => {}
+        }
+    }
+    link
+}
+
+fn address(message: &AddressMessage) -> Option<DeviceAddress> {
+    let unusable = AddressHeaderFlags::Deprecated | AddressHeaderFlags::Dadfailed;
+    if message.header.flags.intersects(unusable) {
+        return None;
+    }
+    // On a point-to-point link `Address` is the other end's, and `Local` ours.
+    let own = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    };
+    let any = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    };
+    let attributes = &message.attributes;
+    let address =
+        attributes.iter().find_map(own).or_else(|| attributes.iter().find_map(any))?;
+    Some(DeviceAddress {
+        ifindex: message.header.index,
+        address,
+        is_global: message.header.scope == AddressScope::Universe,
+    })
+}
+
+/// Devices of a default route in the main table.
+fn default_devices(message: &RouteMessage) -> Vec<u32> {
+    let header = &message.header;
+    if header.destination_prefix_length != 0
+        || header.table != RouteHeader::RT_TABLE_MAIN
+        || header.kind != RouteType::Unicast
+    {
+        return Vec::new();
+    }
+    let mut devices = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => devices.push(*index),
+            RouteAttribute::MultiPath(hops) => {
+                devices.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    devices
+}
