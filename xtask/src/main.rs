@@ -1,12 +1,19 @@
 //! `cargo xtask`: build, test, demo, lab and bench of this repository, one command each.
 
 mod agents;
+mod bench;
 mod command;
 mod compiler;
+mod demo;
+mod direction;
+mod kernels;
 mod lab;
 mod machine;
 mod object;
 mod setup;
+mod tally;
+mod tidy;
+mod tiers;
 
 use std::process::ExitCode;
 
@@ -32,6 +39,18 @@ enum Task {
     /// Build the eBPF objects and the agents that embed them, into target/dist
     #[command(after_help = "Example: cargo xtask build --release")]
     Build(BuildArgs),
+    /// Run two nodes with agents, send real traffic, and show who answered
+    #[command(after_help = "Example: cargo xtask demo --keep")]
+    Demo(demo::DemoArgs),
+    /// Run the tests, all tiers or one
+    #[command(after_help = "Example: cargo xtask test --tier unit")]
+    Test(TestArgs),
+    /// Check format, lints, licences, advisories and dependency direction
+    #[command(after_help = "Example: cargo xtask tidy")]
+    Tidy(SetupArgs),
+    /// Run benchmarks, all or those named
+    #[command(after_help = "Example: cargo xtask bench service")]
+    Bench(BenchArgs),
     /// The same namespaces as the demo's, to explore by hand
     #[command(subcommand, after_help = "Example: cargo xtask lab up")]
     Lab(lab::LabTask),
@@ -45,6 +64,22 @@ struct BuildArgs {
     /// Stop after the eBPF objects (target/bpf)
     #[arg(long)]
     objects: bool,
+    #[command(flatten)]
+    setup: SetupArgs,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// Only this tier
+    #[arg(long)]
+    tier: Option<tiers::Tier>,
+    #[command(flatten)]
+    setup: SetupArgs,
+}
+
+#[derive(Args)]
+struct BenchArgs {
+    names: Vec<String>,
     #[command(flatten)]
     setup: SetupArgs,
 }
@@ -75,6 +110,13 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
                 agents::build(&machine, &object, args.release.into())?;
             }
         }
+        Task::Demo(args) => demo::run(&args)?,
+        Task::Test(args) => tiers::run(&Machine::new(args.setup.offline)?, args.tier)?,
+        Task::Tidy(args) => {
+            let tally = tidy::run(&Machine::new(args.offline)?)?;
+            anyhow::ensure!(tally.failed == 0, "{} checks failed", tally.failed);
+        }
+        Task::Bench(args) => bench::run(&Machine::new(args.setup.offline)?, &args.names)?,
         Task::Lab(task) => return lab::run(task),
     }
     Ok(ExitCode::SUCCESS)

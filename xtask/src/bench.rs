@@ -1,0 +1,33 @@
+//! `cargo xtask bench`: finds benchmarks by name and runs them.
+
+use anyhow::{Result, bail};
+
+use crate::{machine::Machine, setup};
+
+/// A benchmark, in a module of its own below this one.
+struct Bench {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Machine) -> Result<()>,
+}
+
+/// Every benchmark there is, in the order they run.
+const BENCHES: &[Bench] = &[];
+
+/// Runs those named, or all.
+pub(crate) fn run(machine: &Machine, names: &[String]) -> Result<()> {
+    if let Some(name) = names.iter().find(|name| BENCHES.iter().all(|b| b.name != **name)) {
+        let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
+        bail!("there is no benchmark {name}; there is: {}", known.join(", "));
+    }
+    setup::root("benchmarks run in a lab")?;
+    machine.provide(&setup::lab())?;
+    for bench in BENCHES.iter().filter(|b| names.is_empty() || names.contains(&b.name.into())) {
+        println!("== {} == {}", bench.name, bench.about);
+        (bench.run)(machine)?;
+    }
+    if BENCHES.is_empty() {
+        println!("there is no benchmark yet");
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! `cargo xtask test`: the tiers one after the other, and one line that sums them up.
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use cargo_metadata::MetadataCommand;
+use clap::ValueEnum;
+
+use crate::{
+    agents::{self, Profile},
+    command, kernels,
+    machine::Machine,
+    object, setup,
+    tally::Tally,
+    tidy,
+};
+
+/// A line is printed after this long without one.
+const QUIET: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Tier {
+    /// Format, lints and licences, and all that needs no root
+    Unit,
+    /// Loaded programs, bytes in and bytes out, here and on older kernels
+    Packet,
+    /// Nodes and pods as namespaces, real sockets
+    Lab,
+    /// Against a real Kubernetes
+    Cluster,
+}
+
+/// Runs the tiers, all of them unless one is named; fails if a test did.
+pub(crate) fn run(machine: &Machine, tier: Option<Tier>) -> Result<()> {
+    let tiers: &[Tier] = match &tier {
+        Some(tier) => std::slice::from_ref(tier),
+        None => &[Tier::Unit, Tier::Packet, Tier::Lab, Tier::Cluster],
+    };
+    let prepared = prepare(machine, tiers)?;
+    let mut tally = Tally::default();
+    for tier in tiers {
+        tally += match tier {
+            Tier::Unit => unit(machine)?,
+            Tier::Packet => packet(machine, &prepared)?,
+            Tier::Lab => lab(machine, &prepared)?,
+            Tier::Cluster => cluster(),
+        };
+    }
+    println!("\n{tally}");
+    if tally.failed > 0 {
+        bail!("tests failed; their output is above");
+    }
+    if tally.skipped > 0 && env::var_os("CI").is_some() {
+        bail!("tests were skipped, which CI does not accept");
+    }
+    Ok(())
+}
+
+/// What the privileged tiers load and run, so that building is no test's time.
+fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Vec<(&'static str, String)>> {
+    if !tiers.iter().any(|tier| matches!(tier, Tier::Packet | Tier::Lab)) {
+        return Ok(Vec::new());
+    }
+    setup::root("the tiers packet and lab load eBPF programs")?;
+    machine.provide(&setup::tiers())?;
+    let object = object::build(machine)?;
+    if tiers.contains(&Tier::Lab) {
+        agents::build(machine, &object, Profile::Release)?;
+        agents::build_peer(machine)?;
+    }
+    Ok(vec![("MILLRACE_BPF_OBJECT", text(&object)), ("MILLRACE_DIST", text(&machine.dist()))])
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn unit(machine: &Machine) -> Result<Tally> {
+    heading("unit");
+    let tidy = tidy::run(machine)?;
+    Ok(tidy + cargo_test(machine.cargo().args(["test", "--no-fail-fast"]), "unit")?)
+}
+
+fn packet(machine: &Machine, environment: &[(&str, String)]) -> Result<Tally> {
+    heading("packet");
+    let mut cargo = machine.cargo();
+    let here = privileged(&mut cargo, "packet", environment);
+    let here = cargo_test(here, "packet")?;
+    if !has_test(machine, "kernels")? {
+        println!("packet: older kernels are not tested: there is no such test yet");
+        return Ok(here);
+    }
+    let images = kernels::provide(machine)?;
+    let mut cargo = machine.cargo();
+    let older = privileged(&mut cargo, "kernels", environment).env("MILLRACE_KERNELS", images);
+    Ok(here + cargo_test(older, "kernels")?)
+}
+
+/// Cases measure time: no more of them at once than there are processors.
+fn lab(machine: &Machine, environment: &[(&str, String)]) -> Result<Tally> {
+    heading("lab");
+    let mut cargo = machine.cargo();
+    let test = privileged(&mut cargo, "lab", environment);
+    cargo_test(test.args(["--", "--test-threads=2"]), "lab")
+}
+
+fn cluster() -> Tally {
+    heading("cluster");
+    println!("cluster: not run: there is nothing in this tier yet");
+    Tally::default()
+}
+
+fn heading(tier: &str) {
+    println!("\n== {tier} ==");
+}
+
+fn privileged<'a>(
+    cargo: &'a mut Command,
+    target: &str,
+    environment: &[(&str, String)],
+) -> &'a mut Command {
+    cargo.args(["test", "--no-fail-fast", "--package", "tests", "--test", target]);
+    cargo.envs(environment.iter().map(|(name, value)| (name, value)))
+}
+
+/// Whether the crate of privileged tests has a target of that name.
+fn has_test(machine: &Machine, name: &str) -> Result<bool> {
+    let manifest = machine.root.join("tests/Cargo.toml");
+    let metadata = MetadataCommand::new().manifest_path(manifest).no_deps().exec()?;
+    let mut targets = metadata.packages.iter().flat_map(|package| &package.targets);
+    Ok(targets.any(|target| target.is_test() && target.name == name))
+}
+
+/// Runs `cargo test` with its output shown, and adds up what its binaries say at their end.
+fn cargo_test(cargo: &mut Command, tier: &str) -> Result<Tally> {
+    let line = command::line(cargo);
+    let mut child = cargo
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{line}`"))?;
+    let output = child.stdout.take().context("its output is a pipe")?;
+    let mut tally = Tally::default();
+    watch(BufReader::new(output), tier, |line| {
+        println!("{line}");
+        if let Some(counts) = Tally::parse(line) {
+            tally += counts;
+        }
+    });
+    let status = child.wait()?;
+    if !status.success() && tally.failed == 0 {
+        // A test that took its whole binary down, or one that does not compile.
+        println!("`{line}` failed ({status})");
+        tally += Tally::FAILURE;
+    }
+    Ok(tally)
+}
+
+/// Hands on each line, and says so when none has come for a while.
+fn watch(output: impl BufRead + Send + 'static, tier: &str, mut line: impl FnMut(&str)) {
+    let (lines, inbox) = mpsc::channel();
+    thread::spawn(move || {
+        for line in output.split(b'\n').map_while(Result::ok) {
+            if lines.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    let began = Instant::now();
+    loop {
+        match inbox.recv_timeout(QUIET) {
+            Ok(text) => line(&text),
+            Err(RecvTimeoutError::Timeout) => {
+                println!("{tier}: still running after {} s", began.elapsed().as_secs());
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
