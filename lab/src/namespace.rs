@@ -13,7 +13,10 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::error::{At, Error, Result};
+use crate::{
+    error::{At, Error, Result},
+    record::end_if_interrupted,
+};
 
 const DIRECTORY: &str = "/run/netns";
 
@@ -32,11 +35,17 @@ impl Namespace {
     }
 
     pub(crate) fn create(&self) -> Result<()> {
+        end_if_interrupted();
         self.netns("add")
     }
 
     pub(crate) fn delete(&self) -> Result<()> {
-        if self.path().exists() { self.netns("delete") } else { Ok(()) }
+        if !self.path().exists() {
+            return Ok(());
+        }
+        let deleted = self.netns("delete");
+        // Another process may have been faster.
+        if self.path().exists() { deleted } else { Ok(()) }
     }
 
     fn netns(&self, verb: &str) -> Result<()> {

@@ -22,6 +22,7 @@ use nix::{
 use crate::{
     error::{At, Error, Result},
     namespace::Namespace,
+    record::end_if_interrupted,
 };
 
 /// A running process. Dropping it kills it, unless it was told to outlive its starter.
@@ -40,6 +41,7 @@ impl Process {
         mut command: Command,
         kept: bool,
     ) -> Result<Self> {
+        end_if_interrupted();
         let program = command.get_program().to_string_lossy().into_owned();
         let file = namespace.open()?;
         let procs = cgroup.join("cgroup.procs");

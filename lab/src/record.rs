@@ -6,7 +6,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    sync::{
+        Mutex, MutexGuard, Once, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use serde::{Deserialize, Serialize};
@@ -122,6 +126,13 @@ impl Record {
     /// Takes everything away that a lab may have made, whatever of it there is. Processes go
     /// first, or they would hold the rest; the record goes last, or a failure would be forgotten.
     pub(crate) fn remove(&self) -> Result<()> {
+        end_if_interrupted();
+        self.clear()?;
+        owned().retain(|other| other.id != self.id);
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<()> {
         cgroup::remove(&cgroup::of_lab(&self.id)?)?;
         bpffs::remove(&bpffs::of_lab(&self.id))?;
         namespace::of_lab(&self.id).iter().try_for_each(namespace::Namespace::delete)?;
@@ -129,7 +140,6 @@ impl Record {
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => {}
             other => other.at("remove", self.directory())?,
         }
-        owned().retain(|other| other.id != self.id);
         Ok(())
     }
 }
@@ -165,14 +175,27 @@ fn owned() -> MutexGuard<'static, Vec<Record>> {
     OWNED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether a signal has come, from which on only its handler touches labs.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Halts every other thread that would change a lab while the handler takes all down and
+/// ends the process.
+pub(crate) fn end_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        thread::park();
+    }
+}
+
 /// Takes the labs of this process down when it is interrupted or asked to end.
 fn clean_up_on_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let handled = ctrlc::set_handler(|| {
+            INTERRUPTED.store(true, Ordering::SeqCst);
             let records = owned().clone();
             for record in records {
-                if let Err(err) = record.remove() {
+                // Once more for what was being made when the signal came.
+                if let Err(err) = record.clear().and_then(|()| record.clear()) {
                     eprintln!("lab {} is not gone: {err}", record.id);
                 }
             }
