@@ -24,6 +24,7 @@ mod command {
     pub(super) const MAP_DELETE: c_int = 3;
     pub(super) const OBJ_PIN: c_int = 6;
     pub(super) const OBJ_GET: c_int = 7;
+    pub(super) const PROG_TEST_RUN: c_int = 10;
     pub(super) const OBJ_GET_INFO_BY_FD: c_int = 15;
     pub(super) const MAP_LOOKUP_BATCH: c_int = 24;
     pub(super) const MAP_UPDATE_BATCH: c_int = 26;
@@ -397,4 +398,32 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
     let mut attr =
         Attr { link_fd: raw(link), new_prog_fd: raw(program), flags: 0, old_prog_fd: 0 };
     bpf(command::LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Runs a program once, on the packet given, which need not stem from any device; gives what
+/// it returned.
+pub fn prog_test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
+    #[repr(C)]
+    struct Attr {
+        prog_fd: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+    }
+    let mut attr = Attr {
+        prog_fd: raw(program),
+        retval: 0,
+        data_size_in: packet.len() as u32,
+        data_size_out: 0,
+        data_in: packet.as_ptr() as u64,
+        data_out: 0,
+        repeat: 1,
+        duration: 0,
+    };
+    bpf(command::PROG_TEST_RUN, &mut attr)?;
+    Ok(attr.retval)
 }

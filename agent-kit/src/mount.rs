@@ -1,7 +1,7 @@
 //! Mount points: the bpf file system that pins live in, and the cgroup hierarchy.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs, io,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
@@ -9,6 +9,9 @@ use std::{
 
 /// `BPF_FS_MAGIC`.
 const BPF_FS: i64 = 0xcafe_4a11;
+
+/// What mounts of ours say they are mounted from.
+const OWN: &CStr = c"millrace";
 
 /// Why there is no place for pins.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +42,7 @@ pub fn provide_bpffs(path: &Path) -> Result<(), MountError> {
     // SAFETY: all strings are live and end in zero; no data is passed.
     let result = unsafe {
         libc::mount(
-            c"bpf".as_ptr(),
+            OWN.as_ptr(),
             target.as_ptr(),
             c"bpf".as_ptr(),
             libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
@@ -47,6 +50,16 @@ pub fn provide_bpffs(path: &Path) -> Result<(), MountError> {
         )
     };
     if result == 0 { Ok(()) } else { Err(failed(io::Error::last_os_error())) }
+}
+
+/// Unmounts the file system at `path` if we mounted it there and nothing is left in it; true
+/// if so.
+pub fn unmount_own(path: &Path) -> bool {
+    let is_own = table("bpf").any(|mount| mount.point == path && mount.source == OWN.to_bytes());
+    let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    let Ok(target) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: the path is live and ends in zero.
+    is_own && is_empty && unsafe { libc::umount2(target.as_ptr(), 0) } == 0
 }
 
 /// True if `path` lies in a bpf file system.
@@ -65,21 +78,27 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
 /// version 1.
 #[must_use]
 pub fn cgroup2() -> Option<PathBuf> {
-    mounts("cgroup2").into_iter().next()
+    table("cgroup2").map(|mount| mount.point).next()
 }
 
-/// Mount points of a file system type in this process's mount namespace.
-#[must_use]
-pub fn mounts(fs_type: &str) -> Vec<PathBuf> {
+struct Mount {
+    source: Vec<u8>,
+    point: PathBuf,
+}
+
+/// Mounts of a file system type in this process's mount namespace.
+fn table(fs_type: &str) -> impl Iterator<Item = Mount> {
     let table = fs::read("/proc/self/mounts").unwrap_or_default();
-    table
+    let mounts: Vec<Mount> = table
         .split(|&byte| byte == b'\n')
         .filter_map(|line| {
             let mut fields = line.split(|&byte| byte == b' ');
-            let (point, kind) = (fields.nth(1)?, fields.next()?);
-            (kind == fs_type.as_bytes()).then(|| unescape(point))
+            let (source, point, kind) = (fields.next()?, fields.next()?, fields.next()?);
+            let mount = || Mount { source: source.to_vec(), point: unescape(point) };
+            (kind == fs_type.as_bytes()).then(mount)
         })
-        .collect()
+        .collect();
+    mounts.into_iter()
 }
 
 /// The kernel writes blanks in paths as `\040`.

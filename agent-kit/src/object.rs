@@ -184,6 +184,13 @@ impl Loaded {
         Ok(())
     }
 
+    /// Removes what was made beside the maps in force, if the programs are not to run.
+    pub fn discard(self) {
+        if self.replaces.is_some() {
+            let _ = fs::remove_dir_all(&self.maps);
+        }
+    }
+
     fn point(&self) -> io::Result<()> {
         let name = self.maps.file_name().unwrap_or_default();
         if fs::read_link(self.pins.maps()).is_ok_and(|target| target == Path::new(name)) {
@@ -194,6 +201,26 @@ impl Loaded {
         symlink(name, &fresh)?;
         fs::rename(&fresh, self.pins.maps())
     }
+}
+
+/// Rows of maps that only programs on trial use.
+const FEW_ROWS: u32 = 64;
+
+/// Loads an object whose maps are small, pinned nowhere, and go with the value returned.
+pub fn load_private(object: &[u8]) -> Result<Ebpf, ObjectError> {
+    let parsed = Object::parse(object)?;
+    let large: Vec<&String> = parsed
+        .maps
+        .iter()
+        .filter(|(_, map)| map.max_entries() > FEW_ROWS)
+        .map(|(name, _)| name)
+        .collect();
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    for name in large {
+        loader.map_max_entries(name, FEW_ROWS);
+    }
+    Ok(loader.load(object)?)
 }
 
 /// What the object's maps are made of.

@@ -96,6 +96,11 @@ impl Applier {
         self.ledger.is_behind()
     }
 
+    /// Rows of `SERVICES` in use.
+    pub fn services(&self) -> u32 {
+        self.ledger.indices.used()
+    }
+
     /// Writes the difference. What fails is in [`Applier::refusals`] and in the next difference.
     pub fn sync(&mut self) {
         self.refusals.clear();

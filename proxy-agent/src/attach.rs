@@ -4,12 +4,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
 use agent_kit::{
-    bpf::{Place, attach_type},
+    bpf::{self, Place, attach_type},
     clsact::{self, Priority},
     link::{LinkError, Links},
     table::{MapTable, Table, TableError},
@@ -119,17 +119,26 @@ fn classifier<'a>(
     }
 }
 
-/// Runs a program once, on a packet that means nothing to it.
-pub fn run_classifier(ebpf: &Ebpf, name: &'static str) -> Result<u32, AttachError> {
-    use aya::programs::{TestRun, TestRunOptions};
-    let Some(Program::SchedClassifier(program)) = ebpf.program(name) else {
-        return Err(AttachError::NoProgram(name));
-    };
-    let packet = [0; 64];
-    let run = program
-        .test_run(TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() })
-        .map_err(|err| AttachError::Run { program: name, source: io::Error::other(chain(&err)) })?;
-    Ok(run.return_value)
+/// The program that removes expired flows. It is attached nowhere: it is run.
+#[derive(Debug)]
+pub struct Sweep(OwnedFd);
+
+impl Sweep {
+    pub fn new(ebpf: &mut Ebpf) -> Result<Self, AttachError> {
+        let program = "flow_sweep";
+        let fd = classifier(ebpf, program)?
+            .fd()
+            .map_err(|source| AttachError::Load { name: program.into(), source })?;
+        let own = fd.as_fd().try_clone_to_owned();
+        own.map(Self).map_err(|source| AttachError::Run { program, source })
+    }
+
+    /// Takes as long as the table is large; blocks.
+    pub fn run(&self) -> Result<(), AttachError> {
+        bpf::prog_test_run(self.0.as_fd(), &[0; 64])
+            .map(drop)
+            .map_err(|source| AttachError::Run { program: "flow_sweep", source })
+    }
 }
 
 /// Puts the socket path on a cgroup.

@@ -85,6 +85,10 @@ pub fn roles(network: &Network, wish: &Wish) -> Roles {
 }
 
 impl Roles {
+    pub fn has_uplink(&self) -> bool {
+        self.devices.values().any(|device| device.role == Role::Uplink)
+    }
+
     /// Every address that some device masquerades with.
     pub fn masquerade_addresses(&self) -> BTreeSet<IpAddr> {
         let unset = Device::default();

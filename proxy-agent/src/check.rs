@@ -1,0 +1,357 @@
+//! `proxy-agent check`: what this node lacks, and what that costs.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use agent_kit::{
+    barrier::Barrier,
+    bpf::{self, MapLayout, map_type},
+    mount,
+};
+use serde::Serialize;
+
+use crate::{
+    config::CheckArgs,
+    object,
+    settings::{ReservedPorts, kernel_version},
+    show::print,
+};
+
+/// How a thing stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Ok,
+    /// Works, with a cost.
+    Warning,
+    /// Does not work without.
+    Missing,
+    Unknown,
+}
+
+/// One thing looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    pub subject: &'static str,
+    pub verdict: Verdict,
+    pub found: String,
+    /// What it costs and what to do, unless all is well.
+    pub advice: Option<String>,
+}
+
+fn ok(subject: &'static str, found: impl Into<String>) -> Finding {
+    Finding { subject, verdict: Verdict::Ok, found: found.into(), advice: None }
+}
+
+fn lacking(
+    subject: &'static str,
+    verdict: Verdict,
+    found: impl Into<String>,
+    advice: impl Into<String>,
+) -> Finding {
+    Finding { subject, verdict, found: found.into(), advice: Some(advice.into()) }
+}
+
+/// Looks at everything.
+pub fn check(args: &CheckArgs) -> Vec<Finding> {
+    let mut findings = vec![kernel()];
+    findings.extend(capabilities());
+    findings.push(bpffs(&args.show.pins.bpffs));
+    findings.push(cgroup(args.cgroup_root.as_deref()));
+    findings.push(btf());
+    findings.extend(maps());
+    findings.push(device_hooks());
+    findings.push(programs());
+    findings.extend(forwarding());
+    findings.push(ports(args));
+    findings.push(rules());
+    findings
+}
+
+fn kernel() -> Finding {
+    match kernel_version() {
+        Ok(version @ (major, minor)) if version >= (6, 1) => {
+            ok("kernel", format!("{major}.{minor}"))
+        }
+        Ok((major, minor)) => lacking(
+            "kernel",
+            Verdict::Warning,
+            format!("{major}.{minor}"),
+            "6.1 is the oldest that is tested",
+        ),
+        Err(err) => lacking("kernel", Verdict::Unknown, err.to_string(), "/proc must be mounted"),
+    }
+}
+
+/// What each capability is for.
+const CAPABILITIES: [(&str, u32, Verdict, &str); 4] = [
+    ("CAP_NET_ADMIN", 12, Verdict::Missing, "no program can be attached to devices or cgroups"),
+    ("CAP_BPF", 39, Verdict::Missing, "no map can be made and no program loaded"),
+    ("CAP_PERFMON", 38, Verdict::Missing, "the kernel refuses programs that use pointers as ours do"),
+    (
+        "CAP_SYS_ADMIN",
+        21,
+        Verdict::Warning,
+        "only needed to mount a bpf file system; mount one at --bpffs beforehand",
+    ),
+];
+
+fn capabilities() -> Vec<Finding> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bits = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    let Some(bits) = bits else {
+        return vec![lacking("capabilities", Verdict::Unknown, "unreadable", "mount /proc")];
+    };
+    CAPABILITIES
+        .into_iter()
+        .map(|(name, bit, verdict, cost)| {
+            if bits & (1 << bit) == 0 {
+                lacking(name, verdict, "absent", cost)
+            } else {
+                ok(name, "present")
+            }
+        })
+        .collect()
+}
+
+fn bpffs(path: &Path) -> Finding {
+    // The path need not exist yet; what counts is the file system it will lie in.
+    let existing = path.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    match mount::is_bpffs(existing) {
+        Ok(true) => ok("bpf file system", format!("{} lies in one", path.display())),
+        Ok(false) => lacking(
+            "bpf file system",
+            Verdict::Warning,
+            format!("{} lies in none", path.display()),
+            format!(
+                "the agent mounts one, which takes CAP_SYS_ADMIN; or: mount -t bpf bpf {}",
+                path.display()
+            ),
+        ),
+        Err(err) => lacking(
+            "bpf file system",
+            Verdict::Unknown,
+            err.to_string(),
+            format!("make {} readable", existing.display()),
+        ),
+    }
+}
+
+fn cgroup(root: Option<&Path>) -> Finding {
+    let root = root.map(PathBuf::from).or_else(mount::cgroup2);
+    match root {
+        Some(root) if root.join("cgroup.controllers").exists() => {
+            ok("cgroup2", root.display().to_string())
+        }
+        Some(root) => lacking(
+            "cgroup2",
+            Verdict::Missing,
+            format!("{} is no cgroup2 directory", root.display()),
+            "the socket path cannot be attached; name one with --cgroup-root, or --socket-lb off",
+        ),
+        None => lacking(
+            "cgroup2",
+            Verdict::Missing,
+            "not mounted",
+            "the socket path cannot be attached, without which the node's own processes reach \
+             Services only where a packet leaves the node; mount -t cgroup2 none /sys/fs/cgroup",
+        ),
+    }
+}
+
+fn btf() -> Finding {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        ok("kernel BTF", "/sys/kernel/btf/vmlinux")
+    } else {
+        lacking(
+            "kernel BTF",
+            Verdict::Warning,
+            "absent",
+            "socket storage needs it; use a kernel with CONFIG_DEBUG_INFO_BTF",
+        )
+    }
+}
+
+fn maps() -> Vec<Finding> {
+    let probe = |map_type, flags| {
+        let layout = MapLayout { map_type, key_size: 4, value_size: 8, max_entries: 1, flags };
+        bpf::map_create(layout, None).map(drop)
+    };
+    let kinds = [
+        ("hash maps", probe(map_type::HASH, bpf::NO_PREALLOC)),
+        ("LRU maps", probe(map_type::LRU_HASH, 0)),
+        ("mapped arrays", probe(map_type::ARRAY, bpf::MMAPABLE)),
+        ("wait for programs", Barrier::new().and_then(|barrier| barrier.wait())),
+    ];
+    kinds
+        .into_iter()
+        .map(|(subject, result)| match result {
+            Ok(()) => ok(subject, "usable"),
+            Err(err) => lacking(
+                subject,
+                Verdict::Missing,
+                err.to_string(),
+                "the agent cannot run; CAP_BPF is needed, and a kernel with CONFIG_BPF_SYSCALL",
+            ),
+        })
+        .collect()
+}
+
+fn device_hooks() -> Finding {
+    match kernel_version() {
+        Ok(version) if version >= (6, 6) => ok("device hooks", "tcx"),
+        Ok(_) => lacking(
+            "device hooks",
+            Verdict::Warning,
+            "clsact",
+            "filters instead of links: order among several programs is by priority; tcx came \
+             with 6.6",
+        ),
+        Err(err) => lacking("device hooks", Verdict::Unknown, err.to_string(), "mount /proc"),
+    }
+}
+
+/// Has the kernel verify every program, without attaching any.
+fn programs() -> Finding {
+    match object::verify() {
+        Ok(count) => ok("programs", format!("the kernel accepts all {count}")),
+        Err(object::LoadError::NotEmbedded) => lacking(
+            "programs",
+            Verdict::Missing,
+            "not in this binary",
+            object::LoadError::NotEmbedded.to_string(),
+        ),
+        Err(err) => lacking(
+            "programs",
+            Verdict::Missing,
+            err.to_string(),
+            "the agent cannot run; see capabilities and kernel above",
+        ),
+    }
+}
+
+fn forwarding() -> Vec<Finding> {
+    [("IPv4 forwarding", "net/ipv4/ip_forward"), ("IPv6 forwarding", "net/ipv6/conf/all/forwarding")]
+        .into_iter()
+        .map(|(subject, path)| {
+            let value = fs::read_to_string(Path::new("/proc/sys").join(path));
+            let advice = format!(
+                "packets do not pass between pods and uplinks: sysctl -w {}=1",
+                path.replace('/', ".")
+            );
+            match value.as_deref().map(str::trim) {
+                Ok("1") => ok(subject, "on"),
+                Ok(_) => lacking(subject, Verdict::Warning, "off", advice),
+                Err(err) => lacking(subject, Verdict::Unknown, err.to_string(), advice),
+            }
+        })
+        .collect()
+}
+
+fn ports(args: &CheckArgs) -> Finding {
+    let range = args.nat_ports;
+    match ReservedPorts::read() {
+        Ok(ports) if ports.contains(range) => ok("source ports", format!("{range} reserved")),
+        Ok(_) => lacking(
+            "source ports",
+            Verdict::Warning,
+            format!("{range} not reserved"),
+            "the agent reserves them when it starts (net.ipv4.ip_local_reserved_ports)",
+        ),
+        Err(err) => lacking("source ports", Verdict::Unknown, err.to_string(), "mount /proc"),
+    }
+}
+
+fn rules() -> Finding {
+    match foreign_proxy() {
+        ForeignProxy::Absent => ok("kube-proxy rules", "none"),
+        ForeignProxy::Found(what) => lacking(
+            "kube-proxy rules",
+            Verdict::Warning,
+            what,
+            "they see only what Millrace leaves, and connections they began end with them; stop \
+             kube-proxy and remove them: kube-proxy --cleanup",
+        ),
+        ForeignProxy::Unknown => lacking(
+            "kube-proxy rules",
+            Verdict::Unknown,
+            "neither nft nor iptables-save is here",
+            "install one of them to see",
+        ),
+    }
+}
+
+/// Whether another service proxy's rules are in this network namespace.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum ForeignProxy {
+    Found(String),
+    Absent,
+    /// Nothing here can tell.
+    #[default]
+    Unknown,
+}
+
+impl ForeignProxy {
+    pub fn is_found(&self) -> bool {
+        matches!(self, Self::Found(_))
+    }
+}
+
+/// Looks for kube-proxy's nftables tables and iptables chains; blocks.
+pub fn foreign_proxy() -> ForeignProxy {
+    let mut verdict = ForeignProxy::Unknown;
+    for (program, arguments, mark) in [
+        ("nft", &["list", "tables"][..], " kube-proxy"),
+        ("iptables-save", &[], ":KUBE-SERVICES "),
+        ("ip6tables-save", &[], ":KUBE-SERVICES "),
+    ] {
+        let Some(path) = find(program) else { continue };
+        let Ok(output) = Command::new(path).args(arguments).output() else { continue };
+        if !output.status.success() {
+            continue;
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        if let Some(line) = text.lines().find(|line| line.contains(mark)) {
+            return ForeignProxy::Found(format!("{program}: {}", line.trim()));
+        }
+        verdict = ForeignProxy::Absent;
+    }
+    verdict
+}
+
+/// Tools of the administrator are often not in the path of a service.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|dir| dir.join(program))
+        .find(|path| path.is_file())
+}
+
+/// For people.
+pub fn print(findings: &[Finding]) -> String {
+    print::table(
+        &["", "SUBJECT", "FOUND", "ADVICE"],
+        findings.iter().map(|finding| {
+            let mark = match finding.verdict {
+                Verdict::Ok => "ok",
+                Verdict::Warning => "warning",
+                Verdict::Missing => "MISSING",
+                Verdict::Unknown => "unknown",
+            };
+            let advice = finding.advice.clone().unwrap_or_default();
+            vec![mark.into(), finding.subject.into(), finding.found.clone(), advice]
+        }),
+    )
+}
+
+/// True if the agent can run.
+pub fn is_fit(findings: &[Finding]) -> bool {
+    findings.iter().all(|finding| finding.verdict != Verdict::Missing)
+}

@@ -1,0 +1,107 @@
+//! `proxy-agent cleanup`: takes everything off the node that the proxy left on it. What is not
+//! there needs no removing, so it can be run any number of times.
+
+use std::{
+    ffi::CStr,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use agent_kit::{link::LinkError, mount};
+use serde::Serialize;
+
+use crate::{attach, config::PortRange, object, settings, show::ShowError, status::attachments};
+
+/// Why something is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    #[error(transparent)]
+    Show(#[from] ShowError),
+    #[error(transparent)]
+    Links(#[from] LinkError),
+    #[error(transparent)]
+    Attach(#[from] attach::AttachError),
+    #[error("cannot remove pins below {path}: {source}")]
+    Pins { path: PathBuf, source: io::Error },
+    #[error("cannot give back ports {range}: {source}")]
+    Ports { range: PortRange, source: io::Error },
+    #[error("--kube-proxy: not built yet; use `kube-proxy --cleanup`")]
+    KubeProxy,
+}
+
+/// What was removed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Removed {
+    pub links: Vec<String>,
+    pub filters: Vec<String>,
+    pub pins: Option<PathBuf>,
+    pub reserved_ports: Option<PortRange>,
+    pub unmounted: Option<PathBuf>,
+}
+
+/// Removes programs first, then what they used.
+pub fn cleanup(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> {
+    let mut removed = Removed::default();
+    let pins = object::pins(bpffs);
+    let links = agent_kit::link::Links::new(pins.links());
+    for attachment in attachments(bpffs)? {
+        removed.links.push(format!("{} on {}", attachment.program, attachment.target));
+    }
+    attach::detach_sockets(&links)?;
+    for link in links.list()? {
+        links.detach(&link.name)?;
+    }
+    for device in devices() {
+        if attach::detach_clsact(&device, None) {
+            removed.filters.push(device);
+        }
+    }
+    if pins.root().exists() {
+        let failed = |source| CleanupError::Pins { path: pins.root().into(), source };
+        pins.remove().map_err(failed)?;
+        removed.pins = Some(pins.root().into());
+    }
+    if settings::release_ports(ports)
+        .map_err(|source| CleanupError::Ports { range: ports, source })?
+    {
+        removed.reserved_ports = Some(ports);
+    }
+    // Another agent's pins may still be there; then the directory stays.
+    if mount::unmount_own(bpffs) {
+        removed.unmounted = Some(bpffs.into());
+    }
+    let _ = fs::remove_dir(bpffs);
+    Ok(removed)
+}
+
+/// Names of the devices of this network namespace.
+fn devices() -> Vec<String> {
+    let mut names = Vec::new();
+    // SAFETY: the list is read up to its end mark and freed once, below.
+    unsafe {
+        let list = libc::if_nameindex();
+        let mut at = list;
+        while !at.is_null() && (*at).if_index != 0 {
+            names.push(CStr::from_ptr((*at).if_name).to_string_lossy().into_owned());
+            at = at.add(1);
+        }
+        if !list.is_null() {
+            libc::if_freenameindex(list);
+        }
+    }
+    names
+}
+
+/// For people.
+pub fn print(removed: &Removed) -> String {
+    let mut lines = Vec::new();
+    lines.extend(removed.links.iter().map(|link| format!("detached {link}")));
+    lines.extend(removed.filters.iter().map(|device| format!("removed filters of {device}")));
+    lines.extend(removed.pins.iter().map(|path| format!("removed pins in {}", path.display())));
+    lines.extend(removed.reserved_ports.iter().map(|ports| format!("gave back ports {ports}")));
+    lines.extend(removed.unmounted.iter().map(|path| format!("unmounted {}", path.display())));
+    if lines.is_empty() {
+        lines.push("nothing to remove".into());
+    }
+    lines.join("\n") + "\n"
+}

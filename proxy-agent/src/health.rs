@@ -1,0 +1,182 @@
+//! The status server: metrics and state on one address, health on another, as kube-proxy.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tracing::{debug, warn};
+
+use crate::{
+    metrics::Metrics,
+    status::{Board, Problem, ProblemKind, attachments},
+};
+
+/// An address that is taken is tried again this often.
+const BIND_AGAIN: Duration = Duration::from_secs(5);
+
+/// Changes that have waited this long to be programmed make the agent unhealthy: twice
+/// kube-proxy's sync period.
+const STALE: Duration = Duration::from_secs(60);
+
+/// What the answers are made of.
+#[derive(Clone)]
+pub struct Answers {
+    pub board: Arc<Board>,
+    pub metrics: Arc<Metrics>,
+    /// The configuration, as `/configz` shows it.
+    pub config: Value,
+    pub bpffs: PathBuf,
+}
+
+/// Answers at both addresses for as long as the runtime lives.
+pub fn serve(metrics: SocketAddr, healthz: SocketAddr, answers: Answers) {
+    let health = Router::new().route("/healthz", get(healthz_answer)).route("/livez", get(livez));
+    let all = health
+        .clone()
+        .route("/metrics", get(metrics_text))
+        .route("/proxyMode", get(|| async { "millrace" }))
+        .route("/configz", get(configz))
+        .route("/status", get(status));
+    let problem = answers.board.clone();
+    let is_same = metrics == healthz;
+    tokio::spawn(listen("--metrics-bind-address", metrics, all.with_state(answers.clone()), problem));
+    if !is_same {
+        let problem = answers.board.clone();
+        tokio::spawn(listen("--healthz-bind-address", healthz, health.with_state(answers), problem));
+    }
+}
+
+async fn listen(flag: &'static str, address: SocketAddr, router: Router, board: Arc<Board>) {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                debug!(%address, "listening");
+                board.state().problems.remove(flag);
+                if let Err(err) = axum::serve(listener, router.clone()).await {
+                    warn!(%address, %err, "the status server ended");
+                }
+            }
+            Err(err) => {
+                let problem = Problem {
+                    kind: ProblemKind::Node,
+                    object: flag.into(),
+                    message: format!("cannot listen at {address}: {err}; tried every 5 s"),
+                };
+                let before = board.state().problems.insert(flag, vec![problem]);
+                if before.is_none() {
+                    warn!(%address, %err, "cannot listen; trying every 5 s");
+                }
+            }
+        }
+        tokio::time::sleep(BIND_AGAIN).await;
+    }
+}
+
+/// The body of both health answers.
+fn health(board: &Board, with_node: bool) -> (StatusCode, Value) {
+    let state = board.state();
+    let now = jiff::Timestamp::now();
+    let behind = state.behind_since.map(|since| since.elapsed());
+    let is_stale = behind.is_some_and(|behind| behind > STALE);
+    // While nothing waits, what is programmed is as of now.
+    let updated = behind
+        .and_then(|behind| jiff::SignedDuration::try_from(behind).ok())
+        .map_or(now, |behind| now - behind);
+    let mut body = json!({
+        "lastUpdated": updated.to_string(),
+        "currentTime": now.to_string(),
+        "healthy": !is_stale,
+        "status": {
+            "IPv4": { "lastUpdated": updated.to_string(), "healthy": !is_stale },
+            "IPv6": { "lastUpdated": updated.to_string(), "healthy": !is_stale },
+        },
+    });
+    let mut is_ok = !is_stale;
+    if with_node {
+        // Until the source has told everything once, this node is unknown, and no load
+        // balancer should count on it.
+        let eligible = state.is_synced && !state.is_leaving;
+        is_ok &= eligible;
+        body["nodeEligible"] = eligible.into();
+        body["healthy"] = is_ok.into();
+    }
+    (if is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+}
+
+fn answer(answers: &Answers, path: &str) -> Response {
+    let (code, body) = health(&answers.board, path == "/healthz");
+    answers.metrics.answered(path, code.as_u16());
+    (code, [(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], Json(body)).into_response()
+}
+
+async fn healthz_answer(State(answers): State<Answers>) -> Response {
+    answer(&answers, "/healthz")
+}
+
+async fn livez(State(answers): State<Answers>) -> Response {
+    answer(&answers, "/livez")
+}
+
+async fn metrics_text(State(answers): State<Answers>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    // It walks tables: not on a thread that carries changes.
+    match tokio::task::spawn_blocking(move || answers.metrics.text()).await {
+        Ok(text) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
+        Err(err) => (StatusCode::INTERNAL_SERVER_ERROR, err.to_string()).into_response(),
+    }
+}
+
+async fn configz(State(answers): State<Answers>) -> Json<Value> {
+    Json(json!({ "millrace": answers.config }))
+}
+
+async fn status(State(answers): State<Answers>) -> Response {
+    let mut status = answers.board.status();
+    match attachments(&answers.bpffs) {
+        Ok(attachments) => status.attachments = attachments,
+        Err(err) => status.problems.push(Problem {
+            kind: ProblemKind::Device,
+            object: "links".into(),
+            message: err.to_string(),
+        }),
+    }
+    Json(status).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_node_is_eligible_once_the_source_has_told_everything() {
+        let board = Board::default();
+        assert_eq!(health(&board, true).0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(health(&board, false).0, StatusCode::OK);
+        board.state().is_synced = true;
+        assert_eq!(health(&board, true).0, StatusCode::OK);
+        board.state().is_leaving = true;
+        let (code, body) = health(&board, true);
+        assert_eq!((code, &body["nodeEligible"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(false)));
+        assert_eq!(health(&board, false).0, StatusCode::OK);
+    }
+
+    #[test]
+    fn changes_that_wait_too_long_are_unhealthy() {
+        let board = Board::default();
+        board.state().is_synced = true;
+        board.state().behind_since = Instant::now().checked_sub(Duration::from_secs(30));
+        assert_eq!(health(&board, false).0, StatusCode::OK);
+        board.state().behind_since = Instant::now().checked_sub(Duration::from_secs(61));
+        assert_eq!(health(&board, false).0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(health(&board, true).0, StatusCode::SERVICE_UNAVAILABLE);
+    }
+}

@@ -1,0 +1,126 @@
+//! The command `proxy-agent`: reads the command line, runs, and turns errors into exit codes
+//! (0 success, 1 failure, 2 bad usage).
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use proxy_agent::{
+    check,
+    cleanup::{self, CleanupError},
+    config::{Cli, Command, ConfigError, LogFormat, Output, RunArgs},
+    object,
+    run::{self, RunError},
+    show,
+};
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+/// musl's own allocator is slow with many threads, and keeps more memory.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli) {
+        Ok(code) => code,
+        Err(err) => {
+            let _ = writeln!(io::stderr(), "proxy-agent: {err:#}");
+            let is_usage = err.downcast_ref::<ConfigError>().is_some()
+                || matches!(err.downcast_ref(), Some(RunError::Config(_)))
+                || matches!(err.downcast_ref(), Some(CleanupError::KubeProxy));
+            ExitCode::from(if is_usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        None => agent(cli.run),
+        Some(Command::Run(args)) => agent(*args),
+        Some(Command::Status(args)) => {
+            let status =
+                show::status::read(args.metrics_bind_address, &args.show.pins.bpffs)?;
+            print(args.show.output.output, &status, show::status::print)
+        }
+        Some(Command::Services(args)) => {
+            let maps = object::pins(&args.show.pins.bpffs).maps();
+            let services = show::services::read(&maps, args.name.as_deref())?;
+            print(args.show.output.output, &services, |services| show::services::print(services))
+        }
+        Some(Command::Backends(args)) => {
+            let maps = object::pins(&args.pins.bpffs).maps();
+            let backends = show::services::backends(&show::services::read(&maps, None)?);
+            print(args.output.output, &backends, |backends| {
+                show::services::print_backends(backends)
+            })
+        }
+        Some(Command::Flows(args)) => {
+            let flows = show::flows::read(&object::pins(&args.pins.bpffs).maps())?;
+            print(args.output.output, &flows, |flows| show::flows::print(flows))
+        }
+        Some(Command::Check(args)) => {
+            let findings = check::check(&args);
+            print(args.show.output.output, &findings, |findings| check::print(findings))?;
+            Ok(if check::is_fit(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Some(Command::Cleanup(args)) => {
+            if args.kube_proxy {
+                return Err(CleanupError::KubeProxy.into());
+            }
+            let removed = cleanup::cleanup(&args.show.pins.bpffs, args.nat_ports)?;
+            print(args.show.output.output, &removed, cleanup::print)
+        }
+    }
+}
+
+fn print<T: Serialize>(
+    output: Output,
+    facts: &T,
+    for_people: impl FnOnce(&T) -> String,
+) -> Result<ExitCode> {
+    let text = match output {
+        Output::Table => for_people(facts),
+        Output::Json => serde_json::to_string_pretty(facts)? + "\n",
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        // The reader has seen enough (`proxy-agent flows | head`).
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        result => result.context("cannot write to standard output").map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn agent(args: RunArgs) -> Result<ExitCode> {
+    args.validate()?;
+    log(args.log_format, args.verbose);
+    // One thread for changes, one for those who ask; waits and sweeps have their own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(4)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(run::run(args));
+    // Nobody waits for a sweep or a wait that is under way.
+    runtime.shutdown_background();
+    result?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn log(format: LogFormat, verbose: u8) {
+    let level = match verbose {
+        0 => "info",
+        1 => "info,proxy_agent=debug,agent_kit=debug",
+        _ => "debug,proxy_agent=trace,agent_kit=trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
+    match format {
+        LogFormat::Text => subscriber.with_target(false).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+}

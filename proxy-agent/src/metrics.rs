@@ -1,0 +1,297 @@
+//! What Prometheus reads: the agent's own figures, and those that the programs count in their
+//! tables, read when they are asked for.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::AtomicU64,
+    },
+    time::{Duration, Instant},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text::encode},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
+    registry::Registry,
+};
+
+use crate::{
+    show::{self, Counters},
+    status::{Board, ProblemKind, unix_seconds},
+};
+
+type Labels = Vec<(&'static str, String)>;
+type Gauge64 = Gauge<f64, AtomicU64>;
+
+/// Counting rows of a flow table walks it, so it is done this often at most.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
+
+/// kube-proxy's names where the meaning is the same, ours otherwise.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    sync_duration: Histogram,
+    proxy_sync_duration: Family<Labels, Histogram>,
+    change_to_programmed: Histogram,
+    last_sync: Family<Labels, Gauge64>,
+    last_queued: Family<Labels, Gauge64>,
+    healthz: Family<Labels, Counter>,
+    livez: Family<Labels, Counter>,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+fn fine_seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_125, 2.0, 18))
+}
+
+impl Metrics {
+    pub fn new(maps: &Path, board: Arc<Board>) -> Self {
+        let mut registry = Registry::default();
+        let metrics = Self {
+            sync_duration: fine_seconds(),
+            proxy_sync_duration: Family::new_with_constructor(seconds),
+            change_to_programmed: fine_seconds(),
+            last_sync: Family::default(),
+            last_queued: Family::default(),
+            healthz: Family::default(),
+            livez: Family::default(),
+            registry: Registry::default(),
+        };
+        registry.register(
+            "millrace_sync_duration_seconds",
+            "Time to write the difference into the tables",
+            metrics.sync_duration.clone(),
+        );
+        registry.register(
+            "millrace_change_to_programmed_seconds",
+            "Time from word of a change to its being in force",
+            metrics.change_to_programmed.clone(),
+        );
+        registry.register(
+            "kubeproxy_sync_proxy_rules_duration_seconds",
+            "Time to write the difference into the tables",
+            metrics.proxy_sync_duration.clone(),
+        );
+        registry.register(
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "When the tables were last brought up to date",
+            metrics.last_sync.clone(),
+        );
+        registry.register(
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+            "When a change was last taken note of",
+            metrics.last_queued.clone(),
+        );
+        registry.register(
+            "kubeproxy_proxy_healthz",
+            "Answers of /healthz by code",
+            metrics.healthz.clone(),
+        );
+        registry.register(
+            "kubeproxy_proxy_livez",
+            "Answers of /livez by code",
+            metrics.livez.clone(),
+        );
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
+        registry.register("millrace_build", "The agent's version", build);
+        registry.register_collector(Box::new(Tables {
+            counters: Counters::open(maps).ok(),
+            maps: maps.into(),
+            board,
+            flows: Mutex::default(),
+        }));
+        Self { registry, ..metrics }
+    }
+
+    /// The difference was written.
+    pub fn synced(&self, duration: Duration) {
+        self.sync_duration.observe(duration.as_secs_f64());
+        for family in families() {
+            self.proxy_sync_duration.get_or_create(&family).observe(duration.as_secs_f64());
+            self.last_sync.get_or_create(&family).set(unix_seconds());
+        }
+    }
+
+    /// The source told of a change.
+    pub fn queued(&self) {
+        for family in families() {
+            self.last_queued.get_or_create(&family).set(unix_seconds());
+        }
+    }
+
+    pub fn change_to_programmed(&self, duration: Duration) {
+        self.change_to_programmed.observe(duration.as_secs_f64());
+    }
+
+    pub fn answered(&self, path: &str, code: u16) {
+        let counters = if path == "/livez" { &self.livez } else { &self.healthz };
+        counters.get_or_create(&vec![("code", code.to_string())]).inc();
+    }
+
+    /// The text of `/metrics`.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+fn families() -> [Labels; 2] {
+    ["IPv4", "IPv6"].map(|family| vec![("ip_family", family.to_owned())])
+}
+
+/// What stands in tables.
+#[derive(Debug)]
+struct Tables {
+    counters: Option<Counters>,
+    maps: std::path::PathBuf,
+    board: Arc<Board>,
+    flows: Mutex<Option<(Instant, Vec<(String, u32, u32)>)>>,
+}
+
+impl Collector for Tables {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        self.encode_services(&mut encoder)?;
+        self.encode_drops(&mut encoder)?;
+        self.encode_fill(&mut encoder)?;
+        let problems = self.board.state().problems();
+        let mut family = encoder.encode_descriptor(
+            "millrace_problems",
+            "Things that a person should see to",
+            None,
+            MetricType::Gauge,
+        )?;
+        for kind in ProblemKind::ALL {
+            let count = problems.iter().filter(|problem| problem.kind == kind).count();
+            let labels: Labels = vec![("kind", kind.name().to_owned())];
+            ConstGauge::new(count as i64).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl Tables {
+    fn encode_services(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let Some(counters) = &self.counters else { return Ok(()) };
+        let services = counters.services();
+        let label = |name: &show::Name, path: &str| -> Labels {
+            vec![
+                ("namespace", name.namespace.clone()),
+                ("service", name.service.clone()),
+                ("port", name.port.clone()),
+                ("path", path.to_owned()),
+            ]
+        };
+        let mut family = encoder.encode_descriptor(
+            "millrace_service_connections",
+            "Connections begun",
+            None,
+            MetricType::Counter,
+        )?;
+        for (name, count) in &services {
+            for (path, value) in
+                [("socket", count.socket_connections), ("packet", count.packet_connections)]
+            {
+                ConstCounter::new(value).encode(family.encode_family(&label(name, path))?)?;
+            }
+        }
+        drop(family);
+        let mut family = encoder.encode_descriptor(
+            "millrace_service_packets",
+            "Packets translated, both directions",
+            None,
+            MetricType::Counter,
+        )?;
+        for (name, count) in &services {
+            let labels = label(name, "packet");
+            ConstCounter::new(count.packets).encode(family.encode_family(&labels)?)?;
+        }
+        drop(family);
+        let mut family = encoder.encode_descriptor(
+            "millrace_service_bytes",
+            "Their length from the network header on",
+            None,
+            MetricType::Counter,
+        )?;
+        for (name, count) in &services {
+            let labels = label(name, "packet");
+            ConstCounter::new(count.bytes).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn encode_drops(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let Some(counters) = &self.counters else { return Ok(()) };
+        let mut family = encoder.encode_descriptor(
+            "millrace_drops",
+            "Packets dropped or refused, and connections refused",
+            None,
+            MetricType::Counter,
+        )?;
+        for (hook, reason, count) in counters.drops() {
+            let labels: Labels =
+                vec![("reason", reason.name().into()), ("hook", hook.name().into())];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn encode_fill(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let mut tables: Vec<(String, u32, u32)> = self
+            .board
+            .state()
+            .tables
+            .iter()
+            .map(|status| (status.table.clone(), status.entries, status.capacity))
+            .collect();
+        tables.extend(self.flows());
+        let mut family = encoder.encode_descriptor(
+            "millrace_table_entries",
+            "Rows in use",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (table, entries, _) in &tables {
+            let labels: Labels = vec![("table", table.clone())];
+            ConstGauge::new(i64::from(*entries)).encode(family.encode_family(&labels)?)?;
+        }
+        drop(family);
+        let mut family = encoder.encode_descriptor(
+            "millrace_table_capacity",
+            "Rows that fit",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (table, _, capacity) in &tables {
+            let labels: Labels = vec![("table", table.clone())];
+            ConstGauge::new(i64::from(*capacity)).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn flows(&self) -> Vec<(String, u32, u32)> {
+        let mut counted = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*counted {
+            Some((at, flows)) if at.elapsed() < COUNT_EVERY => flows.clone(),
+            _ => {
+                let flows = show::flow_fill(&self.maps);
+                *counted = Some((Instant::now(), flows.clone()));
+                flows
+            }
+        }
+    }
+}
+

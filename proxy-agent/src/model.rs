@@ -1,0 +1,180 @@
+//! Services, endpoints and Nodes with what load balancing needs of them and nothing more: ten
+//! thousand Services have to fit into a few megabytes. Every value in here is valid; checking
+//! is the business of [`crate::reflect`].
+
+use std::{collections::HashSet, fmt, net::IpAddr, sync::Arc};
+
+use ipnetwork::IpNetwork;
+
+use crate::desired::IpFamily;
+
+/// Namespace and name of an object. Nodes have no namespace.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Name {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+/// The kinds of object that matter here.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum ObjectKind {
+    Service,
+    EndpointSlice,
+    Endpoints,
+    Node,
+}
+
+/// Tells one object from all others.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ObjectKey {
+    pub kind: ObjectKind,
+    pub name: Name,
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}", self.kind, self.name)
+    }
+}
+
+/// An object, shared between the source (which keeps the last good version) and the state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Object {
+    Service(Arc<Service>),
+    /// An EndpointSlice, or core/v1 Endpoints.
+    Endpoints(Arc<EndpointSet>),
+    Node(Arc<Node>),
+}
+
+/// What happened to an object in the source.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// This version is in force from now on.
+    Put(ObjectKey, Object),
+    /// The object is no more.
+    Delete(ObjectKey),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ServiceType {
+    #[default]
+    ClusterIp,
+    NodePort,
+    LoadBalancer,
+}
+
+/// A Service with at least one cluster IP. Those of type ExternalName, headless ones, and
+/// those labelled for another proxy never get here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    pub name: Name,
+    pub kind: ServiceType,
+    /// Decimal digits of the creation time, YYYYMMDDhhmmss, if the manifest has one.
+    pub created: Option<u64>,
+    /// One, or one per family.
+    pub cluster_ips: Box<[IpAddr]>,
+    pub ports: Box<[ServicePort]>,
+    pub external_ips: Box<[IpAddr]>,
+    /// `status.loadBalancer.ingress[].ip` where ipMode is VIP or absent (KEP-1860).
+    pub load_balancer_ips: Box<[IpAddr]>,
+    pub source_ranges: Box<[IpNetwork]>,
+    /// `internalTrafficPolicy: Local`.
+    pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`.
+    pub external_local: bool,
+    /// Timeout of `sessionAffinity: ClientIP`.
+    pub affinity_timeout_sec: Option<u32>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// Empty if it has none.
+    pub name: Arc<str>,
+    /// [`datapath::address::protocol`].
+    pub proto: u8,
+    pub port: u16,
+    /// 0 if it has none.
+    pub node_port: u16,
+}
+
+/// The endpoints that one object gives to one Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointSet {
+    pub service: Name,
+    /// From an EndpointSlice, not from core/v1 Endpoints.
+    pub from_slice: bool,
+    pub slices: Box<[Slice]>,
+}
+
+/// Endpoints of one family that share their ports. An EndpointSlice is one, an Endpoints
+/// object one per subset and family.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Slice {
+    pub family: IpFamily,
+    pub endpoints: Box<[Endpoint]>,
+    pub ports: Box<[SlicePort]>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlicePort {
+    /// Matches [`ServicePort::name`].
+    pub name: Arc<str>,
+    pub proto: u8,
+    pub port: u16,
+}
+
+/// One endpoint, its conditions with the API's defaults filled in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    pub address: IpAddr,
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+    pub node: Option<Arc<str>>,
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Where the EndpointSlice controller would like the traffic to come from.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Hints {
+    pub zones: Box<[Arc<str>]>,
+    pub nodes: Box<[Arc<str>]>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    pub name: Arc<str>,
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<Arc<str>>,
+    pub internal_ips: Box<[IpAddr]>,
+    pub external_ips: Box<[IpAddr]>,
+    pub pod_cidrs: Box<[IpNetwork]>,
+    /// Being deleted, or about to be by the cluster autoscaler (KEP-3836).
+    pub going: bool,
+}
+
+/// Makes equal strings one allocation. Lives as long as a batch is read: what is shared then
+/// (namespaces, port names, node names of the first listing) is nearly all there is to share,
+/// and nothing is kept alive that no object uses.
+#[derive(Default, Debug)]
+pub struct Strings(HashSet<Arc<str>>);
+
+impl Strings {
+    pub fn share(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(text) {
+            return Arc::clone(known);
+        }
+        let new: Arc<str> = text.into();
+        self.0.insert(Arc::clone(&new));
+        new
+    }
+}

@@ -1,0 +1,442 @@
+//! The agent itself: listens to the source and to the devices, keeps tables and links as they
+//! should be, and leaves all of it in place when it ends, however it ends.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use agent_kit::{
+    barrier::Barrier,
+    link::Links,
+    mount,
+    object::Loaded,
+    table::{MapTable, Table, TableError},
+};
+use datapath::settings::Settings;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    apply::{
+        Applier,
+        tables::{OpenError, Tables, table},
+    },
+    attach::{self, AttachError, Devices, Sweep},
+    check,
+    config::{ConfigError, RunArgs, SocketLb},
+    devices::{Roles, Wish, roles},
+    health,
+    metrics::Metrics,
+    netlink::{Netlink, NetlinkError},
+    object::{self, LoadError},
+    report,
+    settings,
+    source::{Feed, Node, Source, SourceError},
+    status::{Board, Problem, ProblemKind},
+};
+
+/// Expired flows are looked for this often.
+const SWEEP: Duration = Duration::from_secs(5);
+/// What failed is tried again, and devices are listed without being asked, this often.
+const RETRY: Duration = Duration::from_secs(5);
+/// Another proxy's rules are looked for this often.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Why the agent cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("cannot read the pinned tables: {0}")]
+    Adopt(#[from] TableError),
+    #[error("cannot make the wait for running programs: {0}; CAP_BPF is needed")]
+    Barrier(io::Error),
+    #[error("cannot write table SETTINGS: {0}")]
+    Settings(TableError),
+    #[error("cannot tell this node from its pods: {0}")]
+    Node(io::Error),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+/// Runs until told to stop.
+pub async fn run(args: RunArgs) -> Result<(), RunError> {
+    let directory = args.validate()?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Node)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Node)?;
+    let config = serde_json::to_value(&args).unwrap_or_default();
+    info!(version = env!("CARGO_PKG_VERSION"), %config, "starting");
+
+    // The source reads its files while the kernel verifies the programs.
+    let board = Arc::new(Board::default());
+    let mut source = Source::open(&args, directory)?;
+    let mut agent = Agent::new(args, Arc::clone(&board))?;
+    health::serve(
+        agent.args.metrics_bind_address,
+        agent.args.healthz_bind_address,
+        health::Answers {
+            board: Arc::clone(&board),
+            metrics: Arc::clone(&agent.metrics),
+            config,
+            bpffs: agent.args.pins.bpffs.clone(),
+        },
+    );
+
+    let mut netlink = Netlink::open()?;
+    agent.list_devices(&netlink).await;
+    source.set_node(agent.node());
+    let mut sweep = ticks(SWEEP);
+    let mut retry = ticks(RETRY);
+    let mut look = ticks(LOOK);
+    let mut sweeping: Option<JoinHandle<Result<(), AttachError>>> = None;
+    loop {
+        agent.begin_wait();
+        tokio::select! {
+            feed = source.next() => {
+                let Some(feed) = feed else { break };
+                agent.take(feed);
+            }
+            Some(()) = netlink.changed() => {
+                agent.list_devices(&netlink).await;
+                source.set_node(agent.node());
+            }
+            result = finished(&mut agent.waiting) => agent.wait_ended(&result),
+            _ = retry.tick() => {
+                agent.list_devices(&netlink).await;
+                agent.sync(0);
+            }
+            _ = sweep.tick() => {
+                if sweeping.as_ref().is_none_or(JoinHandle::is_finished) {
+                    let sweep = Arc::clone(&agent.sweep);
+                    sweeping = Some(tokio::task::spawn_blocking(move || sweep.run()));
+                }
+            }
+            _ = look.tick() => agent.look_for_rules().await,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    info!("stopping; what is programmed stays in force (`proxy-agent cleanup` removes it)");
+    Ok(())
+}
+
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// Resolves when a wait is over, never if there is none.
+async fn finished(waiting: &mut Option<JoinHandle<io::Result<()>>>) -> io::Result<()> {
+    match waiting {
+        Some(handle) => {
+            let result = handle.await;
+            *waiting = None;
+            result.unwrap_or_else(|err| Err(io::Error::other(err)))
+        }
+        None => std::future::pending().await,
+    }
+}
+
+struct Agent {
+    args: RunArgs,
+    board: Arc<Board>,
+    metrics: Arc<Metrics>,
+    loaded: Loaded,
+    applier: Applier,
+    links: Links,
+    devices: Devices,
+    roles: Roles,
+    settings: MapTable<u32, Settings>,
+    programmed_settings: Option<Settings>,
+    sweep: Arc<Sweep>,
+    waiting: Option<JoinHandle<io::Result<()>>>,
+    foreign_proxy: bool,
+    sockets_attached: bool,
+    /// Addresses that the source's Node object tells, where no flag does.
+    node_addresses: Vec<std::net::IpAddr>,
+}
+
+impl Agent {
+    fn new(args: RunArgs, board: Arc<Board>) -> Result<Self, RunError> {
+        let mut loaded = object::load(&args.pins.bpffs, &args.capacities())?;
+        if !loaded.remade.is_empty() {
+            let tables = loaded.remade.join(", ");
+            info!(tables, "tables are made anew; the old ones serve until these are filled");
+        }
+        let barrier = Arc::new(Barrier::new().map_err(RunError::Barrier)?);
+        let applier = Applier::adopt(Tables::open(&loaded.maps)?, barrier)?;
+        let links = Links::new(object::pins(&args.pins.bpffs).links());
+        let devices = Devices::new(links.clone(), table(&loaded.maps, "DEVICES")?);
+        let settings = table(&loaded.maps, "SETTINGS")?;
+        let metrics = Arc::new(Metrics::new(&loaded.maps, Arc::clone(&board)));
+        let sweep = Arc::new(Sweep::new(&mut loaded.ebpf)?);
+        {
+            let mut state = board.state();
+            state.socket_lb = format!("{:?}", args.socket_lb).to_lowercase();
+            state.nat_ports = args.nat_ports.to_string();
+        }
+        let node_addresses = args.node_ip.clone();
+        let mut agent = Self {
+            args,
+            board,
+            metrics,
+            loaded,
+            applier,
+            links,
+            devices,
+            roles: Roles::default(),
+            settings,
+            programmed_settings: None,
+            sweep,
+            waiting: None,
+            foreign_proxy: false,
+            sockets_attached: false,
+            node_addresses,
+        };
+        agent.write_settings()?;
+        agent.reserve_ports();
+        Ok(agent)
+    }
+
+    fn write_settings(&mut self) -> Result<(), RunError> {
+        let RunArgs { socket_lb, nat_ports, .. } = self.args;
+        let settings = settings::settings(socket_lb, nat_ports, self.foreign_proxy)
+            .map_err(RunError::Node)?;
+        if self.programmed_settings != Some(settings) {
+            self.settings.insert(&0, &settings).map_err(RunError::Settings)?;
+            self.programmed_settings = Some(settings);
+        }
+        Ok(())
+    }
+
+    fn reserve_ports(&self) {
+        let range = self.args.nat_ports;
+        let mut problems = Vec::new();
+        match settings::reserve_ports(range) {
+            Ok(true) => info!(%range, "reserved source ports for masquerading"),
+            Ok(false) => {}
+            Err(err) => problems.push(Problem {
+                kind: ProblemKind::Node,
+                object: "net.ipv4.ip_local_reserved_ports".into(),
+                message: format!(
+                    "cannot reserve {range}: {err}; sockets of the node may take ports that \
+                     masqueraded connections use; make /proc/sys writable or set it beforehand"
+                ),
+            }),
+        }
+        self.set_problems("ports", problems);
+    }
+
+    fn set_problems(&self, origin: &'static str, problems: Vec<Problem>) {
+        let mut state = self.board.state();
+        let before = state.problems.insert(origin, problems.clone()).unwrap_or_default();
+        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+            warn!(object = problem.object, "{}", problem.message);
+        }
+        for problem in before.iter().filter(|problem| !problems.contains(problem)) {
+            info!(object = problem.object, "no longer: {}", problem.message);
+        }
+    }
+
+    /// What the source must know of this node.
+    fn node(&self) -> Node {
+        Node { addresses: self.roles.node_addresses.clone() }
+    }
+
+    async fn list_devices(&mut self, netlink: &Netlink) {
+        let network = match netlink.list().await {
+            Ok(network) => network,
+            Err(err) => {
+                self.set_problems("netlink", vec![Problem {
+                    kind: ProblemKind::Device,
+                    object: "netlink".into(),
+                    message: err.to_string(),
+                }]);
+                return;
+            }
+        };
+        self.set_problems("netlink", Vec::new());
+        let wish = Wish {
+            uplinks: self.args.uplink.clone(),
+            pod_link: self.args.pod_link.clone(),
+            node_addresses: self.node_addresses.clone(),
+        };
+        let roles = roles(&network, &wish);
+        let masquerade = roles.masquerade_addresses();
+        if masquerade != self.roles.masquerade_addresses() {
+            self.applier.masquerade(masquerade);
+            self.sync(0);
+        }
+        self.roles = roles;
+        self.board.state().node_addresses =
+            self.roles.node_addresses.iter().map(ToString::to_string).collect();
+        // New programs with tables that are not filled would take old ones' place too early.
+        if self.loaded.replaces.is_none() {
+            self.attach();
+        }
+    }
+
+    fn attach(&mut self) {
+        let outcome = self.devices.sync(&mut self.loaded.ebpf, &self.roles);
+        for device in outcome.attached {
+            info!(device, "attached");
+        }
+        for device in outcome.detached {
+            info!(device, "detached");
+        }
+        let mut problems = report::devices(&self.roles, &outcome.errors);
+        if !self.sockets_attached
+            && let Err(problem) = self.attach_sockets()
+        {
+            problems.push(problem);
+        }
+        self.set_problems("devices", problems);
+    }
+
+    fn attach_sockets(&mut self) -> Result<(), Problem> {
+        let problem = |object: &str, message: String| Problem {
+            kind: ProblemKind::Node,
+            object: object.into(),
+            message,
+        };
+        if self.args.socket_lb == SocketLb::Off {
+            attach::detach_sockets(&self.links)
+                .map_err(|err| problem("--socket-lb", err.to_string()))?;
+        } else {
+            let root: PathBuf =
+                self.args.cgroup_root.clone().or_else(mount::cgroup2).ok_or_else(|| {
+                    let message = "no cgroup2 file system is mounted; mount one (mount -t \
+                                   cgroup2 none /sys/fs/cgroup) or name it";
+                    problem("--cgroup-root", message.into())
+                })?;
+            attach::attach_sockets(&self.loaded.ebpf, &self.links, &root)
+                .map_err(|err| problem("--cgroup-root", err.to_string()))?;
+            info!(cgroup = %root.display(), "attached the socket path");
+        }
+        self.sockets_attached = true;
+        Ok(())
+    }
+
+    /// Takes note of what the source told, and programs it.
+    fn take(&mut self, feed: Feed) {
+        let changes = feed.changes.len() as u64;
+        self.metrics.queued();
+        {
+            let mut state = self.board.state();
+            state.node.clone_from(&feed.node);
+            state.source.clone_from(&feed.source);
+            state.last_event = Some(feed.since);
+            state.is_synced |= feed.is_synced;
+            state.is_leaving = feed.node_is_leaving;
+        }
+        self.set_problems("source", feed.problems);
+        if self.args.node_ip.is_empty() {
+            self.node_addresses = feed.node_addresses;
+        }
+        for (key, wanted) in feed.changes {
+            self.applier.want(key, wanted);
+        }
+        let is_first = feed.is_synced && !self.applier.is_complete();
+        if is_first {
+            self.applier.complete();
+        }
+        if changes > 0 || is_first {
+            self.sync(changes);
+            self.metrics.change_to_programmed(feed.since.elapsed());
+        }
+        if is_first {
+            info!(services = self.applier.services(), "all Services are programmed");
+            if self.loaded.replaces.is_some() {
+                self.take_over();
+            }
+        }
+    }
+
+    /// Puts the new programs behind the links, now that their tables are filled.
+    fn take_over(&mut self) {
+        self.attach();
+        match self.loaded.take_over() {
+            Ok(()) => info!("the tables made anew are in force"),
+            Err(err) => self.set_problems("object", vec![Problem {
+                kind: ProblemKind::Table,
+                object: "--bpffs".into(),
+                message: err.to_string(),
+            }]),
+        }
+    }
+
+    fn sync(&mut self, changes: u64) {
+        if !self.applier.is_complete() {
+            return;
+        }
+        let began = Instant::now();
+        let is_due = self.applier.is_behind();
+        if is_due {
+            self.applier.sync();
+        }
+        let duration = began.elapsed();
+        let fill = self.applier.fill();
+        self.set_problems("tables", report::tables(&self.applier.refusals(), &fill));
+        let mut state = self.board.state();
+        if is_due {
+            debug!(changes, ?duration, "tables written");
+            state.syncs += 1;
+            state.last_sync_duration = duration;
+            state.last_sync_changes = changes;
+            state.last_sync = Some(Instant::now());
+            self.metrics.synced(duration);
+        }
+        if self.applier.is_behind() {
+            state.behind_since.get_or_insert(began);
+        } else {
+            state.behind_since = None;
+        }
+        state.tables = report::fill(&fill);
+    }
+
+    /// What was taken out of the tables is used again only after a wait, which no change has
+    /// to wait for.
+    fn begin_wait(&mut self) {
+        if self.waiting.is_none()
+            && let Some(barrier) = self.applier.begin_wait()
+        {
+            self.waiting = Some(tokio::task::spawn_blocking(move || barrier.wait()));
+        }
+    }
+
+    fn wait_ended(&mut self, result: &io::Result<()>) {
+        if let Err(err) = result {
+            warn!(%err, "cannot wait for running programs");
+        }
+        self.applier.wait_ended(result);
+    }
+
+    async fn look_for_rules(&mut self) {
+        let look = tokio::task::spawn_blocking(check::foreign_proxy).await;
+        let foreign = look.unwrap_or_default().is_found();
+        if foreign != self.foreign_proxy {
+            self.foreign_proxy = foreign;
+            let what = if foreign { "are on this node" } else { "are gone from this node" };
+            info!("kube-proxy's rules {what}");
+            if let Err(err) = self.write_settings() {
+                warn!(%err, "cannot tell the programs");
+            }
+        }
+    }
+}

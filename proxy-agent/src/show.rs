@@ -1,0 +1,134 @@
+//! What stands in the pinned tables, read by path: the same with or without an agent.
+
+pub mod flows;
+pub mod print;
+pub mod services;
+pub mod status;
+
+use std::{collections::BTreeMap, path::Path};
+
+use agent_kit::{
+    array::Array,
+    table::{MapTable, Table},
+};
+use aya::maps::{Map, MapData, PerCpuArray};
+use datapath::{
+    address::{Ipv4, Ipv6},
+    counter::{Hook, Reason, drop_index},
+    flow::{Flow, FlowKey},
+    service::{ServiceCounters, ServiceName},
+};
+
+use crate::apply::tables::{OpenError, array, decode_name, table};
+
+/// Nothing can be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ShowError {
+    #[error("{0}; is the agent's --bpffs another, or was it never started here?")]
+    Open(#[from] OpenError),
+    #[error("cannot read the pinned tables: {0}")]
+    Read(#[from] agent_kit::table::TableError),
+    #[error(transparent)]
+    Links(#[from] agent_kit::link::LinkError),
+    #[error("no Service is called {0:?}; `proxy-agent services` lists them")]
+    NoSuchService(String),
+}
+
+/// What a row of `SERVICES` is called.
+#[derive(Clone, PartialEq, Eq, Debug, PartialOrd, Ord)]
+pub struct Name {
+    pub namespace: String,
+    pub service: String,
+    pub port: String,
+}
+
+impl Name {
+    fn decode(name: &ServiceName) -> Option<Self> {
+        let (namespace, service, port) = decode_name(name)?;
+        Some(Self { namespace, service, port })
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.service)?;
+        if self.port.is_empty() { Ok(()) } else { write!(f, ":{}", self.port) }
+    }
+}
+
+/// What the programs count.
+pub struct Counters {
+    names: MapTable<u32, ServiceName>,
+    services: Array<ServiceCounters>,
+    drops: Option<PerCpuArray<MapData, u64>>,
+}
+
+impl std::fmt::Debug for Counters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Counters").finish_non_exhaustive()
+    }
+}
+
+impl Counters {
+    pub fn open(maps: &Path) -> Result<Self, OpenError> {
+        let drops = MapData::from_pin(maps.join("DROPS")).and_then(Map::from_map_data);
+        Ok(Self {
+            names: table(maps, "NAMES")?,
+            services: array(maps, "STATS")?,
+            drops: drops.and_then(PerCpuArray::try_from).ok(),
+        })
+    }
+
+    /// Of each Service's port, both families together.
+    pub fn services(&self) -> BTreeMap<Name, ServiceCounters> {
+        let mut services = BTreeMap::new();
+        for (index, name) in self.names.rows().unwrap_or_default() {
+            let (Some(name), Some(count)) = (Name::decode(&name), self.services.read(index))
+            else {
+                continue;
+            };
+            let sum: &mut ServiceCounters = services.entry(name).or_default();
+            sum.socket_connections += count.socket_connections;
+            sum.packet_connections += count.packet_connections;
+            sum.packets += count.packets;
+            sum.bytes += count.bytes;
+        }
+        services
+    }
+
+    /// Of each hook and reason, all processors together.
+    pub fn drops(&self) -> Vec<(Hook, Reason, u64)> {
+        let Some(drops) = &self.drops else { return Vec::new() };
+        let all = Hook::ALL.into_iter().flat_map(|hook| Reason::ALL.map(|reason| (hook, reason)));
+        all.map(|(hook, reason)| {
+            let counts = drops.get(&drop_index(hook, reason), 0);
+            (hook, reason, counts.map_or(0, |counts| counts.iter().sum()))
+        })
+        .collect()
+    }
+}
+
+/// Rows and capacity of the flow tables.
+pub fn flow_fill(maps: &Path) -> Vec<(String, u32, u32)> {
+    let mut fill = Vec::new();
+    for name in ["FLOWS4", "PENDING4"] {
+        fill.extend(count::<FlowKey<Ipv4>, Flow<Ipv4>>(maps, name));
+    }
+    for name in ["FLOWS6", "PENDING6"] {
+        fill.extend(count::<FlowKey<Ipv6>, Flow<Ipv6>>(maps, name));
+    }
+    fill
+}
+
+fn count<K: agent_kit::Pod, V: agent_kit::Pod>(
+    maps: &Path,
+    name: &str,
+) -> Option<(String, u32, u32)>
+where
+    MapTable<K, V>: Table<K, V>,
+{
+    let table: MapTable<K, V> = table(maps, name).ok()?;
+    let mut rows = 0;
+    table.visit(|_, _| rows += 1).ok()?;
+    Some((name.to_owned(), rows, table.capacity()))
+}

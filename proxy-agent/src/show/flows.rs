@@ -1,0 +1,153 @@
+//! Flows that the packet path tracks.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
+
+use agent_kit::{
+    Pod,
+    table::{MapTable, Table},
+};
+use datapath::{
+    address::{Address, Ipv4, Ipv6, protocol},
+    flow::{Flow, FlowKey, Parties, Place, TICK_NS, flow_flags, is_closed, role, seen, timeout},
+    service::ServiceName,
+};
+use serde::Serialize;
+
+use super::{Name, ShowError, print, services::protocol_name};
+use crate::apply::tables::table;
+
+#[derive(Clone, Debug, Serialize)]
+pub struct ShownFlow {
+    pub protocol: &'static str,
+    pub client: SocketAddr,
+    pub frontend: SocketAddr,
+    pub backend: SocketAddr,
+    /// What the backend sees as the client, if masqueraded.
+    pub source: Option<SocketAddr>,
+    pub service: String,
+    pub state: &'static str,
+    pub age_seconds: u64,
+    pub idle_seconds: u64,
+    pub expires_seconds: u64,
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// All flows.
+pub fn read(maps: &Path) -> Result<Vec<ShownFlow>, ShowError> {
+    let names: MapTable<u32, ServiceName> = table(maps, "NAMES")?;
+    let names: HashMap<u32, String> = names
+        .rows()?
+        .into_iter()
+        .filter_map(|(index, name)| Some((index, Name::decode(&name)?.to_string())))
+        .collect();
+    let mut flows = family::<Ipv4>(maps, ["FLOWS4", "PENDING4"], &names)?;
+    flows.extend(family::<Ipv6>(maps, ["FLOWS6", "PENDING6"], &names)?);
+    flows.sort_by_key(|flow| (flow.client, flow.frontend));
+    Ok(flows)
+}
+
+fn family<A>(
+    maps: &Path,
+    tables: [&str; 2],
+    names: &HashMap<u32, String>,
+) -> Result<Vec<ShownFlow>, ShowError>
+where
+    A: Address + Hash + Into<IpAddr>,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let now = now();
+    let mut originals = Vec::new();
+    let mut replies: HashMap<FlowKey<A>, Flow<A>> = HashMap::new();
+    for name in tables {
+        let rows: MapTable<FlowKey<A>, Flow<A>> = table(maps, name)?;
+        rows.visit(|key, row| match row.role {
+            role::ORIGINAL => originals.push((*key, *row)),
+            role::REPLY => {
+                replies.insert(*key, *row);
+            }
+            _ => {}
+        })?;
+    }
+    let show = |(key, row): &(FlowKey<A>, Flow<A>)| {
+        let parties = Parties::of(key, row);
+        let reply = replies.get(&parties.reply()).copied().unwrap_or_default();
+        let last = row.last.max(reply.last);
+        let idle = u64::from(now.saturating_sub(last)) * TICK_NS / 1_000_000_000;
+        let limit = u64::from(timeout(key.proto, row.seen, reply.seen));
+        ShownFlow {
+            protocol: protocol_name(key.proto),
+            client: socket(parties.client),
+            frontend: socket(parties.frontend),
+            backend: socket(parties.backend),
+            source: (row.flags & flow_flags::MASQUERADE != 0 && parties.source.port.get() != 0)
+                .then(|| socket(parties.source)),
+            service: names.get(&row.service).cloned().unwrap_or_default(),
+            state: state(key.proto, row.seen, reply.seen),
+            age_seconds: u64::from(now.saturating_sub(row.since)) * TICK_NS / 1_000_000_000,
+            idle_seconds: idle,
+            expires_seconds: limit.saturating_sub(idle),
+            packets: row.packets + reply.packets,
+            bytes: row.bytes + reply.bytes,
+        }
+    };
+    Ok(originals.iter().map(show).collect())
+}
+
+fn socket<A: Into<IpAddr>>(place: Place<A>) -> SocketAddr {
+    SocketAddr::new(place.addr.into(), place.port.get())
+}
+
+fn state(proto: u8, original: u8, reply: u8) -> &'static str {
+    if proto != protocol::TCP {
+        return if reply == 0 { "unanswered" } else { "answered" };
+    }
+    match (original | reply) & (seen::FIN | seen::RST) {
+        bits if bits & seen::RST != 0 => "reset",
+        _ if is_closed(original, reply) => "closed",
+        0 if reply == 0 => "opening",
+        0 => "established",
+        _ => "closing",
+    }
+}
+
+/// The clock of the programs.
+fn now() -> u32 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live structure to be filled.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let ns = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
+    (ns / TICK_NS) as u32
+}
+
+/// For people.
+pub fn print(flows: &[ShownFlow]) -> String {
+    let rows = flows.iter().map(|flow| {
+        vec![
+            flow.protocol.into(),
+            flow.client.to_string(),
+            flow.frontend.to_string(),
+            flow.backend.to_string(),
+            flow.source.map_or(String::new(), |source| source.to_string()),
+            flow.service.clone(),
+            flow.state.into(),
+            print::age(flow.age_seconds as f64),
+            print::age(flow.idle_seconds as f64),
+            flow.packets.to_string(),
+            print::bytes(flow.bytes),
+        ]
+    });
+    print::table(
+        &[
+            "PROTO", "CLIENT", "FRONTEND", "BACKEND", "SOURCE", "SERVICE", "STATE", "AGE", "IDLE",
+            "PACKETS", "BYTES",
+        ],
+        rows,
+    )
+}

@@ -1,0 +1,147 @@
+//! `proxy-agent status`: what the running agent answers, or what it left behind.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    time::Duration,
+};
+
+use super::{ShowError, flow_fill, print};
+use crate::{
+    object,
+    status::{Status, TableStatus, attachments},
+};
+
+/// Asks the agent; if none answers, tells what is pinned.
+pub fn read(agent: SocketAddr, bpffs: &Path) -> Result<Status, ShowError> {
+    let mut status = match ask(agent) {
+        Ok(status) => status,
+        Err(_) => pinned(bpffs)?,
+    };
+    let flows = flow_fill(&object::pins(bpffs).maps());
+    status.tables.extend(flows.into_iter().map(|(table, entries, capacity)| TableStatus {
+        table,
+        entries,
+        capacity,
+    }));
+    Ok(status)
+}
+
+/// A GET over HTTP/1.0, which needs neither chunks nor a client library.
+fn ask(agent: SocketAddr) -> io::Result<Status> {
+    let patience = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&agent, patience)?;
+    stream.set_read_timeout(Some(patience))?;
+    write!(stream, "GET /status HTTP/1.0\r\nHost: {agent}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Ok(serde_json::from_str(body)?)
+}
+
+fn pinned(bpffs: &Path) -> Result<Status, ShowError> {
+    Ok(Status {
+        running: false,
+        version: env!("CARGO_PKG_VERSION").into(),
+        node: String::new(),
+        node_addresses: Vec::new(),
+        pid: 0,
+        uptime_seconds: 0.0,
+        source: None,
+        last_sync: None,
+        socket_lb: String::new(),
+        nat_ports: String::new(),
+        attachments: attachments(bpffs)?,
+        tables: Vec::new(),
+        problems: Vec::new(),
+    })
+}
+
+/// For people: one screen.
+pub fn print(status: &Status) -> String {
+    let mut text = head(status);
+    text += "\nAttachments\n";
+    if status.attachments.is_empty() {
+        text += "none\n";
+    } else {
+        text += &print::table(
+            &["TARGET", "HOOK", "ORDER", "PROGRAM", "PROG ID", "LINK ID", "PIN"],
+            status.attachments.iter().map(|attachment| {
+                vec![
+                    attachment.target.clone(),
+                    attachment.hook.clone(),
+                    attachment.order.clone(),
+                    attachment.program.clone(),
+                    attachment.program_id.to_string(),
+                    attachment.link_id.to_string(),
+                    attachment.pin.clone(),
+                ]
+            }),
+        );
+    }
+    if !status.tables.is_empty() {
+        text += "\nTables\n";
+        text += &print::table(
+            &["TABLE", "ROWS", "CAPACITY", "FILL"],
+            status.tables.iter().map(|table| {
+                let percent = u64::from(table.entries) * 100 / u64::from(table.capacity.max(1));
+                vec![
+                    table.table.clone(),
+                    table.entries.to_string(),
+                    table.capacity.to_string(),
+                    format!("{percent} %"),
+                ]
+            }),
+        );
+    }
+    if status.running {
+        text += "\nProblems\n";
+        if status.problems.is_empty() {
+            text += "none\n";
+        }
+        for problem in &status.problems {
+            text += &format!("{}: {}\n", problem.object, problem.message);
+        }
+    }
+    text
+}
+
+fn head(status: &Status) -> String {
+    if !status.running {
+        let what = if status.attachments.is_empty() {
+            "nothing of it is pinned here"
+        } else {
+            "what it programmed is in force"
+        };
+        return format!("proxy-agent is not running; {what}\n");
+    }
+    let mut text = format!(
+        "proxy-agent {}, pid {}, up {}\n",
+        status.version,
+        status.pid,
+        print::age(status.uptime_seconds)
+    );
+    text += &format!("node       {} ({})\n", status.node, status.node_addresses.join(", "));
+    if let Some(source) = &status.source {
+        let state = if source.is_synced { "complete" } else { "not complete yet" };
+        text += &format!(
+            "source     {}, {state}, last change {} ago\n",
+            source.source,
+            print::age(source.age_seconds)
+        );
+    }
+    match &status.last_sync {
+        Some(sync) => {
+            text += &format!(
+                "last sync  {} ago, {} changes in {}\n",
+                print::age(sync.age_seconds),
+                sync.changes,
+                print::duration(sync.duration_seconds)
+            );
+        }
+        None => text += "last sync  never\n",
+    }
+    text += &format!("socket-lb  {}\nnat-ports  {}\n", status.socket_lb, status.nat_ports);
+    text
+}

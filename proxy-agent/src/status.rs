@@ -1,0 +1,235 @@
+//! How the agent fares: what `/status` answers and `proxy-agent status` prints.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use agent_kit::{
+    bpf::LINK_TYPE_TCX,
+    link::{LinkError, Links},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    attach::parse_pin,
+    object,
+};
+
+/// Something that a person should see to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, PartialOrd, Ord)]
+pub struct Problem {
+    pub kind: ProblemKind,
+    /// File and field, table, device or flag at fault.
+    pub object: String,
+    pub message: String,
+}
+
+/// What a problem is with: the value of the metrics label `kind`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, PartialOrd, Ord, Hash)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemKind {
+    Source,
+    Table,
+    Device,
+    Node,
+}
+
+impl ProblemKind {
+    pub const ALL: [Self; 4] = [Self::Source, Self::Table, Self::Device, Self::Node];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Table => "table",
+            Self::Device => "device",
+            Self::Node => "node",
+        }
+    }
+}
+
+/// Where a program runs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AttachmentStatus {
+    /// Name of the device, or path of the cgroup.
+    pub target: String,
+    pub hook: String,
+    /// `first`, `last`, or empty where order does not matter.
+    pub order: String,
+    pub program: String,
+    /// 0 where the kernel has no links (before 6.6).
+    pub link_id: u32,
+    pub program_id: u32,
+    pub pin: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TableStatus {
+    pub table: String,
+    pub entries: u32,
+    pub capacity: u32,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, Default)]
+pub struct SyncStatus {
+    /// Seconds since.
+    pub age_seconds: f64,
+    pub duration_seconds: f64,
+    pub changes: u64,
+    pub syncs: u64,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SourceStatus {
+    pub source: String,
+    /// It has told everything once.
+    pub is_synced: bool,
+    pub age_seconds: f64,
+}
+
+/// The whole screen.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub running: bool,
+    pub version: String,
+    pub node: String,
+    pub node_addresses: Vec<String>,
+    pub pid: u32,
+    pub uptime_seconds: f64,
+    pub source: Option<SourceStatus>,
+    pub last_sync: Option<SyncStatus>,
+    pub socket_lb: String,
+    pub nat_ports: String,
+    pub attachments: Vec<AttachmentStatus>,
+    pub tables: Vec<TableStatus>,
+    pub problems: Vec<Problem>,
+}
+
+/// What the agent's parts know, for the status server to read at any time.
+#[derive(Debug)]
+pub struct Board {
+    started: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+pub struct State {
+    pub node: String,
+    pub node_addresses: Vec<String>,
+    pub source: String,
+    pub socket_lb: String,
+    pub nat_ports: String,
+    pub is_synced: bool,
+    /// When the source last told of a change.
+    pub last_event: Option<Instant>,
+    /// When the tables were last known to be as they should.
+    pub last_sync: Option<Instant>,
+    pub last_sync_duration: Duration,
+    pub last_sync_changes: u64,
+    pub syncs: u64,
+    /// Since when changes have not been written.
+    pub behind_since: Option<Instant>,
+    pub tables: Vec<TableStatus>,
+    /// By who found them.
+    pub problems: BTreeMap<&'static str, Vec<Problem>>,
+    /// This node is being taken out of service, says its Node object.
+    pub is_leaving: bool,
+}
+
+impl State {
+    pub fn problems(&self) -> Vec<Problem> {
+        self.problems.values().flatten().cloned().collect()
+    }
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self { started: Instant::now(), state: Mutex::default() }
+    }
+}
+
+impl Board {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere leaves plain values behind, none of them half written.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All but attachments, which are read from the pins.
+    pub fn status(&self) -> Status {
+        let state = self.state();
+        Status {
+            running: true,
+            version: env!("CARGO_PKG_VERSION").into(),
+            node: state.node.clone(),
+            node_addresses: state.node_addresses.clone(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            source: Some(SourceStatus {
+                source: state.source.clone(),
+                is_synced: state.is_synced,
+                age_seconds: state.last_event.map_or(0.0, |at| at.elapsed().as_secs_f64()),
+            }),
+            last_sync: state.last_sync.map(|at| SyncStatus {
+                age_seconds: at.elapsed().as_secs_f64(),
+                duration_seconds: state.last_sync_duration.as_secs_f64(),
+                changes: state.last_sync_changes,
+                syncs: state.syncs,
+            }),
+            socket_lb: state.socket_lb.clone(),
+            nat_ports: state.nat_ports.clone(),
+            attachments: Vec::new(),
+            tables: state.tables.clone(),
+            problems: state.problems(),
+        }
+    }
+}
+
+/// Where programs run, as the pins tell, with or without an agent.
+pub fn attachments(bpffs: &Path) -> Result<Vec<AttachmentStatus>, LinkError> {
+    let links = Links::new(object::pins(bpffs).links());
+    let pinned = links.list()?.into_iter().map(|link| {
+        let hook = parse_pin(&link.name).map(|(hook, _)| hook);
+        let target = if link.info.link_type == LINK_TYPE_TCX {
+            device_name(link.info.ifindex)
+        } else if link.info.cgroup == 0 {
+            "gone".into()
+        } else {
+            format!("cgroup {}", link.info.cgroup)
+        };
+        AttachmentStatus {
+            target,
+            order: hook.map_or("", |hook| if hook.is_ingress { "first" } else { "last" }).into(),
+            hook: match hook {
+                Some(hook) if hook.is_ingress => "tcx ingress".into(),
+                Some(_) => "tcx egress".into(),
+                None => link.name.trim_start_matches("sock_").into(),
+            },
+            program: hook.map_or(link.name.as_str(), |hook| hook.program).into(),
+            link_id: link.info.id,
+            program_id: link.info.program_id,
+            pin: link.path.display().to_string(),
+        }
+    });
+    let mut all: Vec<AttachmentStatus> = pinned.collect();
+    all.sort_by_key(|attachment| (attachment.order.is_empty(), attachment.target.clone()));
+    Ok(all)
+}
+
+/// Name of a device of this network namespace.
+fn device_name(ifindex: u32) -> String {
+    let mut name = [0_u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer is as long as the call demands.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
+    if ifindex == 0 || found.is_null() {
+        return if ifindex == 0 { "gone".into() } else { format!("device {ifindex}") };
+    }
+    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    String::from_utf8_lossy(&name[..end]).into_owned()
+}
+
+/// Seconds since 1970, for metrics.
+pub fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |age| age.as_secs_f64())
+}
