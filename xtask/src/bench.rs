@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: finds benchmarks by name and runs them.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+use clap::builder::PossibleValuesParser;
 
 use crate::{machine::Machine, setup};
 
@@ -14,12 +15,13 @@ struct Bench {
 /// Every benchmark there is, in the order they run.
 const BENCHES: &[Bench] = &[];
 
+/// The names that the command line may give.
+pub(crate) fn names() -> PossibleValuesParser {
+    BENCHES.iter().map(|bench| bench.name).into()
+}
+
 /// Runs those named, or all.
 pub(crate) fn run(machine: &Machine, names: &[String]) -> Result<()> {
-    if let Some(name) = names.iter().find(|name| BENCHES.iter().all(|b| b.name != **name)) {
-        let known: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
-        bail!("there is no benchmark {name}; there is: {}", known.join(", "));
-    }
     setup::root("benchmarks run in a lab")?;
     machine.provide(&setup::lab())?;
     for bench in BENCHES.iter().filter(|b| names.is_empty() || names.contains(&b.name.into())) {

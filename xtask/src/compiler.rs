@@ -38,12 +38,15 @@ pub(crate) enum Core {
 
 /// Finds a compiler and the linker, and installs them where they are missing.
 pub(crate) fn provide(machine: &Machine) -> Result<Compiler> {
-    machine.provide(&[compiler_need(), linker_need()])?;
+    if !has_linker() || find()?.is_none() {
+        // Asked only now: what to install depends on what the machine's lists offer.
+        machine.provide(&[compiler_need(machine), linker_need(machine)])?;
+    }
     find()?.map_or_else(|| bail!("no Rust compiler with a core for {TARGET}"), Ok)
 }
 
-fn compiler_need() -> Need {
-    let steps = if debian_has("rustc-web") {
+fn compiler_need(machine: &Machine) -> Need {
+    let steps = if machine.offers("libstd-rust-web-dev-bpf") {
         vec![Step::Packages(&["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"])]
     } else {
         vec![Step::Command(words("rustup component add rust-src"))]
@@ -56,9 +59,9 @@ fn compiler_need() -> Need {
     }
 }
 
-fn linker_need() -> Need {
+fn linker_need(machine: &Machine) -> Need {
     let install = format!("cargo install --locked bpf-linker --version {LINKER_VERSION}");
-    let steps = if debian_has("llvm-22-dev") {
+    let steps = if machine.offers("llvm-22-dev") {
         vec![
             Step::Packages(&[
                 "rust-web-llvm",
@@ -76,26 +79,17 @@ fn linker_need() -> Need {
     Need {
         name: "bpf-linker".into(),
         why: "links the eBPF programs; it is compiled on this machine, about a minute",
-        present: Box::new(|| command::find("bpf-linker").is_some()),
+        present: Box::new(has_linker),
         steps,
     }
 }
 
-fn words(line: &str) -> Vec<String> {
-    line.split_whitespace().map(String::from).collect()
+fn has_linker() -> bool {
+    command::find("bpf-linker").is_some()
 }
 
-/// Whether Debian's package lists, as last fetched or as shipped, offer a package. Lists
-/// that were never fetched offer nothing, so they are taken to be Debian's own.
-fn debian_has(package: &str) -> bool {
-    if command::find("apt-get").is_none() {
-        return false;
-    }
-    let never_fetched = fs::read_dir("/var/lib/apt/lists").map_or(true, |dir| {
-        !dir.flatten().any(|e| e.file_name().to_string_lossy().contains("Packages"))
-    });
-    never_fetched
-        || command::read(clean("apt-cache").args(["show", "--no-all-versions", package])).is_ok()
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(String::from).collect()
 }
 
 /// The best compiler at hand. One named by the environment is the only candidate.

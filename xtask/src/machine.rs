@@ -4,6 +4,7 @@
 //! `--offline` nothing ever is.
 
 use std::{
+    cell::Cell,
     env,
     path::{Path, PathBuf},
     process::Command,
@@ -32,6 +33,8 @@ pub(crate) enum Step {
 pub(crate) struct Machine {
     pub(crate) root: PathBuf,
     pub(crate) offline: bool,
+    /// Whether the package lists were fetched by us.
+    refreshed: Cell<bool>,
 }
 
 impl Need {
@@ -54,7 +57,7 @@ impl Machine {
         let manifest = env::var_os("CARGO_MANIFEST_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
         let root = manifest.parent().context("xtask stands in no workspace")?.to_path_buf();
-        Ok(Self { root, offline })
+        Ok(Self { root, offline, refreshed: Cell::new(false) })
     }
 
     pub(crate) fn target(&self) -> PathBuf {
@@ -80,6 +83,30 @@ impl Machine {
         }
     }
 
+    /// Fetches the package lists, once. A source that fails may be one we do not need.
+    fn refresh_packages(&self) {
+        if self.refreshed.replace(true) || command::find("apt-get").is_none() {
+            return;
+        }
+        eprintln!("fetching package lists: apt-get update");
+        if let Err(err) = command::run(host("apt-get").args(["--quiet", "update"])) {
+            eprintln!("{err:#}; going on with the lists there are");
+        }
+    }
+
+    /// Whether a package can be had. Without a look at fresh lists, a system with apt is
+    /// taken to be one that has it.
+    pub(crate) fn offers(&self, package: &str) -> bool {
+        if command::find("apt-get").is_none() {
+            return false;
+        }
+        if self.offline {
+            return true;
+        }
+        self.refresh_packages();
+        command::read(host("apt-cache").args(["show", "--no-all-versions", package])).is_ok()
+    }
+
     /// Sees to it that all needs are met, or says what is missing and what to do.
     pub(crate) fn provide(&self, needs: &[Need]) -> Result<()> {
         let missing: Vec<&Need> = needs.iter().filter(|need| !(need.present)()).collect();
@@ -92,6 +119,9 @@ impl Machine {
         let commands = remedies(&missing);
         if self.offline {
             bail!("not installed because of --offline; run: {}", lines(&commands));
+        }
+        if commands.iter().any(|words| words[0] == "apt-get") {
+            self.refresh_packages();
         }
         for remedy in &commands {
             install(remedy).with_context(|| {
@@ -120,8 +150,7 @@ fn remedies(missing: &[&Need]) -> Vec<Vec<String>> {
     if !packages.is_empty() {
         let install = ["apt-get", "install", "--yes", "--no-install-recommends"];
         let words = install.map(String::from).into_iter().chain(packages).collect();
-        commands.insert(0, vec!["apt-get".into(), "update".into()]);
-        commands.insert(1, words);
+        commands.insert(0, words);
     }
     commands
 }

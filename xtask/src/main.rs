@@ -79,6 +79,8 @@ struct TestArgs {
 
 #[derive(Args)]
 struct BenchArgs {
+    /// Which benchmarks; all of them unless some are named
+    #[arg(value_name = "NAME", value_parser = bench::names())]
     names: Vec<String>,
     #[command(flatten)]
     setup: SetupArgs,

@@ -94,8 +94,8 @@ fn licences(machine: &Machine) -> Result<()> {
     };
     workspaces(machine).iter().try_for_each(|dir| {
         let mut deny = deny(machine);
-        deny.current_dir(dir).args(["--log-level", "error", "check", "--config"]);
-        command::run(deny.arg(machine.root.join("deny.toml")).args(checks))
+        deny.current_dir(dir).args(["--log-level", "error", "--config"]);
+        command::run(deny.arg(machine.root.join("deny.toml")).arg("check").args(checks))
     })
 }
 
