@@ -232,16 +232,16 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     #[inline(always)]
     fn mark(&mut self, hash: u32) {
         if let Some(marks) = MARKS.get_ptr_mut(0) {
-            // SAFETY: the index is below the row's length, a power of two.
-            unsafe { *marks.cast::<u8>().add(hash as usize & (size::MARKS_LEN - 1)) = 1 };
+            // SAFETY: the place is below the row's length.
+            unsafe { *marks.cast::<u8>().add(mark_place(hash)) = 1 };
         }
     }
 
     #[inline(always)]
     fn is_marked(&mut self, hash: u32) -> bool {
         let Some(marks) = MARKS.get_ptr(0) else { return true };
-        // SAFETY: the index is below the row's length, a power of two.
-        unsafe { *marks.cast::<u8>().add(hash as usize & (size::MARKS_LEN - 1)) != 0 }
+        // SAFETY: the place is below the row's length.
+        unsafe { *marks.cast::<u8>().add(mark_place(hash)) != 0 }
     }
 
     #[inline(always)]
@@ -320,6 +320,23 @@ pub fn now() -> u32 {
     const SHIFT: u32 = TICK_NS.trailing_zeros();
     // SAFETY: the helper takes nothing. It reads the clock of the last timer tick.
     (unsafe { helper::bpf_ktime_get_coarse_ns() } >> SHIFT) as u32
+}
+
+/// Where in a row of marks the byte of a hash is.
+#[inline(always)]
+pub fn mark_place(hash: u32) -> usize {
+    let mut place = hash as usize;
+    // SAFETY: changes one register. In Rust, the compiler would move the mask before the last
+    // step of the hash, an exclusive or, behind which Linux 6.1 knows no bounds any more.
+    unsafe {
+        core::arch::asm!(
+            "{place} &= {mask}",
+            place = inout(reg) place,
+            mask = const size::MARKS_LEN - 1,
+            options(pure, nomem, nostack)
+        );
+    }
+    place
 }
 
 /// Counts a connection of the socket path.
