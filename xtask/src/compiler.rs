@@ -78,7 +78,7 @@ fn linker_need(machine: &Machine) -> Need {
     };
     Need {
         name: "bpf-linker".into(),
-        why: "links the eBPF programs; it is compiled on this machine, about a minute",
+        why: "links the eBPF programs; it is compiled on this machine, a minute or two",
         present: Box::new(has_linker),
         steps,
     }

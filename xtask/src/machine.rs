@@ -148,7 +148,7 @@ fn remedies(missing: &[&Need]) -> Vec<Vec<String>> {
     packages.sort();
     packages.dedup();
     if !packages.is_empty() {
-        let install = ["apt-get", "install", "--yes", "--no-install-recommends"];
+        let install = ["apt-get", "--quiet", "install", "--yes", "--no-install-recommends"];
         let words = install.map(String::from).into_iter().chain(packages).collect();
         commands.insert(0, words);
     }
