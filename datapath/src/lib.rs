@@ -5,7 +5,7 @@
 //! [`packet::Packet`] and [`tables::Tables`], implemented by maps and packet pointers in the
 //! kernel and by buffers and hash maps in tests. Structs have no hidden padding, and what
 //! travels in network byte order says so in its type.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "host")), no_std)]
 
 pub mod address;
 pub mod answer;
@@ -20,6 +20,8 @@ pub mod fragment;
 pub mod frontend;
 pub mod hash;
 pub mod header;
+#[cfg(any(test, feature = "host"))]
+pub mod host;
 pub mod icmp;
 pub mod ingress;
 pub mod maps;

@@ -1,0 +1,234 @@
+//! The engine's tables in memory. Clock, entropy, and what the kernel's socket look-up would
+//! find are set by hand.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::{
+    backend::Backend,
+    counter::{DROPS_LEN, Hook, Reason, drop_index},
+    device::Device,
+    flow::{Flow, FlowKey, Parties, Walk},
+    fragment::{FragmentKey, Ports},
+    frontend::{AddressUse, Frontend, FrontendKey},
+    header::Network,
+    host::lru::Lru,
+    maps::{FLOWS_CAPACITY, FRAGMENTS_CAPACITY, MARKS_LEN, PENDING_CAPACITY},
+    service::{Service, ServiceCounters, SetRef},
+    settings::Settings,
+    tables::{KeepError, Opening, Scope, Store, Tables},
+    track,
+};
+
+/// Flows that `reclaim` removes at most, as in the programs.
+const ROOM: u32 = 64;
+
+/// Rows that the tables of flows may hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    pub flows: usize,
+    pub pending: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { flows: FLOWS_CAPACITY, pending: PENDING_CAPACITY }
+    }
+}
+
+/// The tables of one family.
+#[derive(Clone, Debug)]
+pub struct Memory<F: Network> {
+    pub settings: Settings,
+    /// In units of [`crate::flow::TICK_NS`].
+    pub now: u32,
+    /// State of the generator behind [`Tables::random`].
+    pub seed: u64,
+    pub addresses: HashMap<F::Address, AddressUse>,
+    pub frontends: HashMap<FrontendKey<F::Address>, Frontend>,
+    pub services: HashMap<u32, Service>,
+    pub backends: HashMap<u32, Backend<F::Address>>,
+    pub flows: HashMap<FlowKey<F::Address>, Flow<F::Address>>,
+    pub pending: Lru<FlowKey<F::Address>, Flow<F::Address>>,
+    pub fragments: Lru<FragmentKey<F::Address>, Ports>,
+    pub marks: Vec<bool>,
+    pub walk: Walk,
+    pub device: Option<Device>,
+    /// Tuples that sockets of this node would take.
+    pub sockets: HashSet<FlowKey<F::Address>>,
+    pub drops: Vec<u64>,
+    pub stats: HashMap<u32, ServiceCounters>,
+    capacity: usize,
+}
+
+impl<F: Network> Memory<F> {
+    #[must_use]
+    pub fn new(sizes: Sizes) -> Self {
+        Self {
+            settings: Settings::default(),
+            now: 1_000_000,
+            seed: 1,
+            addresses: HashMap::new(),
+            frontends: HashMap::new(),
+            services: HashMap::new(),
+            backends: HashMap::new(),
+            flows: HashMap::new(),
+            pending: Lru::new(sizes.pending),
+            fragments: Lru::new(FRAGMENTS_CAPACITY),
+            marks: vec![false; MARKS_LEN],
+            walk: Walk::default(),
+            device: None,
+            sockets: HashSet::new(),
+            drops: vec![0; DROPS_LEN],
+            stats: HashMap::new(),
+            capacity: sizes.flows,
+        }
+    }
+
+    /// Removes expired flows, `enough` at most; says how many.
+    fn walk(&mut self, enough: u32) -> u32 {
+        let rows: Vec<_> = self.flows.iter().map(|(key, row)| (*key, *row)).collect();
+        let now = self.now;
+        let mut removed = 0;
+        for (key, row) in rows {
+            // An earlier row of the same flow may have taken this one with it.
+            if self.flows.contains_key(&key) && track::expire::<F, _>(self, &key, &row, now) {
+                removed += 1;
+                if removed >= enough {
+                    break;
+                }
+            }
+        }
+        removed
+    }
+
+    /// What the program `flow_sweep` does.
+    pub fn sweep(&mut self) {
+        self.walk(u32::MAX);
+    }
+}
+
+impl<F: Network> Tables<F> for Memory<F> {
+    fn settings(&mut self) -> Settings {
+        self.settings
+    }
+
+    fn now(&mut self) -> u32 {
+        self.now
+    }
+
+    fn random(&mut self) -> u32 {
+        // SplitMix64 (Steele, Lea and Flood 2014).
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.seed;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (x ^ (x >> 31)) as u32
+    }
+
+    fn address_use(&mut self, address: F::Address) -> Option<AddressUse> {
+        self.addresses.get(&address).copied()
+    }
+
+    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn service_flags(&mut self, service: u32) -> Option<u32> {
+        // A row of an array that was never written is all zero.
+        Some(self.services.get(&service).copied().unwrap_or_default().flags)
+    }
+
+    fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef> {
+        let row = self.services.get(&service).copied().unwrap_or_default();
+        Some(if scope == Scope::Local { row.local } else { row.cluster })
+    }
+
+    fn backend(&mut self, index: u32) -> Option<Backend<F::Address>> {
+        Some(self.backends.get(&index).copied().unwrap_or_default())
+    }
+
+    fn flow(&mut self, store: Store, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>> {
+        match store {
+            Store::Answered => self.flows.get_mut(key),
+            Store::Pending => self.pending.get_mut(key),
+        }
+    }
+
+    fn parties(&mut self) -> &mut Parties<F::Address> {
+        &mut self.parties
+    }
+
+    fn begin(&mut self, opening: Opening) -> bool {
+        let parties = self.parties;
+        let key = parties.key(opening.role);
+        if !opening.replace && self.pending.contains(&key) {
+            return false;
+        }
+        self.pending.insert(key, parties.row(opening));
+        true
+    }
+
+    fn keep(&mut self, key: &FlowKey<F::Address>) -> Result<(), KeepError> {
+        let row = *self.pending.get_mut(key).ok_or(KeepError::Missing)?;
+        if self.flows.len() >= self.capacity && !self.flows.contains_key(key) {
+            return Err(KeepError::Full);
+        }
+        self.flows.insert(*key, row);
+        self.pending.remove(key);
+        Ok(())
+    }
+
+    fn forget(&mut self, key: &FlowKey<F::Address>) {
+        self.flows.remove(key);
+        self.pending.remove(key);
+    }
+
+    fn reclaim(&mut self) -> bool {
+        if self.walk.in_vain == self.now {
+            return false;
+        }
+        let removed = self.walk(ROOM);
+        if removed == 0 {
+            self.walk.in_vain = self.now;
+        }
+        removed != 0
+    }
+
+    fn mark(&mut self, hash: u32) {
+        self.marks[hash as usize % MARKS_LEN] = true;
+    }
+
+    fn is_marked(&mut self, hash: u32) -> bool {
+        self.marks[hash as usize % MARKS_LEN]
+    }
+
+    fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Ports> {
+        self.fragments.get_mut(key).copied()
+    }
+
+    fn remember_fragment(&mut self, key: &FragmentKey<F::Address>, ports: Ports) {
+        self.fragments.insert(*key, ports);
+    }
+
+    fn device(&mut self) -> Option<Device> {
+        self.device
+    }
+
+    fn socket_holds(&mut self, key: &FlowKey<F::Address>) -> bool {
+        self.sockets.contains(key)
+    }
+
+    fn count_drop(&mut self, hook: Hook, reason: Reason) {
+        self.drops[drop_index(hook, reason) as usize] += 1;
+    }
+
+    fn count_connection(&mut self, service: u32) {
+        self.stats.entry(service).or_default().packet_connections += 1;
+    }
+
+    fn count_packet(&mut self, service: u32, bytes: u32) {
+        let row = self.stats.entry(service).or_default();
+        row.packets += 1;
+        row.bytes += u64::from(bytes);
+    }
+}

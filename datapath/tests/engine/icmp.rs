@@ -1,0 +1,311 @@
+//! ICMP errors about flows. A flow has two directions, each of which can be complained about
+//! by its receiver or by a router on the way, and the complaint may come in by either side.
+
+use datapath::{
+    address::protocol::{TCP, UDP},
+    counter::Reason,
+    flow::Place,
+    header::tcp::{ACK, SYN},
+    host::frame::{Datagram, Sample, Sum, icmp},
+};
+
+use crate::{
+    bed::{Bed, ports},
+    machine::Side,
+    plan::*,
+};
+
+both! {
+    about_a_request_by_a_router,
+    about_a_request_by_the_backend,
+    about_an_answer_by_the_client,
+    about_an_answer_by_a_router,
+    about_a_masqueraded_request,
+    about_a_masqueraded_answer,
+    about_a_flow_not_yet_answered,
+    about_a_hairpin,
+    all_kinds_of_errors,
+    as_short_as_errors_may_be,
+    about_udp_without_checksum,
+    about_first_fragments,
+    about_options_and_extensions,
+    redirects_are_dropped,
+    about_other_flows_nothing_is_done,
+    informational_messages_between_the_parties_pass,
+}
+
+type At<F> = Place<<F as datapath::address::Family>::Address>;
+
+/// Packet too big: "fragmentation needed" with a next-hop MTU of 1400, or ICMPv6's.
+fn too_big<F: Sample>() -> ([u8; 2], [u8; 4]) {
+    if F::V6 { ([2, 0], [0, 0, 0x05, 0x78]) } else { ([3, 4], [0, 0, 0x05, 0x78]) }
+}
+
+fn error<F: Side>(src: F::Address, dst: F::Address, quote: &[u8]) -> Vec<u8> {
+    let (kind, rest) = too_big::<F>();
+    icmp::<F>(src, dst, kind, rest, quote).bytes()
+}
+
+/// An answered flow from a pod.
+fn flow<F: Side>(proto: u8, c: At<F>, v: At<F>, b: At<F>) -> Bed<F> {
+    let mut bed = Bed::<F>::new();
+    bed.cluster_ip(v, proto, &[remote(b)]);
+    bed.run(POD_IN, &Datagram::<F>::of(proto, c, v, SYN).bytes());
+    bed.run(POD_OUT, &Datagram::<F>::of(proto, b, c, SYN | ACK).bytes());
+    bed.run(POD_IN, &Datagram::<F>::of(proto, c, v, ACK).bytes());
+    assert_eq!(bed.rows(), (0, 2));
+    bed
+}
+
+/// An answered flow from the outside to a backend elsewhere, and its source.
+fn masqueraded<F: Side>(proto: u8, c: At<F>, v: At<F>, b: At<F>) -> (Bed<F>, At<F>) {
+    let mut bed = Bed::<F>::new();
+    bed.node_port(v.port.get(), proto, &[remote(b)]);
+    bed.run(UP_IN, &Datagram::<F>::of(proto, c, v, SYN).bytes());
+    let out = bed.run(UP_OUT, &Datagram::<F>::of(proto, c, b, SYN).bytes());
+    let s = node::<F>(ports::<F>(&out.bytes).0.get());
+    bed.run(UP_IN, &Datagram::<F>::of(proto, b, s, SYN | ACK).bytes());
+    bed.run(UP_OUT, &Datagram::<F>::of(proto, b, c, SYN | ACK).bytes());
+    bed.run(UP_IN, &Datagram::<F>::of(proto, c, v, ACK).bytes());
+    assert_eq!(bed.rows(), (0, 4));
+    (bed, s)
+}
+
+fn parties<F: Side>() -> (At<F>, At<F>, At<F>) {
+    (client::<F>(40_000), vip::<F>(80), far::<F>(8080))
+}
+
+fn about_a_request_by_a_router<F: Side>() {
+    for proto in [TCP, UDP] {
+        let (c, v, b) = parties::<F>();
+        let mut bed = flow::<F>(proto, c, v, b);
+        let request = Datagram::<F>::of(proto, c, v, ACK).with_payload(&[5; 200]);
+        let r = router::<F>();
+        let came = error::<F>(r, c.addr, &request.clone().to(b).bytes());
+        bed.passes(UP_IN, &came);
+        bed.becomes(POD_OUT, &came, &error::<F>(r, c.addr, &request.bytes()));
+    }
+}
+
+fn about_a_request_by_the_backend<F: Side>() {
+    for proto in [TCP, UDP] {
+        let (c, v, b) = parties::<F>();
+        let mut bed = flow::<F>(proto, c, v, b);
+        let request = Datagram::<F>::of(proto, c, v, ACK).with_payload(b"odd");
+        let came = error::<F>(b.addr, c.addr, &request.clone().to(b).bytes());
+        bed.passes(UP_IN, &came);
+        bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
+    }
+}
+
+fn about_an_answer_by_the_client<F: Side>() {
+    for proto in [TCP, UDP] {
+        let (c, v, b) = parties::<F>();
+        let mut bed = flow::<F>(proto, c, v, b);
+        let answer = Datagram::<F>::of(proto, b, c, ACK).with_payload(b"odd");
+        let went = error::<F>(c.addr, v.addr, &answer.clone().from(v).bytes());
+        let goes = error::<F>(c.addr, b.addr, &answer.bytes());
+        bed.becomes(POD_IN, &went, &goes);
+        bed.passes(UP_OUT, &goes);
+    }
+}
+
+fn about_an_answer_by_a_router<F: Side>() {
+    for proto in [TCP, UDP] {
+        let mut bed = Bed::<F>::new();
+        let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), near::<F>(8080));
+        bed.node_port(30_080, proto, &[local(b)]);
+        bed.run(UP_IN, &Datagram::<F>::of(proto, c, v, SYN).bytes());
+        bed.run(UP_OUT, &Datagram::<F>::of(proto, b, c, SYN | ACK).bytes());
+        let answer = Datagram::<F>::of(proto, b, c, ACK).with_payload(&[5; 300]);
+        let r = router::<F>();
+        let went = error::<F>(r, v.addr, &answer.clone().from(v).bytes());
+        let goes = error::<F>(r, b.addr, &answer.bytes());
+        bed.becomes(UP_IN, &went, &goes);
+        bed.passes(POD_OUT, &goes);
+    }
+}
+
+fn about_a_masqueraded_request<F: Side>() {
+    for proto in [TCP, UDP] {
+        let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
+        let (mut bed, s) = masqueraded::<F>(proto, c, v, b);
+        let request = Datagram::<F>::of(proto, c, v, ACK).with_payload(&[5; 64]);
+        let inside = request.clone().to(b);
+        for (by, shown) in [(router::<F>(), router::<F>()), (b.addr, v.addr)] {
+            let came = error::<F>(by, s.addr, &inside.clone().from(s).bytes());
+            let between = error::<F>(by, c.addr, &inside.bytes());
+            bed.becomes(UP_IN, &came, &between);
+            bed.becomes(UP_OUT, &between, &error::<F>(shown, c.addr, &request.bytes()));
+        }
+    }
+}
+
+fn about_a_masqueraded_answer<F: Side>() {
+    for proto in [TCP, UDP] {
+        let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
+        let (mut bed, s) = masqueraded::<F>(proto, c, v, b);
+        let answer = Datagram::<F>::of(proto, b, c, ACK).with_payload(&[5; 64]);
+        for (by, shown) in [(router::<F>(), router::<F>()), (c.addr, s.addr)] {
+            let came = error::<F>(by, v.addr, &answer.clone().from(v).bytes());
+            let between = error::<F>(by, b.addr, &answer.bytes());
+            bed.becomes(UP_IN, &came, &between);
+            let goes = error::<F>(shown, b.addr, &answer.clone().to(s).bytes());
+            bed.becomes(UP_OUT, &between, &goes);
+        }
+    }
+}
+
+fn about_a_flow_not_yet_answered<F: Side>() {
+    let (c, v, b) = parties::<F>();
+    let mut bed = Bed::<F>::new();
+    bed.cluster_ip(v, TCP, &[remote(b)]);
+    let syn = Datagram::<F>::tcp(c, v, SYN);
+    bed.run(POD_IN, &syn.bytes());
+    let came = error::<F>(b.addr, c.addr, &syn.clone().to(b).bytes());
+    bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &syn.bytes()));
+    assert_eq!(bed.rows(), (2, 0));
+}
+
+fn about_a_hairpin<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let (c, v, b) = (client::<F>(40_000), vip::<F>(80), client::<F>(8080));
+    bed.cluster_ip(v, UDP, &[local(b)]);
+    let request = Datagram::<F>::udp(c, v);
+    bed.run(POD_IN, &request.bytes());
+    let out = bed.run(POD_OUT, &request.clone().to(b).bytes());
+    let s = node::<F>(ports::<F>(&out.bytes).0.get());
+    // The pod itself says that the port is closed.
+    let came = error::<F>(b.addr, s.addr, &request.clone().to(b).from(s).bytes());
+    let between = error::<F>(b.addr, c.addr, &request.clone().to(b).bytes());
+    bed.becomes(POD_IN, &came, &between);
+    bed.becomes(POD_OUT, &between, &error::<F>(v.addr, c.addr, &request.bytes()));
+}
+
+fn all_kinds_of_errors<F: Side>() {
+    let (c, v, b) = parties::<F>();
+    let mut bed = flow::<F>(TCP, c, v, b);
+    let request = Datagram::<F>::tcp(c, v, ACK);
+    let kinds: &[[u8; 2]] = if F::V6 {
+        &[[1, 0], [1, 4], [2, 0], [3, 0], [3, 1], [4, 0], [4, 2]]
+    } else {
+        &[[3, 0], [3, 1], [3, 3], [3, 4], [3, 13], [4, 0], [11, 0], [11, 1], [12, 0]]
+    };
+    for kind in kinds {
+        let make = |src, quote: &Datagram<F>| {
+            icmp::<F>(src, c.addr, *kind, [1, 2, 3, 4], &quote.bytes()).bytes()
+        };
+        let came = make(b.addr, &request.clone().to(b));
+        bed.becomes(POD_OUT, &came, &make(v.addr, &request));
+    }
+}
+
+/// An IPv4 error may quote no more than eight bytes behind the header (RFC 792).
+fn as_short_as_errors_may_be<F: Side>() {
+    for proto in [TCP, UDP] {
+        let (c, v, b) = parties::<F>();
+        let mut bed = flow::<F>(proto, c, v, b);
+        let request = Datagram::<F>::of(proto, c, v, ACK).with_payload(&[5; 64]);
+        let header = if F::V6 { 40 } else { 20 };
+        let checksum_end = header + if proto == TCP { 18 } else { 8 };
+        for length in header + 4..request.bytes().len() {
+            let make =
+                |src, quote: Datagram<F>| error::<F>(src, c.addr, &quote.bytes()[..length]);
+            let came = make(b.addr, request.clone().to(b));
+            if length == checksum_end - 1 {
+                // Half a checksum is nobody's.
+                assert_eq!(bed.run(POD_OUT, &came).bytes.len(), came.len());
+                continue;
+            }
+            bed.becomes(POD_OUT, &came, &make(v.addr, request.clone()));
+        }
+        // Without ports nobody can tell whose it is.
+        for length in 0..header + 4 {
+            let quote = request.clone().to(b).bytes();
+            bed.passes(POD_OUT, &error::<F>(b.addr, c.addr, &quote[..length]));
+        }
+    }
+}
+
+fn about_udp_without_checksum<F: Side>() {
+    if F::V6 {
+        return;
+    }
+    let (c, v, b) = parties::<F>();
+    let mut bed = flow::<F>(UDP, c, v, b);
+    let mut request = Datagram::<F>::udp(c, v);
+    request.sum = Sum::Zero;
+    let came = error::<F>(b.addr, c.addr, &request.clone().to(b).bytes());
+    bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
+}
+
+fn about_first_fragments<F: Side>() {
+    let (c, v, b) = parties::<F>();
+    let mut bed = flow::<F>(UDP, c, v, b);
+    let request = Datagram::<F>::udp(c, v).with_payload(&[9; 64]);
+    let (asked, sent) = (request.fragments(32), request.clone().to(b).fragments(32));
+    let came = error::<F>(router::<F>(), c.addr, &sent[0]);
+    bed.becomes(POD_OUT, &came, &error::<F>(router::<F>(), c.addr, &asked[0]));
+    // A later one shows no ports, and passes as it is.
+    bed.passes(POD_OUT, &error::<F>(router::<F>(), c.addr, &sent[1]));
+}
+
+fn about_options_and_extensions<F: Side>() {
+    let (c, v, b) = parties::<F>();
+    let mut bed = flow::<F>(TCP, c, v, b);
+    let mut request = Datagram::<F>::tcp(c, v, ACK);
+    request.options = vec![0x94, 4, 0, 0, 1, 1, 1, 0];
+    request.extensions = vec![(0, vec![0, 0, 5, 2, 0, 0, 1, 0]), (60, vec![0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])];
+    let came = error::<F>(b.addr, c.addr, &request.clone().to(b).bytes());
+    bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
+}
+
+fn redirects_are_dropped<F: Side>() {
+    let (c, v, b) = parties::<F>();
+    let mut bed = flow::<F>(TCP, c, v, b);
+    let r = router::<F>();
+    let redirect = |dst, quote: &[u8]| {
+        if !F::V6 {
+            return icmp::<F>(r, dst, [5, 1], [10, 7, 0, 2], quote).bytes();
+        }
+        // Target and destination, the target's link-layer address, the packet redirected.
+        let mut body = F::octets(router::<F>());
+        body.extend(F::octets(dst));
+        body.extend([2, 1, 2, 0, 0, 0, 0, 1]);
+        body.extend([4, (quote.len() / 8 + 1) as u8, 0, 0, 0, 0, 0, 0]);
+        body.extend(quote);
+        icmp::<F>(r, dst, [137, 0], [0; 4], &body).bytes()
+    };
+    let request = Datagram::<F>::tcp(c, v, ACK).with_payload(&[0; 4]);
+    let about = redirect(c.addr, &request.clone().to(b).bytes());
+    bed.drops(POD_OUT, &about, Reason::IcmpRedirect);
+    let answer = Datagram::<F>::tcp(v, c, ACK).with_payload(&[0; 4]);
+    bed.drops(POD_IN, &redirect(v.addr, &answer.bytes()), Reason::IcmpRedirect);
+    // About traffic that is not ours they are the kernel's.
+    let direct = Datagram::<F>::tcp(c, b, ACK).to(far::<F>(1)).with_payload(&[0; 4]);
+    bed.passes(POD_OUT, &redirect(c.addr, &direct.bytes()));
+}
+
+fn about_other_flows_nothing_is_done<F: Side>() {
+    let (c, v, b) = parties::<F>();
+    let mut bed = flow::<F>(TCP, c, v, b);
+    let direct = Datagram::<F>::tcp(client::<F>(40_001), b, ACK);
+    bed.passes(POD_OUT, &error::<F>(b.addr, c.addr, &direct.bytes()));
+    let udp = Datagram::<F>::udp(c, b);
+    bed.passes(POD_OUT, &error::<F>(b.addr, c.addr, &udp.bytes()));
+    let ping = icmp::<F>(c.addr, b.addr, [if F::V6 { 128 } else { 8 }, 0], [0; 4], b"ping");
+    bed.passes(POD_OUT, &error::<F>(b.addr, c.addr, &ping.bytes()));
+}
+
+fn informational_messages_between_the_parties_pass<F: Side>() {
+    let (c, v, b) = parties::<F>();
+    let mut bed = flow::<F>(TCP, c, v, b);
+    let quote = Datagram::<F>::tcp(c, b, ACK).bytes();
+    let kinds: &[u8] = if F::V6 { &[128, 129, 135, 136] } else { &[0, 8, 13, 14] };
+    for kind in kinds {
+        // What follows looks like a quoted packet and is none.
+        let message = icmp::<F>(b.addr, c.addr, [*kind, 0], [0; 4], &quote);
+        bed.passes(POD_OUT, &message.bytes());
+        bed.passes(UP_IN, &message.bytes());
+    }
+}

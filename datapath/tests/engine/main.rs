@@ -1,0 +1,20 @@
+//! Cases of the packet engine. They stand on a [`bed::Bed`] over a `machine`: here the engine
+//! over plain memory, in the packet tier (`tests/tests/packet`) the programs loaded into the
+//! kernel, which includes the same files of cases.
+
+mod bed;
+mod machine;
+mod plan;
+
+mod answers;
+mod cluster_ip;
+mod extensions;
+mod flows;
+mod fragments;
+mod icmp;
+mod node_port;
+
+mod partial;
+mod properties;
+mod selection;
+mod socket;
