@@ -56,7 +56,12 @@ pub fn provide_bpffs(path: &Path) -> Result<(), MountError> {
 /// if so.
 pub fn unmount_own(path: &Path) -> bool {
     let is_own = table("bpf").any(|mount| mount.point == path && mount.source == OWN.to_bytes());
-    let is_empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    // The kernel itself puts `maps.debug` and `progs.debug` into each; pins have no dots.
+    let is_kernels = |entry: &io::Result<fs::DirEntry>| {
+        entry.as_ref().is_ok_and(|entry| entry.file_name().as_bytes().contains(&b'.'))
+    };
+    let is_empty =
+        fs::read_dir(path).is_ok_and(|mut entries| entries.all(|entry| is_kernels(&entry)));
     let Ok(target) = CString::new(path.as_os_str().as_bytes()) else { return false };
     // SAFETY: the path is live and ends in zero.
     is_own && is_empty && unsafe { libc::umount2(target.as_ptr(), 0) } == 0

@@ -254,11 +254,20 @@ impl Ledger {
     /// go takes over that row: a Service whose port was renamed, or that was made anew, keeps
     /// its frontends as they are.
     fn house(&mut self) {
-        for (key, wanted) in std::mem::take(&mut self.homeless) {
+        let homeless = std::mem::take(&mut self.homeless);
+        let claimed = self.claimed(&homeless);
+        for (key, wanted) in homeless {
             let heir_of = wanted.frontends.iter().find_map(|frontend| {
                 let index = self.frontends.get(&FrontendAt::new(frontend, key.proto))?.service;
                 let row = self.rows.get(&index)?;
-                (row.wanted.is_none() && row.key.family == key.family).then_some(index)
+                // The row's other frontends may go on to nobody else: they would lead to the
+                // heir for a moment.
+                let is_free = row.wanted.is_none() && row.key.family == key.family;
+                let inherits = |at: &FrontendAt| {
+                    !claimed.contains(at)
+                        || wanted.frontends.iter().any(|f| FrontendAt::new(f, key.proto) == *at)
+                };
+                (is_free && row.frontends.iter().all(inherits)).then_some(index)
             });
             let index = match heir_of {
                 Some(index) => index,
@@ -282,6 +291,19 @@ impl Ledger {
             self.keys.insert(key, index);
             self.dirty.insert(index);
         }
+    }
+
+    /// Frontends that changed Services want.
+    fn claimed(&self, homeless: &BTreeMap<ServicePortKey, DesiredService>) -> HashSet<FrontendAt> {
+        let rows = self.dirty.iter().filter_map(|index| {
+            let row = self.rows.get(index)?;
+            Some((row.key.proto, row.wanted.as_ref()?))
+        });
+        rows.chain(homeless.iter().map(|(key, wanted)| (key.proto, wanted)))
+            .flat_map(|(proto, wanted)| {
+                wanted.frontends.iter().map(move |frontend| FrontendAt::new(frontend, proto))
+            })
+            .collect()
     }
 
     /// The writes to a row's sets, policies and name. Policies that are to go are taken away
