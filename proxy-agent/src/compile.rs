@@ -1,0 +1,189 @@
+//! One Service to the rows that carry it: pure, and blind to all other Services but for the
+//! frontends that they hold.
+
+use std::net::IpAddr;
+
+use datapath::{frontend::kind, service::service_flags};
+
+use crate::{
+    desired::{
+        DesiredBackend, DesiredFrontend, DesiredService, DesiredSet, IpFamily, ServicePortKey,
+    },
+    model::{EndpointSet, Service, ServicePort},
+    topology::{Candidate, Policies, select},
+};
+
+/// What this node is called and where its NodePorts answer.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeFacts {
+    pub name: String,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What a Service's port would have clients address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct Claim {
+    pub frontend: DesiredFrontend,
+    pub proto: u8,
+    /// Index into the Service's ports.
+    pub port: u16,
+}
+
+/// All that a Service claims, each address, port and protocol once.
+#[must_use]
+pub fn claims(service: &Service, node: &NodeFacts) -> Vec<Claim> {
+    let mut claims = Vec::new();
+    for (index, port) in service.ports.iter().enumerate() {
+        let mut claim = |addresses: &[IpAddr], number: u16, kind: u8| {
+            claims.extend(addresses.iter().map(|&address| Claim {
+                frontend: DesiredFrontend { address, port: number, kind },
+                proto: port.proto,
+                port: index as u16,
+            }));
+        };
+        claim(&service.cluster_ips, port.port, kind::CLUSTER_IP);
+        claim(&service.load_balancer_ips, port.port, kind::LOAD_BALANCER);
+        claim(&service.external_ips, port.port, kind::EXTERNAL_IP);
+        if port.node_port != 0 {
+            claim(&node_addresses(service, node), port.node_port, kind::NODE_PORT);
+        }
+    }
+    first_of_each(&mut claims);
+    claims
+}
+
+fn node_addresses(service: &Service, node: &NodeFacts) -> Vec<IpAddr> {
+    let has_family = |address: &&IpAddr| {
+        service.cluster_ips.iter().any(|own| IpFamily::of(own) == IpFamily::of(address))
+    };
+    node.addresses.iter().filter(has_family).copied().collect()
+}
+
+/// One address can stand in a Service twice, as an external IP and a load balancer's say. A
+/// node port never takes precedence over a Service's own address.
+fn first_of_each(claims: &mut Vec<Claim>) {
+    let precedence = |claim: &Claim| (claim.frontend.kind == kind::NODE_PORT, claim.port);
+    let place = |claim: &Claim| (claim.frontend.address, claim.frontend.port, claim.proto);
+    claims.sort_by_key(|claim| (place(claim), precedence(claim)));
+    claims.dedup_by_key(|claim| place(claim));
+}
+
+/// The rows of a Service, of which `held` are the frontends that are its own.
+#[must_use]
+pub fn compile(
+    service: &Service,
+    sets: &[&EndpointSet],
+    held: &[Claim],
+    node: &str,
+    zone: Option<&str>,
+) -> Vec<(ServicePortKey, DesiredService)> {
+    let mut rows = Vec::new();
+    for address in &service.cluster_ips {
+        let family = IpFamily::of(address);
+        for (index, port) in service.ports.iter().enumerate() {
+            let frontends = frontends(held, index, family);
+            let row = row(service, port, family, sets, node, zone);
+            rows.push((key(service, port, family), DesiredService { frontends, ..row }));
+        }
+    }
+    rows
+}
+
+fn key(service: &Service, port: &ServicePort, family: IpFamily) -> ServicePortKey {
+    ServicePortKey {
+        namespace: service.name.namespace.to_string(),
+        name: service.name.name.to_string(),
+        port: port.name.to_string(),
+        proto: port.proto,
+        family,
+    }
+}
+
+fn frontends(held: &[Claim], port: usize, family: IpFamily) -> Vec<DesiredFrontend> {
+    let mut frontends: Vec<DesiredFrontend> = held
+        .iter()
+        .filter(|claim| {
+            usize::from(claim.port) == port && IpFamily::of(&claim.frontend.address) == family
+        })
+        .map(|claim| claim.frontend)
+        .collect();
+    frontends.sort_unstable();
+    frontends
+}
+
+/// A set that no policy uses has the verdict that an empty one would: nobody reads it, and so
+/// it costs no backends.
+fn row(
+    service: &Service,
+    port: &ServicePort,
+    family: IpFamily,
+    sets: &[&EndpointSet],
+    node: &str,
+    zone: Option<&str>,
+) -> DesiredService {
+    let policies = Policies::of(service, port.node_port, family);
+    let selection = select(&candidates(port, family, sets, node), policies, node, zone);
+    let mut flags = 0;
+    if policies.internal_local {
+        flags |= service_flags::INTERNAL_LOCAL;
+    }
+    if policies.external_local && policies.externally_accessible {
+        flags |= service_flags::EXTERNAL_LOCAL;
+    }
+    DesiredService {
+        frontends: Vec::new(),
+        cluster: verdict(selection.cluster, selection.any),
+        local: verdict(selection.local, selection.any),
+        flags,
+    }
+}
+
+fn verdict(backends: Vec<DesiredBackend>, any: bool) -> DesiredSet {
+    match (backends.is_empty(), any) {
+        (false, _) => DesiredSet::Backends(backends),
+        (true, true) => DesiredSet::Drop,
+        (true, false) => DesiredSet::Reject,
+    }
+}
+
+/// The endpoints of a port, sorted, each address and port once; of two the local one counts,
+/// else the first by the name of its EndpointSlice (addEndpoints of pkg/proxy/
+/// endpointslicecache.go).
+fn candidates<'a>(
+    port: &ServicePort,
+    family: IpFamily,
+    sets: &[&'a EndpointSet],
+    node: &str,
+) -> Vec<Candidate<'a>> {
+    let mut candidates = Vec::new();
+    let slices_only = has_slices(sets, family);
+    for set in sets.iter().filter(|set| set.from_slice || !slices_only) {
+        for slice in set.slices.iter().filter(|slice| slice.family == family) {
+            let ports = slice.ports.iter();
+            for target in
+                ports.filter(|target| target.name == port.name && target.proto == port.proto)
+            {
+                candidates.extend(slice.endpoints.iter().map(|endpoint| Candidate {
+                    backend: DesiredBackend {
+                        address: endpoint.address,
+                        port: target.port,
+                        local: endpoint.node.as_deref() == Some(node),
+                    },
+                    endpoint,
+                }));
+            }
+        }
+    }
+    let place = |c: &Candidate| (c.backend.address, c.backend.port);
+    candidates.sort_by_key(|c| (place(c), !c.backend.local));
+    candidates.dedup_by_key(|c| place(c));
+    candidates
+}
+
+/// A Service's EndpointSlices are the word on it: the cluster mirrors Endpoints into them, and
+/// what a dump holds of both may be of two moments.
+fn has_slices(sets: &[&EndpointSet], family: IpFamily) -> bool {
+    let mut slices = sets.iter().filter(|set| set.from_slice).flat_map(|set| &set.slices);
+    slices.any(|slice| slice.family == family)
+}
+

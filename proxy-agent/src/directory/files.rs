@@ -1,0 +1,275 @@
+//! Which version of which object is in force, given what was seen of the files. No input or
+//! output, and time is an argument.
+//!
+//! A file that is broken, empty or gone for a moment loses no object: files are emptied and
+//! written again, and removed and made anew, by programs that mean only to change them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    model::{Change, Object, ObjectKey},
+    problem::{Problem, ProblemKind},
+    reflect::{Outcome, Reading},
+};
+
+/// An empty file may be about to be filled.
+pub const EMPTY_GRACE: Duration = Duration::from_secs(1);
+/// A file that went may be about to come back: editors that keep a copy rename the file, then
+/// write a new one.
+pub const GONE_GRACE: Duration = Duration::from_millis(10);
+/// The same, for a directory that was away itself and may be about to be filled.
+pub const RETURN_GRACE: Duration = Duration::from_secs(1);
+
+/// What was seen of a file.
+#[derive(Debug)]
+pub enum Seen {
+    Text(Reading),
+    /// Nothing in it can be trusted.
+    Broken(Problem),
+    Empty,
+    /// Not there; it counts from the given time on.
+    Gone(Instant),
+}
+
+/// A version in a file; `None` for an object that is none of our business.
+type Version = Option<Object>;
+
+#[derive(Debug, Default)]
+struct File {
+    versions: Vec<(ObjectKey, Version)>,
+    problems: Vec<Problem>,
+}
+
+#[derive(Debug, Default)]
+struct Standing {
+    /// Files that have a version of the object, by name. The first counts.
+    files: Vec<Arc<str>>,
+    told: Version,
+}
+
+/// All files, and the objects that are in force because of them.
+#[derive(Debug, Default)]
+pub struct Files {
+    files: BTreeMap<Arc<str>, File>,
+    objects: HashMap<ObjectKey, Standing>,
+    /// Files that are empty or gone, and when that counts.
+    waiting: BTreeMap<Arc<str>, (Instant, bool)>,
+    changed: BTreeSet<ObjectKey>,
+    /// Files with problems, and objects in several files.
+    troubled: BTreeSet<Arc<str>>,
+    shared: BTreeSet<ObjectKey>,
+    problems_changed: bool,
+}
+
+impl Files {
+    pub fn see(&mut self, file: &Arc<str>, seen: Seen, now: Instant) {
+        match seen {
+            Seen::Text(reading) => {
+                self.waiting.remove(file);
+                self.replace(file, reading);
+            }
+            Seen::Broken(problem) => {
+                self.waiting.remove(file);
+                self.files.entry(Arc::clone(file)).or_default();
+                self.set_problems(file, vec![problem]);
+            }
+            Seen::Empty => self.wait(file, now + EMPTY_GRACE, false),
+            Seen::Gone(at) => self.wait(file, at, true),
+        }
+    }
+
+    fn wait(&mut self, file: &Arc<str>, at: Instant, gone: bool) {
+        if !self.files.contains_key(file) {
+            return;
+        }
+        match self.waiting.get(file) {
+            Some((_, same)) if *same == gone => {}
+            _ => {
+                self.waiting.insert(Arc::clone(file), (at, gone));
+            }
+        }
+    }
+
+    /// Believes what has been so for long enough.
+    pub fn settle(&mut self, now: Instant) {
+        let due: Vec<_> =
+            self.waiting.extract_if(.., |_, (at, _)| *at <= now).collect();
+        for (file, (_, gone)) in due {
+            self.replace(&file, Reading::default());
+            if gone {
+                self.files.remove(&file);
+            }
+        }
+    }
+
+    /// When [`Self::settle`] has something to do.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.waiting.values().map(|(at, _)| *at).min()
+    }
+
+    /// Files that are there, as far as is known.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.files.keys()
+    }
+
+    fn replace(&mut self, file: &Arc<str>, reading: Reading) {
+        let old = std::mem::take(&mut self.files.entry(Arc::clone(file)).or_default().versions);
+        let (versions, problems) = versions(&old, reading);
+        let keys: BTreeSet<ObjectKey> = versions.iter().map(|(key, _)| key.clone()).collect();
+        for (key, _) in old {
+            if !keys.contains(&key) {
+                self.leave(&key, file);
+            }
+        }
+        for key in keys {
+            self.enter(key, file);
+        }
+        if let Some(entry) = self.files.get_mut(file) {
+            entry.versions = versions;
+        }
+        self.set_problems(file, problems);
+    }
+
+    fn set_problems(&mut self, file: &Arc<str>, mut problems: Vec<Problem>) {
+        for problem in &mut problems {
+            problem.source = Some(Arc::clone(file));
+        }
+        if problems.is_empty() {
+            self.troubled.remove(file);
+        } else {
+            self.troubled.insert(Arc::clone(file));
+        }
+        if let Some(entry) = self.files.get_mut(file)
+            && entry.problems != problems
+        {
+            entry.problems = problems;
+            self.problems_changed = true;
+        }
+    }
+
+    fn enter(&mut self, key: ObjectKey, file: &Arc<str>) {
+        let files = &mut self.objects.entry(key.clone()).or_default().files;
+        if let Err(index) = files.binary_search(file) {
+            files.insert(index, Arc::clone(file));
+        }
+        self.note_shared(key);
+    }
+
+    fn leave(&mut self, key: &ObjectKey, file: &Arc<str>) {
+        if let Some(standing) = self.objects.get_mut(key) {
+            standing.files.retain(|other| other != file);
+        }
+        self.note_shared(key.clone());
+    }
+
+    fn note_shared(&mut self, key: ObjectKey) {
+        let shared = self.objects.get(&key).is_some_and(|standing| standing.files.len() > 1);
+        self.problems_changed |= shared;
+        if shared {
+            self.shared.insert(key.clone());
+        } else {
+            self.problems_changed |= self.shared.remove(&key);
+        }
+        self.changed.insert(key);
+    }
+
+    /// What has changed since the last call.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().filter_map(|key| self.change(key)).collect()
+    }
+
+    fn change(&mut self, key: ObjectKey) -> Option<Change> {
+        let standing = self.objects.get_mut(&key)?;
+        let first = standing.files.first().and_then(|file| self.files.get(file));
+        let version = first.and_then(|file| version(&file.versions, &key)).cloned().flatten();
+        let before = std::mem::replace(&mut standing.told, version.clone());
+        if standing.files.is_empty() {
+            self.objects.remove(&key);
+        }
+        match version {
+            Some(object) if before.as_ref() != Some(&object) => Some(Change::Put(key, object)),
+            None if before.is_some() => Some(Change::Delete(key)),
+            _ => None,
+        }
+    }
+
+    /// Whether [`Self::problems`] may have changed since this was asked last.
+    pub fn take_problems_changed(&mut self) -> bool {
+        std::mem::take(&mut self.problems_changed)
+    }
+
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let files = self.troubled.iter().filter_map(|file| self.files.get(file));
+        let own = files.flat_map(|file| file.problems.iter().cloned());
+        own.chain(self.shared.iter().filter_map(|key| self.duplicate(key))).collect()
+    }
+
+    fn duplicate(&self, key: &ObjectKey) -> Option<Problem> {
+        let (first, others) = self.objects.get(key)?.files.split_first()?;
+        let message =
+            format!("also stands in {first}, which counts; remove it here or there");
+        Some(Problem {
+            kind: ProblemKind::Duplicate,
+            source: others.first().cloned(),
+            object: Some(key.clone()),
+            field: String::new(),
+            message,
+        })
+    }
+}
+
+/// The versions in force after a reading: of a refused object the last good one, and if it
+/// cannot be told which was refused, of all that are not mentioned.
+fn versions(
+    old: &[(ObjectKey, Version)],
+    reading: Reading,
+) -> (Vec<(ObjectKey, Version)>, Vec<Problem>) {
+    let Reading { objects, mut problems, unidentified } = reading;
+    let mut versions: Vec<(ObjectKey, Version)> = Vec::with_capacity(objects.len());
+    let mut known: HashSet<ObjectKey> = HashSet::with_capacity(objects.len());
+    for (key, outcome) in objects {
+        if !known.insert(key.clone()) {
+            problems.push(twice(&key));
+            continue;
+        }
+        match outcome {
+            Outcome::Good(object) => versions.push((key, Some(object))),
+            Outcome::Ignored => versions.push((key, None)),
+            Outcome::Refused => {
+                versions.extend(version(old, &key).map(|version| (key, version.clone())));
+            }
+        }
+    }
+    if unidentified {
+        let unmentioned = old.iter().filter(|(key, _)| !known.contains(key));
+        versions.extend(unmentioned.cloned());
+    }
+    versions.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    versions.shrink_to_fit();
+    (versions, problems)
+}
+
+fn version<'a>(versions: &'a [(ObjectKey, Version)], key: &ObjectKey) -> Option<&'a Version> {
+    let index = versions.binary_search_by(|(other, _)| other.cmp(key)).ok()?;
+    Some(&versions[index].1)
+}
+
+fn twice(key: &ObjectKey) -> Problem {
+    Problem {
+        kind: ProblemKind::Duplicate,
+        source: None,
+        object: Some(key.clone()),
+        field: String::new(),
+        message: "stands twice in this file; the first counts, remove the other".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! All objects in force, and the rows that follow from them. Pure: changes go in, changed rows
+//! come out, and what one change costs does not depend on how many Services there are.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use crate::{
+    claims::Claims,
+    compile::{Claim, NodeFacts, claims, compile},
+    desired::{Desired, DesiredService, IpFamily, ServicePortKey},
+    model::{Change, EndpointSet, Name, Node, Object, ObjectKey, ObjectKind, Service},
+    problem::Problem,
+};
+
+/// A row that is new or another than before, or `None` in place of one that is no more.
+pub type RowChange = (ServicePortKey, Option<DesiredService>);
+
+/// Feed it the batches of a source (see [`crate::directory::watch`]) by [`State::apply`] and
+/// program the rows that come back; [`State::set_addresses`] when the node's are others.
+#[derive(Debug, Default)]
+pub struct State {
+    facts: NodeFacts,
+    node: Option<Arc<Node>>,
+    services: HashMap<Name, Arc<Service>>,
+    /// By Service, sorted by the object's key.
+    sets: HashMap<Name, Vec<(ObjectKey, Arc<EndpointSet>)>>,
+    /// The Service that an object of endpoints belongs to.
+    owners: HashMap<ObjectKey, Name>,
+    claims: Claims,
+    desired: Desired,
+}
+
+impl State {
+    #[must_use]
+    pub fn new(facts: NodeFacts) -> Self {
+        Self { facts, ..Self::default() }
+    }
+
+    /// Takes a batch of changes as one: nothing in between is seen by anyone.
+    pub fn apply(&mut self, batch: impl IntoIterator<Item = Change>) -> Vec<RowChange> {
+        let mut dirty = BTreeSet::new();
+        let zone = self.zone();
+        for change in batch {
+            match change {
+                Change::Put(key, object) => self.put(key, object, &mut dirty),
+                Change::Delete(key) => self.delete(&key, &mut dirty),
+            }
+        }
+        if self.zone() != zone {
+            dirty.extend(self.services.keys().cloned());
+        }
+        dirty.append(&mut self.claims.settle());
+        self.recompile(&dirty)
+    }
+
+    /// Where NodePorts answer from now on.
+    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<RowChange> {
+        if addresses == self.facts.addresses {
+            return Vec::new();
+        }
+        let facts = NodeFacts { addresses, ..self.facts.clone() };
+        let mut dirty = BTreeSet::new();
+        for (name, service) in &self.services {
+            let (old, new) = (claims(service, &self.facts), claims(service, &facts));
+            if old != new {
+                self.claims.replace(service, &old, &new);
+                dirty.insert(name.clone());
+            }
+        }
+        self.facts = facts;
+        dirty.append(&mut self.claims.settle());
+        self.recompile(&dirty)
+    }
+
+    /// Everything that should be programmed.
+    #[must_use]
+    pub const fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// This node's object, if the source has it.
+    #[must_use]
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_deref()
+    }
+
+    /// What is wrong between objects; the source knows what is wrong within.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        self.claims.problems()
+    }
+
+    fn zone(&self) -> Option<Arc<str>> {
+        self.node.as_ref().and_then(|node| node.zone.clone())
+    }
+
+    fn put(&mut self, key: ObjectKey, object: Object, dirty: &mut BTreeSet<Name>) {
+        match object {
+            Object::Service(service) => self.put_service(service, dirty),
+            Object::Endpoints(set) => self.put_endpoints(key, set, dirty),
+            Object::Node(node) => {
+                if *node.name == *self.facts.name {
+                    self.node = Some(node);
+                }
+            }
+        }
+    }
+
+    fn put_service(&mut self, service: Arc<Service>, dirty: &mut BTreeSet<Name>) {
+        let name = service.name.clone();
+        let old = self.services.insert(name.clone(), Arc::clone(&service));
+        let old = old.map(|old| claims(&old, &self.facts)).unwrap_or_default();
+        self.claims.replace(&service, &old, &claims(&service, &self.facts));
+        dirty.insert(name);
+    }
+
+    fn put_endpoints(
+        &mut self,
+        key: ObjectKey,
+        set: Arc<EndpointSet>,
+        dirty: &mut BTreeSet<Name>,
+    ) {
+        let service = set.service.clone();
+        if self.owners.get(&key).is_some_and(|owner| *owner != service) {
+            self.delete(&key, dirty);
+        }
+        self.owners.insert(key.clone(), service.clone());
+        let sets = self.sets.entry(service.clone()).or_default();
+        match sets.binary_search_by(|(other, _)| other.cmp(&key)) {
+            Ok(index) => sets[index].1 = set,
+            Err(index) => sets.insert(index, (key, set)),
+        }
+        dirty.insert(service);
+    }
+
+    fn delete(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Name>) {
+        match key.kind {
+            ObjectKind::Service => {
+                if let Some(service) = self.services.remove(&key.name) {
+                    self.claims.release(&key.name, &claims(&service, &self.facts));
+                    dirty.insert(key.name.clone());
+                }
+            }
+            ObjectKind::Node if *key.name.name == *self.facts.name => self.node = None,
+            ObjectKind::Node => {}
+            ObjectKind::EndpointSlice | ObjectKind::Endpoints => {
+                if let Some(service) = self.owners.remove(key) {
+                    self.remove_set(&service, key);
+                    dirty.insert(service);
+                }
+            }
+        }
+    }
+
+    fn remove_set(&mut self, service: &Name, key: &ObjectKey) {
+        let Some(sets) = self.sets.get_mut(service) else { return };
+        sets.retain(|(other, _)| other != key);
+        if sets.is_empty() {
+            self.sets.remove(service);
+        }
+    }
+
+    fn recompile(&mut self, dirty: &BTreeSet<Name>) -> Vec<RowChange> {
+        let mut changes = Vec::new();
+        for name in dirty {
+            let rows = self.rows(name);
+            self.replace_rows(name, rows, &mut changes);
+        }
+        changes
+    }
+
+    fn rows(&self, name: &Name) -> Vec<(ServicePortKey, DesiredService)> {
+        let Some(service) = self.services.get(name) else { return Vec::new() };
+        let sets = self.sets.get(name).into_iter().flatten();
+        let sets: Vec<&EndpointSet> = sets.map(|(_, set)| &**set).collect();
+        let mut held: Vec<Claim> = claims(service, &self.facts);
+        held.retain(|claim| self.claims.holds(name, claim));
+        compile(service, &sets, &held, &self.facts.name, self.zone().as_deref())
+    }
+
+    fn replace_rows(
+        &mut self,
+        name: &Name,
+        rows: Vec<(ServicePortKey, DesiredService)>,
+        changes: &mut Vec<RowChange>,
+    ) {
+        for key in self.keys(name) {
+            if !rows.iter().any(|(other, _)| *other == key) {
+                self.desired.remove(&key);
+                changes.push((key, None));
+            }
+        }
+        for (key, row) in rows {
+            if self.desired.get(&key) != Some(&row) {
+                self.desired.insert(key.clone(), row.clone());
+                changes.push((key, Some(row)));
+            }
+        }
+    }
+
+    /// Keys of a Service's rows: neighbours in the order of keys.
+    fn keys(&self, name: &Name) -> Vec<ServicePortKey> {
+        let first = ServicePortKey {
+            namespace: name.namespace.to_string(),
+            name: name.name.to_string(),
+            port: String::new(),
+            proto: 0,
+            family: IpFamily::V4,
+        };
+        let keys = self.desired.range(first..).map(|(key, _)| key);
+        keys.take_while(|key| key.namespace == *name.namespace && key.name == *name.name)
+            .cloned()
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;
