@@ -60,7 +60,7 @@ fn call<F: Network, T: Tables<F>>(
     let flags = tables.service_flags(found.service).unwrap_or(0);
     match select::<F, T>(tables, found.service, scope(found.kind, flags, true), entropy) {
         Choice::Backend(backend) => {
-            Call::Backend(Place { addr: backend.addr, port: backend.port }, found.service)
+            Call::Backend(Place::new(backend.addr, backend.port), found.service)
         }
         Choice::Reject => Call::Refuse,
         Choice::Drop | Choice::Torn => Call::Pass,
@@ -71,5 +71,5 @@ fn call<F: Network, T: Tables<F>>(
 #[inline(always)]
 pub const fn place<A>(addr: A, port: u32) -> Place<A> {
     // `bpf_sock_addr.user_port` holds the port in network byte order in its low half.
-    Place { addr, port: Be16::from_bytes((port as u16).to_ne_bytes()) }
+    Place::new(addr, Be16::from_bytes((port as u16).to_ne_bytes()))
 }

@@ -25,37 +25,49 @@ enum Step {
     Assign,
     /// The flow has been answered and must be kept.
     Settle,
+    /// ICMP: perhaps an error about a flow.
+    Message,
 }
 
 /// Decides over a packet that goes out by a device. As at ingress, what few packets need is
 /// done apart, and then the packet is looked at again.
-#[inline(always)]
+#[inline(never)]
 pub fn egress<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     hook: Hook,
 ) -> Verdict {
-    let mut step = look::<F, P, T>(packet, tables);
-    let again = match step {
-        Step::Assign => assign::<F, P, T>(packet, tables),
-        Step::Settle => settle::<F, P, T>(packet, tables).or_else(|reason| {
-            if tables.reclaim() { settle::<F, P, T>(packet, tables) } else { Err(reason) }
-        }),
+    let step = look::<F, P, T>(packet, tables);
+    let done = match step {
         Step::Done => return Verdict::Pass,
         Step::Refused(reason) => Err(reason),
+        Step::Message => icmp::egress::<F, P, T>(packet, tables),
+        Step::Assign => {
+            assign::<F, P, T>(packet, tables).and_then(|()| once_more::<F, P, T>(packet, tables))
+        }
+        Step::Settle => settle::<F, P, T>(packet, tables)
+            .or_else(|reason| {
+                if tables.reclaim() { settle::<F, P, T>(packet, tables) } else { Err(reason) }
+            })
+            .and_then(|()| once_more::<F, P, T>(packet, tables)),
     };
-    step = match again {
-        Ok(()) => look::<F, P, T>(packet, tables),
-        Err(reason) => Step::Refused(reason),
-    };
-    let reason = match step {
-        Step::Done => return Verdict::Pass,
-        Step::Refused(reason) => reason,
-        // A row that was there a moment ago has been evicted meanwhile.
-        Step::Assign | Step::Settle => Reason::FlowTableFull,
-    };
+    let Err(reason) = done else { return Verdict::Pass };
     tables.count_drop(hook, reason);
     Verdict::Drop
+}
+
+/// The look after the rare has been done.
+#[inline(always)]
+fn once_more<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+) -> Result<(), Reason> {
+    match look::<F, P, T>(packet, tables) {
+        Step::Done => Ok(()),
+        Step::Refused(reason) => Err(reason),
+        // A row that was there a moment ago has been evicted meanwhile.
+        Step::Assign | Step::Settle | Step::Message => Err(Reason::FlowTableFull),
+    }
 }
 
 /// Gives the packet's flow a source.
@@ -90,10 +102,7 @@ fn settle<F: Network, P: Packet, T: Tables<F>>(
 fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
     let Some(header) = F::header(packet, 0) else { return Step::Done };
     if header.next == F::ICMP {
-        return match icmp::egress::<F, P, T>(packet, tables) {
-            Ok(()) => Step::Done,
-            Err(reason) => Step::Refused(reason),
-        };
+        return Step::Message;
     }
     if tables.is_marked(hash::pair(header.src, header.dst)) {
         ours::<F, P, T>(packet, tables, &header)
@@ -149,7 +158,7 @@ fn known<F: Network, T: Tables<F>>(
         None => (tables.flow(Store::Pending, key), true),
     };
     let Some(row) = row else { return Err(Step::Done) };
-    let (source, service) = (Place { addr: row.to, port: row.to_port }, row.service);
+    let (source, service) = (Place::new(row.to, row.to_port), row.service);
     let reply = row.role == role::REPLY;
     if !reply && source.port.raw() == 0 {
         return Err(Step::Assign);

@@ -141,19 +141,23 @@ pub struct Walk {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Scratch<A> {
+    pub parties: Parties<A>,
     pub key: FlowKey<A>,
     pub row: Flow<A>,
 }
 
-/// Where a packet comes from or goes to.
+/// Where a packet comes from or goes to: 8 and 20 bytes.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Place<A> {
     pub addr: A,
     pub port: Be16,
+    pub pad: u16,
 }
 
-/// The four parties of a flow. Every row tells all of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// The four parties of a flow. Every row tells all of them. 40 and 88 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Parties<A> {
     pub client: Place<A>,
     pub frontend: Place<A>,
@@ -161,6 +165,14 @@ pub struct Parties<A> {
     /// The masquerade source; all zero if there is none (yet).
     pub source: Place<A>,
     pub proto: u8,
+    pub pad: [u8; 7],
+}
+
+impl<A> Place<A> {
+    #[inline(always)]
+    pub const fn new(addr: A, port: Be16) -> Self {
+        Self { addr, port, pad: 0 }
+    }
 }
 
 impl<A: Address> FlowKey<A> {
@@ -179,12 +191,12 @@ impl<A: Address> FlowKey<A> {
 
     #[inline(always)]
     pub const fn src(&self) -> Place<A> {
-        Place { addr: self.src, port: self.src_port }
+        Place::new(self.src, self.src_port)
     }
 
     #[inline(always)]
     pub const fn dst(&self) -> Place<A> {
-        Place { addr: self.dst, port: self.dst_port }
+        Place::new(self.dst, self.dst_port)
     }
 }
 
@@ -200,15 +212,15 @@ impl<A: Address> Parties<A> {
     #[inline(always)]
     pub fn of_role(role: u8, key: &FlowKey<A>, row: &Flow<A>) -> Self {
         let (src, dst) = (key.src(), key.dst());
-        let to = Place { addr: row.to, port: row.to_port };
-        let other = Place { addr: row.other, port: row.other_port };
+        let to = Place::new(row.to, row.to_port);
+        let other = Place::new(row.other, row.other_port);
         let (client, frontend, backend, source) = match role {
             role::REPLY => (dst, to, src, other),
             role::ORIGINAL_SOURCE => (src, other, dst, to),
             role::REPLY_TARGET => (to, other, src, dst),
             _ => (src, dst, to, other),
         };
-        Self { client, frontend, backend, source, proto: key.proto }
+        Self { client, frontend, backend, source, proto: key.proto, pad: [0; 7] }
     }
 
     #[inline(always)]
@@ -305,7 +317,7 @@ mod tests {
     use crate::address::Ipv4;
 
     fn place(host: u8, port: u16) -> Place<Ipv4> {
-        Place { addr: Ipv4::from_bytes([10, 0, 0, host]), port: Be16::new(port) }
+        Place::new(Ipv4::from_bytes([10, 0, 0, host]), Be16::new(port))
     }
 
     #[test]
@@ -316,6 +328,7 @@ mod tests {
             backend: place(3, 8080),
             source: place(4, 50_000),
             proto: protocol::TCP,
+            ..Parties::default()
         };
         for (key, role) in [
             (parties.original(), role::ORIGINAL),

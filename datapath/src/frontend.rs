@@ -50,12 +50,21 @@ pub mod kind {
 }
 
 /// Value of `ADDRESSES4` and `ADDRESSES6`, whose key is the bare address: 4 bytes. Every
-/// packet's destination is looked up here first; no row means that it is none of ours.
+/// packet's destination is looked up here first; no row means that it is none of ours. Before a
+/// row is inserted, the byte of [`address_mark`] must be set in `ADDRESSMARKS`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AddressUse {
     /// Bits of [`address_use`].
     pub flags: u32,
+}
+
+/// The byte of `ADDRESSMARKS` that stands for an address. Bytes are set and never cleared: one
+/// that stands for nothing any more costs a look-up, one that is missing would cost the packet.
+#[inline(always)]
+#[must_use]
+pub fn address_mark<A: crate::address::Address>(address: A) -> usize {
+    crate::hash::mix(address.fold()) as usize & (crate::maps::MARKS_LEN - 1)
 }
 
 /// What an address is used for, as bits.

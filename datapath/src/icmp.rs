@@ -46,8 +46,8 @@ impl<A: Address> Quote<A> {
     #[inline(always)]
     fn key(&self, hook: u8) -> FlowKey<A> {
         FlowKey::new(
-            Place { addr: self.header.dst, port: self.transport.ports.dst_port },
-            Place { addr: self.header.src, port: self.transport.ports.src_port },
+            Place::new(self.header.dst, self.transport.ports.dst_port),
+            Place::new(self.header.src, self.transport.ports.src_port),
             self.transport.proto,
             hook,
         )
@@ -126,11 +126,11 @@ fn row<F: Network, T: Tables<F>>(
     key: &FlowKey<F::Address>,
 ) -> Option<Place<F::Address>> {
     if let Some(row) = tables.flow(Store::Answered, key) {
-        return Some(Place { addr: row.to, port: row.to_port });
+        return Some(Place::new(row.to, row.to_port));
     }
     let row = tables.flow(Store::Pending, key)?;
     // A masquerade without a source yet has sent nothing that could be complained about.
-    (row.to_port.raw() != 0).then_some(Place { addr: row.to, port: row.to_port })
+    (row.to_port.raw() != 0).then_some(Place::new(row.to, row.to_port))
 }
 
 /// Reads an ICMP message and the packet it quotes.

@@ -44,7 +44,7 @@ enum Look {
 ///
 /// What most packets need is done in one look; what few need is done apart, and then the
 /// packet is looked at again, because a program and all it calls share 512 bytes of stack.
-#[inline(always)]
+#[inline(never)]
 pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
@@ -155,8 +155,8 @@ pub(crate) const fn key<A: crate::address::Address>(
 ) -> FlowKey<A> {
     let Ports { src_port, dst_port } = transport.ports;
     FlowKey::new(
-        Place { addr: header.src, port: src_port },
-        Place { addr: header.dst, port: dst_port },
+        Place::new(header.src, src_port),
+        Place::new(header.dst, dst_port),
         transport.proto,
         hook,
     )
@@ -190,7 +190,9 @@ fn known<F: Network, T: Tables<F>>(
 ) -> Result<Place<F::Address>, Step> {
     let now = tables.now();
     let opens = transport.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    let first = look == Look::First;
+    // A later fragment has no ports by which `restart` and `settle` would find its row: its
+    // first fragment has seen to the flow.
+    let first = look == Look::First && transport.part != Part::Later;
     let (row, pending) = match tables.flow(Store::Answered, key) {
         Some(_) => (tables.flow(Store::Answered, key), false),
         None => (tables.flow(Store::Pending, key), true),
@@ -206,7 +208,7 @@ fn known<F: Network, T: Tables<F>>(
         }
     }
     track::touch(row, track::seen(transport), now, length);
-    let (target, service) = (Place { addr: row.to, port: row.to_port }, row.service);
+    let (target, service) = (Place::new(row.to, row.to_port), row.service);
     tables.count_packet(service, length);
     Ok(target)
 }
@@ -333,15 +335,16 @@ fn choose<F: Network, T: Tables<F>>(
         // The reply passes here by itself if either end is on this node, but not if both ends
         // are one and the same.
         let masquerade = (!inside && !local) || key.src == backend.addr;
-        let parties = Parties {
+        *tables.parties() = Parties {
             client: key.src(),
             frontend: key.dst(),
-            backend: Place { addr: backend.addr, port: backend.port },
+            backend: Place::new(backend.addr, backend.port),
             source: Place::default(),
             proto: key.proto,
+            pad: [0; 7],
         };
         let flags = if masquerade { flow_flags::MASQUERADE } else { 0 };
-        if track::open(tables, &parties, service, flags) {
+        if track::open(tables, service, flags) {
             tables.count_connection(service);
             return Begun::Yes;
         }

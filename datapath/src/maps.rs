@@ -18,6 +18,7 @@
 //! | `DROPS` | per-CPU array | `counter::drop_index` → packets |
 //! | `WALKS` | array of two | family → `Walk` over the flow table |
 //! | `SCRATCH4/6` | per-CPU array of one | → `Scratch`, a row in the making |
+//! | `ADDRESSMARKS` | array of one, mmap | → one byte per hash of an address in `ADDRESSES4/6` |
 //! | `MARKS` | array of one | → one byte per hash of an address pair |
 
 pub const FRONTENDS_CAPACITY: usize = 65_536;
@@ -29,7 +30,7 @@ pub const PENDING_CAPACITY: usize = 32_768;
 pub const FRAGMENTS_CAPACITY: usize = 4_096;
 pub const PEERS_CAPACITY: usize = 16_384;
 pub const DEVICES_CAPACITY: usize = 4_096;
-/// Bytes of the one row of `MARKS`; a power of two.
+/// Bytes of the one row of `MARKS` and of `ADDRESSMARKS`; a power of two.
 pub const MARKS_LEN: usize = 65_536;
 
 /// Raised when a key or value changes its layout: it is part of the pins' path, so that an old

@@ -3,10 +3,11 @@
 use crate::{
     address::Be16,
     counter::Reason,
-    flow::{FlowKey, Parties, Place, flow_flags, role},
+    flow::{FlowKey, Place, flow_flags, role},
     hash,
     header::Network,
     tables::{Opening, Store, Tables},
+    track,
 };
 
 /// Ports tried before a flow is refused. With half of the range in use by flows to the same
@@ -33,16 +34,16 @@ pub fn assign<F: Network, T: Tables<F>>(
         return Err(Reason::NatPortsExhausted);
     };
     let service = row.service;
-    let mut parties = Parties::of_role(role::ORIGINAL_SOURCE, key, row);
+    track::stage::<F, T, { role::ORIGINAL_SOURCE }>(tables, key);
     let flags = flow_flags::MASQUERADE;
     let opening = Opening { role: role::REPLY_TARGET, service, flags, now, replace: false };
     for attempt in 0..TRIES {
         // Fibonacci hashing steps over the range without meeting a port twice soon.
         let step = start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
         let offset = ((step as u64 * ports as u64) >> 32) as u16;
-        parties.source = Place { addr: address, port: Be16::new(first.wrapping_add(offset)) };
-        if claim::<F, T>(tables, &parties, opening) {
-            note::<F, T>(tables, &parties);
+        tables.parties().source = Place::new(address, Be16::new(first.wrapping_add(offset)));
+        if claim::<F, T>(tables, opening) {
+            note::<F, T>(tables);
             return Ok(());
         }
     }
@@ -52,31 +53,27 @@ pub fn assign<F: Network, T: Tables<F>>(
 /// Takes the source, unless another flow or a socket of this node has it: the row
 /// for the replies is the claim.
 #[inline(always)]
-fn claim<F: Network, T: Tables<F>>(
-    tables: &mut T,
-    parties: &Parties<F::Address>,
-    opening: Opening,
-) -> bool {
-    let key = parties.reply_target();
+fn claim<F: Network, T: Tables<F>>(tables: &mut T, opening: Opening) -> bool {
+    let key = tables.parties().reply_target();
     tables.flow(Store::Answered, &key).is_none()
         && !tables.socket_holds(&key)
-        && tables.begin(parties, opening)
+        && tables.begin(opening)
 }
 
 /// Tells the flow's other rows its source.
-#[inline(always)]
-fn note<F: Network, T: Tables<F>>(tables: &mut T, parties: &Parties<F::Address>) {
-    let Place { addr, port } = parties.source;
-    let mut key = parties.original_source();
+#[inline(never)]
+fn note<F: Network, T: Tables<F>>(tables: &mut T) {
+    let source = tables.parties().source;
+    let mut key = tables.parties().original_source();
     if let Some(row) = tables.flow(Store::Pending, &key) {
-        (row.to, row.to_port) = (addr, port);
+        (row.to, row.to_port) = (source.addr, source.port);
     }
-    key = parties.reply();
+    key = tables.parties().reply();
     if let Some(row) = tables.flow(Store::Pending, &key) {
-        (row.other, row.other_port) = (addr, port);
+        (row.other, row.other_port) = (source.addr, source.port);
     }
-    key = parties.original();
+    key = tables.parties().original();
     if let Some(row) = tables.flow(Store::Pending, &key) {
-        (row.other, row.other_port) = (addr, port);
+        (row.other, row.other_port) = (source.addr, source.port);
     }
 }

@@ -66,9 +66,12 @@ pub trait Tables<F: Network> {
     fn backend(&mut self, index: u32) -> Option<Backend<F::Address>>;
 
     fn flow(&mut self, store: Store, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
-    /// Puts the row of `opening.role` into `PENDING`; false if `opening.replace` is not set and
-    /// there is one already.
-    fn begin(&mut self, parties: &Parties<F::Address>, opening: Opening) -> bool;
+    /// The parties of the flow that rows are being written for: kept here and not with the
+    /// caller, because a program has little stack.
+    fn parties(&mut self) -> &mut Parties<F::Address>;
+    /// Puts the row of `opening.role` for `parties` into `PENDING`; false if `opening.replace`
+    /// is not set and there is one already.
+    fn begin(&mut self, opening: Opening) -> bool;
     /// Moves a row from `PENDING` to `FLOWS`.
     fn keep(&mut self, key: &FlowKey<F::Address>) -> Result<(), KeepError>;
     /// Removes a row from both.

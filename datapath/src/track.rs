@@ -51,7 +51,7 @@ pub fn pass<F: Network, T: Tables<F>>(
     let now = tables.now();
     let row = tables.flow(store, key)?;
     touch(row, seen, now, length);
-    let (place, service) = (Place { addr: row.to, port: row.to_port }, row.service);
+    let (place, service) = (Place::new(row.to, row.to_port), row.service);
     tables.count_packet(service, length);
     Some(place)
 }
@@ -145,16 +145,24 @@ fn forget_all<F: Network, T: Tables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) {
-    for role in
-        [role::ORIGINAL, role::REPLY, role::ORIGINAL_SOURCE, role::REPLY_TARGET]
-    {
-        if role != ROLE
-            && let Some(other) = sibling::<F, T, ROLE>(tables, key, role)
-        {
-            tables.forget(&other);
-        }
-    }
+    forget_sibling::<F, T, ROLE, { role::ORIGINAL }>(tables, key);
+    forget_sibling::<F, T, ROLE, { role::REPLY }>(tables, key);
+    forget_sibling::<F, T, ROLE, { role::ORIGINAL_SOURCE }>(tables, key);
+    forget_sibling::<F, T, ROLE, { role::REPLY_TARGET }>(tables, key);
     tables.forget(key);
+}
+
+/// Removes one other row of a flow.
+#[inline(never)]
+fn forget_sibling<F: Network, T: Tables<F>, const ROLE: u8, const OTHER: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) {
+    if ROLE != OTHER
+        && let Some(other) = sibling::<F, T, ROLE>(tables, key, OTHER)
+    {
+        tables.forget(&other);
+    }
 }
 
 /// True if the backend has answered the flow whose `ORIGINAL` row is at `key` in `PENDING`.
@@ -165,36 +173,38 @@ pub fn is_answered<F: Network, T: Tables<F>>(tables: &mut T, key: &FlowKey<F::Ad
         .is_some_and(|(seen, _)| seen != 0)
 }
 
-/// Opens a flow in `PENDING`. False if the tuple between client and backend belongs to a live
+/// Opens the flow of [`Tables::parties`] in `PENDING`. False if the tuple between client and backend belongs to a live
 /// flow by way of another frontend.
 #[inline(never)]
 pub fn open<F: Network, T: Tables<F>>(
     tables: &mut T,
-    parties: &Parties<F::Address>,
     service: u32,
     flags: u16,
 ) -> bool {
-    if is_taken::<F, T>(tables, parties) {
+    if is_taken::<F, T>(tables) {
         return false;
     }
     let now = tables.now();
     let opening = |role| Opening { role, service, flags, now, replace: true };
     if flags & flow_flags::MASQUERADE != 0 {
-        tables.begin(parties, opening(role::ORIGINAL_SOURCE));
+        tables.begin(opening(role::ORIGINAL_SOURCE));
     }
-    tables.begin(parties, opening(role::REPLY));
-    tables.begin(parties, opening(role::ORIGINAL));
-    tables.mark(hash::pair(parties.client.addr, parties.backend.addr));
+    tables.begin(opening(role::REPLY));
+    tables.begin(opening(role::ORIGINAL));
+    let Parties { client, backend, .. } = tables.parties();
+    let pair = hash::pair(client.addr, backend.addr);
+    tables.mark(pair);
     true
 }
 
 /// True if replies of this backend to this client belong to another flow that lives.
 #[inline(always)]
-fn is_taken<F: Network, T: Tables<F>>(tables: &mut T, parties: &Parties<F::Address>) -> bool {
-    let key = parties.reply();
+fn is_taken<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
+    let Parties { frontend, .. } = *tables.parties();
+    let key = tables.parties().reply();
     let pending = tables.flow(Store::Answered, &key).is_none();
     let Some(row) = find::<F, T>(tables, &key) else { return false };
-    let same = row.to == parties.frontend.addr && row.to_port == parties.frontend.port;
+    let same = row.to == frontend.addr && row.to_port == frontend.port;
     // A row of the same flow is what eviction left of it.
     !(same && pending || forget_finished::<F, T, { role::REPLY }>(tables, &key))
 }
@@ -208,16 +218,29 @@ pub fn restore<F: Network, T: Tables<F>, const ROLE: u8>(
     let now = tables.now();
     let Some(row) = tables.flow(Store::Pending, key) else { return };
     let (service, flags) = (row.service, row.flags);
-    let parties = Parties::of_role(ROLE, key, row);
+    stage::<F, T, ROLE>(tables, key);
     let opening = |role| Opening { role, service, flags, now, replace: false };
-    tables.begin(&parties, opening(role::ORIGINAL));
-    tables.begin(&parties, opening(role::REPLY));
+    tables.begin(opening(role::ORIGINAL));
+    tables.begin(opening(role::REPLY));
     if flags & flow_flags::MASQUERADE == 0 {
         return;
     }
-    tables.begin(&parties, opening(role::ORIGINAL_SOURCE));
-    if parties.source != Place::default() {
-        tables.begin(&parties, opening(role::REPLY_TARGET));
+    tables.begin(opening(role::ORIGINAL_SOURCE));
+    if tables.parties().source != Place::default() {
+        tables.begin(opening(role::REPLY_TARGET));
+    }
+}
+
+/// Puts the parties of the unanswered flow whose row of role `ROLE` is at `key` where
+/// [`Tables::begin`] finds them.
+#[inline(never)]
+pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) {
+    if let Some(row) = tables.flow(Store::Pending, key) {
+        let parties = Parties::of_role(ROLE, key, row);
+        *tables.parties() = parties;
     }
 }
 

@@ -58,6 +58,7 @@ maps! {
     DEVICES: HashMap<u32, Device, DEVICES_CAPACITY, LAZY>,
     SETTINGS: Array<Settings, 1>,
     DROPS: PerCpuArray<u64, DROPS_LEN>,
+    ADDRESSMARKS: Array<[u8; MARKS_LEN], 1, MMAP>,
     MARKS: Array<[u8; MARKS_LEN], 1>,
     SCRATCH4: PerCpuArray<Scratch<Ipv4>, 1>,
     SCRATCH6: PerCpuArray<Scratch<Ipv6>, 1>,

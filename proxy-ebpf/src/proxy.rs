@@ -4,6 +4,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod gate;
 mod maps;
 mod skb;
 mod socket;
@@ -23,6 +24,7 @@ use datapath::{
     packet::Verdict,
     tables::Tables,
 };
+use gate::{is_foreign_destination, is_foreign_pair};
 use skb::Skb;
 use socket::{Operation, call4, call6};
 use tables::{Maps, settings};
@@ -105,12 +107,12 @@ pub fn flow_sweep(_context: TcContext) -> i32 {
 fn enter(context: &TcContext, hook: Hook) -> i32 {
     let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
-        ETH_P_IP => {
+        ETH_P_IP if !is_foreign_destination::<V4>(context) => {
             let mut skb = Skb::new(context, 0);
             let verdict = ingress::<V4, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
-        ETH_P_IPV6 => {
+        ETH_P_IPV6 if !is_foreign_destination::<V6>(context) => {
             let mut skb = Skb::new(context, settings().ipv6_checksum_flags);
             let verdict = ingress::<V6, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
@@ -123,12 +125,12 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
 fn leave(context: &TcContext, hook: Hook) -> i32 {
     let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
-        ETH_P_IP => {
+        ETH_P_IP if !is_foreign_pair::<V4>(context) => {
             let mut skb = Skb::new(context, 0);
             let verdict = egress::<V4, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
-        ETH_P_IPV6 => {
+        ETH_P_IPV6 if !is_foreign_pair::<V6>(context) => {
             let mut skb = Skb::new(context, settings().ipv6_checksum_flags);
             let verdict = egress::<V6, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)

@@ -10,7 +10,7 @@ use datapath::packet::{Covers, Packet};
 
 /// Length of the Ethernet header: the agent attaches to Ethernet devices only. VLAN tags are
 /// not in the buffer but beside it.
-const ETHERNET: u32 = 14;
+pub const ETHERNET: u32 = 14;
 
 /// `BPF_ADJ_ROOM_MAC`: room between link layer and network header.
 const ADJUST_ROOM_MAC: u32 = 1;

@@ -313,12 +313,12 @@ fn frontend<F: Peerage>(
         && row.backend_port == peer.port
         && row.frontend_port != Be16::ZERO
     {
-        return Some(Place { addr: row.frontend, port: row.frontend_port });
+        return Some(Place::new(row.frontend, row.frontend_port));
     }
     if operation == Operation::PeerName {
         return None;
     }
     // SAFETY: the row is copied at once.
     let row = unsafe { F::PEERS.get(peer_key::<F>(context, peer)).copied() }?;
-    Some(Place { addr: row.frontend, port: row.frontend_port })
+    Some(Place::new(row.frontend, row.frontend_port))
 }

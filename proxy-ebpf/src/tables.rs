@@ -197,14 +197,21 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn begin(&mut self, parties: &Parties<F::Address>, opening: Opening) -> bool {
+    fn parties(&mut self) -> &mut Parties<F::Address> {
+        // SAFETY: the row is this processor's own, and programs on devices are not interrupted
+        // by one another. An array's row that the index fits is always there.
+        unsafe { &mut (*F::SCRATCH.get_ptr_mut(0).unwrap_unchecked()).parties }
+    }
+
+    #[inline(always)]
+    fn begin(&mut self, opening: Opening) -> bool {
         let flags = if opening.replace { BPF_ANY } else { BPF_NOEXIST };
         let Some(scratch) = F::SCRATCH.get_ptr_mut(0) else { return false };
         // SAFETY: the row is this processor's own, and programs on devices are not interrupted
         // by one another.
         let scratch = unsafe { &mut *scratch };
-        scratch.key = parties.key(opening.role);
-        scratch.row = parties.row(opening);
+        scratch.key = scratch.parties.key(opening.role);
+        scratch.row = scratch.parties.row(opening);
         F::PENDING.insert(&scratch.key, &scratch.row, flags.into()).is_ok()
     }
 

@@ -58,6 +58,7 @@ pub struct Memory<F: Network> {
     pub drops: Vec<u64>,
     pub stats: HashMap<u32, ServiceCounters>,
     capacity: usize,
+    parties: Parties<F::Address>,
 }
 
 impl<F: Network> Memory<F> {
@@ -80,6 +81,7 @@ impl<F: Network> Memory<F> {
             sockets: HashSet::new(),
             drops: vec![0; DROPS_LEN],
             stats: HashMap::new(),
+            parties: Parties::default(),
             capacity: sizes.flows,
         }
     }
