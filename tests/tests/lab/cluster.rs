@@ -1,0 +1,316 @@
+//! A lab with an agent on each node and a server in each pod, and what cases ask of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    Lab, LabSpec, NodeSpec, Place, Process,
+    agent::{Agent, AgentOptions, SocketLb},
+    manifests,
+    peer::{self, Answer, Protocol, Question},
+};
+use serde_json::Value;
+
+use crate::service::{Exposed, FAMILIES, Family, TARGET, Target, name};
+
+/// Longer than any change may take; nothing waits for it unless something is wrong.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// What is dropped does not answer within this time.
+const SILENCE: Duration = Duration::from_millis(400);
+/// A SYN is sent again after a second: what is refused by then was refused at once.
+const AT_ONCE_MICROS: u64 = 900_000;
+
+/// The value, or the end of the case with the error as people read it.
+#[track_caller]
+pub(crate) fn ok<T, E: Display>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|err| panic!("{err}"))
+}
+
+/// Waits until `look` finds what it looks for.
+#[track_caller]
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < give_up, "not within {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Dropped in this order: the lab goes last.
+pub(crate) struct Cluster {
+    pub(crate) agents: Vec<Agent>,
+    servers: BTreeMap<String, Process>,
+    pub(crate) lab: Lab,
+}
+
+/// How a cluster is raised.
+pub(crate) struct Plan {
+    pub(crate) spec: LabSpec,
+    pub(crate) mode: SocketLb,
+    /// Further arguments of the agents.
+    pub(crate) extra: Vec<String>,
+}
+
+impl Plan {
+    /// Two nodes with two pods each, and a client that knows the way to cluster IPs.
+    pub(crate) fn new(mode: SocketLb) -> Self {
+        let spec = LabSpec { client_service_routes: true, ..LabSpec::default() };
+        Self { spec, mode, extra: Vec::new() }
+    }
+
+    /// One node with two pods: enough where nothing crosses nodes.
+    pub(crate) fn single(mode: SocketLb) -> Self {
+        let mut plan = Self::new(mode);
+        plan.spec.nodes = vec![NodeSpec::new("node1", &["pod1a", "pod1b"])];
+        plan
+    }
+
+    #[must_use]
+    pub(crate) fn extra(mut self, arguments: &[&str]) -> Self {
+        self.extra.extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Raises it, with the agents ready and the Services programmed.
+    pub(crate) fn up(self, services: &[Exposed]) -> Cluster {
+        let options = self.options();
+        let mut cluster = self.without_agents(services);
+        for node in cluster.nodes() {
+            let agent = ok(Agent::start(&cluster.lab, &node, options.clone()));
+            cluster.agents.push(agent);
+        }
+        services.iter().for_each(|service| cluster.wait_programmed(service));
+        cluster
+    }
+
+    pub(crate) fn options(&self) -> AgentOptions {
+        let (socket_lb, extra) = (self.mode, self.extra.clone());
+        AgentOptions { socket_lb, extra, ..AgentOptions::default() }
+    }
+
+    /// The lab with its manifests and servers, and no agent yet.
+    pub(crate) fn without_agents(self, services: &[Exposed]) -> Cluster {
+        let lab = ok(Lab::up(self.spec));
+        ok(lab.publish("nodes.yaml", &manifests::nodes(&lab)));
+        let mut cluster = Cluster { agents: Vec::new(), servers: BTreeMap::new(), lab };
+        services.iter().for_each(|service| cluster.write(service));
+        let pods = cluster.lab.spec().nodes().flat_map(|(_, node)| {
+            node.pods().map(|(_, pod)| pod.to_owned()).collect::<Vec<_>>()
+        });
+        for pod in pods.collect::<Vec<_>>() {
+            cluster.serve(&pod);
+        }
+        cluster
+    }
+}
+
+impl Cluster {
+    pub(crate) fn up(mode: SocketLb, services: &[Exposed]) -> Self {
+        Plan::new(mode).up(services)
+    }
+
+    /// Starts a server in a place, where pods have theirs.
+    pub(crate) fn serve(&mut self, place: &str) {
+        let ports = [format!("--tcp={TARGET}"), format!("--udp={TARGET}")];
+        let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+        let server = ok(peer::serve(&self.place(place), &ports));
+        self.servers.insert(place.to_owned(), server);
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        self.lab.spec().nodes.iter().map(|node| node.name.clone()).collect()
+    }
+
+    pub(crate) fn place(&self, name: &str) -> Place {
+        ok(self.lab.place(name))
+    }
+
+    pub(crate) fn address(&self, place: &str, family: Family) -> IpAddr {
+        family.of(ok(self.lab.addresses(place)).both())
+    }
+
+    /// Writes a Service's file without waiting for anything.
+    pub(crate) fn write(&self, service: &Exposed) {
+        ok(self.lab.publish(&service.file(), &service.documents(&self.lab)));
+    }
+
+    /// Writes a Service's file and waits until it is in force.
+    pub(crate) fn publish(&self, service: &Exposed) {
+        self.write(service);
+        self.wait_programmed(service);
+    }
+
+    /// Takes a Service's file away and waits until the Service is gone.
+    pub(crate) fn withdraw(&self, service: &Exposed) {
+        ok(self.lab.withdraw(&service.file()));
+        for agent in &self.agents {
+            eventually("the Service is gone", || backends(agent, service.number).is_none().then_some(()));
+        }
+    }
+
+    pub(crate) fn wait_programmed(&self, service: &Exposed) {
+        let wanted: BTreeSet<SocketAddr> = service.backends(&self.lab).into_iter().collect();
+        for agent in &self.agents {
+            let mut found = None;
+            let what = format!("{} has the backends {wanted:?}", name(service.number));
+            eventually(&what, || {
+                found = backends(agent, service.number);
+                (found.as_ref() == Some(&wanted)).then_some(())
+            });
+        }
+    }
+
+    /// Asks once.
+    #[track_caller]
+    pub(crate) fn ask(&self, from: &str, protocol: Protocol, to: SocketAddr) -> Answer {
+        ok(peer::ask(&self.place(from), protocol, to))
+    }
+
+    #[track_caller]
+    pub(crate) fn ask_with(
+        &self,
+        from: &str,
+        protocol: Protocol,
+        to: SocketAddr,
+        question: &Question,
+    ) -> Vec<Answer> {
+        ok(peer::ask_with(&self.place(from), protocol, to, question))
+    }
+
+    /// Asks by TCP and UDP in both families: one of `by` must answer, must have seen the
+    /// address of the place `source`, and the asker must see whom it asked.
+    #[track_caller]
+    pub(crate) fn reaches(&self, from: &str, target: Target, by: &[&str], source: &str) {
+        for family in FAMILIES {
+            let source = self.address(source, family);
+            self.reaches_from(from, target, family, by, &[source]);
+        }
+    }
+
+    /// The same in one family, with the sources that may be seen.
+    #[track_caller]
+    pub(crate) fn reaches_from(
+        &self,
+        from: &str,
+        target: Target,
+        family: Family,
+        by: &[&str],
+        sources: &[IpAddr],
+    ) {
+        let to = target.address(&self.lab, family);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let answer = self.ask(from, protocol, to);
+            let what = format!("{from} asks {to} by {}: {answer:?}", protocol.name());
+            assert!(answer.name().is_some_and(|name| by.contains(&name)), "{what}");
+            let seen = answer.source().map(|source| source.ip());
+            assert!(seen.is_some_and(|seen| sources.contains(&seen)), "not {sources:?}: {what}");
+            assert_eq!(answer.from.or(answer.peer), Some(to), "{what}");
+        }
+    }
+
+    /// TCP and UDP are refused at once in both families.
+    #[track_caller]
+    pub(crate) fn is_refused(&self, from: &str, target: Target) {
+        for family in FAMILIES {
+            let to = target.address(&self.lab, family);
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let answer = self.ask(from, protocol, to);
+                let what = format!("{from} asks {to} by {}: {answer:?}", protocol.name());
+                assert!(answer.is_refused(), "{what}");
+                assert!(answer.micros < AT_ONCE_MICROS, "{what}");
+            }
+        }
+    }
+
+    /// Neither TCP nor UDP is answered at all.
+    #[track_caller]
+    pub(crate) fn is_silent(&self, from: &str, target: Target) {
+        let question = Question { timeout: Some(SILENCE), ..Question::default() };
+        for family in FAMILIES {
+            let to = target.address(&self.lab, family);
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let answer = self.ask_with(from, protocol, to, &question).remove(0);
+                let what = format!("{from} asks {to} by {}: {answer:?}", protocol.name());
+                assert_eq!(answer.error.as_deref(), Some("timeout"), "{what}");
+            }
+        }
+    }
+
+    /// What a subcommand of the first node's agent prints as JSON.
+    #[track_caller]
+    pub(crate) fn show(&self, arguments: &[&str]) -> Value {
+        show(&self.agents[0], arguments)
+    }
+
+    /// The value of a metric of the first node's agent, summed over all samples that carry
+    /// the labels.
+    #[track_caller]
+    pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let text = ok(self.agents[0].metrics());
+        let samples = ok(crate::exposition::parse(&text));
+        let fits = |sample: &&crate::exposition::Sample| {
+            sample.name == name
+                && labels.iter().all(|(label, value)| {
+                    sample.labels.get(*label).is_some_and(|found| found == value)
+                })
+        };
+        samples.iter().filter(fits).map(|sample| sample.value).sum()
+    }
+}
+
+/// What a subcommand beside an agent prints as JSON.
+#[track_caller]
+pub(crate) fn show(agent: &Agent, arguments: &[&str]) -> Value {
+    let mut arguments = arguments.to_vec();
+    arguments.extend(["-o", "json"]);
+    let output = ok(agent.ask(&arguments));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    serde_json::from_str(&text).unwrap_or_else(|err| panic!("{arguments:?}: {err}: {text}"))
+}
+
+/// The backends of a Service, both families, as an agent has programmed them; none if it has
+/// no such Service.
+pub(crate) fn backends(agent: &Agent, number: u8) -> Option<BTreeSet<SocketAddr>> {
+    let output = ok(agent.ask(&["services", &name(number), "-o", "json"]));
+    let shown: Value = serde_json::from_slice(&output.stdout).ok()?;
+    let lists = shown.as_array()?.iter().map(|service| &service["backends"]);
+    let rows = lists.filter_map(Value::as_array).flatten();
+    let address = |row: &Value| {
+        let ip = row["address"].as_str()?.parse().ok()?;
+        let port = row["port"].as_u64()?.try_into().ok()?;
+        Some(SocketAddr::new(ip, port))
+    };
+    Some(rows.filter_map(address).collect())
+}
+
+impl Drop for Cluster {
+    /// Tells what the agents have to say about a case that failed.
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        for (node, agent) in self.nodes().iter().zip(&self.agents) {
+            let log = agent.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(20)..];
+            eprintln!("--- log of proxy-agent on {node}, its end:\n{}", tail.join("\n"));
+            for arguments in [&["status"][..], &["services"], &["flows"]] {
+                if let Ok(output) = agent.ask(arguments) {
+                    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                    let head: String = text.lines().take(60).map(|line| format!("{line}\n")).collect();
+                    eprintln!("--- {arguments:?} on {node}:\n{head}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Cluster IPs from pods, nodes and their own backends.
+
+use lab::agent::SocketLb;
+use lab::address;
+
+use crate::{
+    cluster::Cluster,
+    service::{FAMILIES, Family, Target, expose},
+};
+
+both! {
+    pod_reaches_cluster_ip_on_other_node,
+    pod_reaches_cluster_ip_on_same_node_and_bridge,
+    pod_reaches_itself_through_its_service,
+    node_reaches_cluster_ip,
+    pod_reaches_host_network_backend,
+    every_backend_gets_its_share,
+}
+
+fn pod_reaches_cluster_ip_on_other_node(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod2a"], "pod1a");
+}
+
+fn pod_reaches_cluster_ip_on_same_node_and_bridge(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1b"])]);
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+}
+
+fn pod_reaches_itself_through_its_service(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1a"])]);
+    for family in FAMILIES {
+        // The socket path has no packet to masquerade; the packet path takes the bridge's address.
+        let sources = [cluster.address("pod1a", family), gateway(1, family)];
+        cluster.reaches_from("pod1a", Target::ClusterIp(10), family, &["pod1a"], &sources);
+    }
+}
+
+fn gateway(node: u8, family: Family) -> std::net::IpAddr {
+    family.of([address::gateway4(node).into(), address::gateway6(node).into()])
+}
+
+fn node_reaches_cluster_ip(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1b"]), expose(11, &["pod2a"])]);
+    cluster.reaches("node1", Target::ClusterIp(11), &["pod2a"], "node1");
+    for family in FAMILIES {
+        let source = gateway(1, family);
+        cluster.reaches_from("node1", Target::ClusterIp(10), family, &["pod1b"], &[source]);
+    }
+}
+
+fn pod_reaches_host_network_backend(mode: SocketLb) {
+    let services = [expose(10, &["node1"]), expose(11, &["node2"])];
+    let mut cluster = Cluster::up(mode, &services);
+    cluster.serve("node1");
+    cluster.serve("node2");
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["node1"], "pod1a");
+    cluster.reaches("pod1a", Target::ClusterIp(11), &["node2"], "pod1a");
+    cluster.reaches("node1", Target::ClusterIp(11), &["node2"], "node1");
+    cluster.reaches("node1", Target::ClusterIp(10), &["node1"], "node1");
+    cluster.reaches("client", Target::NodePort("node1", 10), &["node1"], "client");
+    cluster.reaches("client", Target::NodePort("node1", 11), &["node2"], "node1");
+}
+
+fn every_backend_gets_its_share(mode: SocketLb) {
+    use std::collections::BTreeMap;
+
+    use lab::peer::{Protocol, Question};
+
+    let pods = ["pod1b", "pod2a", "pod2b"];
+    let cluster = Cluster::up(mode, &[expose(10, &pods)]);
+    let question = Question { count: Some(300), ..Question::default() };
+    for (from, target) in
+        [("pod1a", Target::ClusterIp(10)), ("client", Target::NodePort("node1", 10))]
+    {
+        for family in FAMILIES {
+            let to = target.address(&cluster.lab, family);
+            let mut shares: BTreeMap<String, u32> = BTreeMap::new();
+            for answer in cluster.ask_with(from, Protocol::Tcp, to, &question) {
+                let name = answer.name().unwrap_or_else(|| panic!("{answer:?}"));
+                *shares.entry(name.into()).or_default() += 1;
+            }
+            // A third each is 100; with fair choice one case in a hundred million misses 55.
+            assert!(pods.iter().all(|pod| shares.get(*pod) > Some(&55)), "{from}: {shares:?}");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Services between nodes and pods that are network namespaces, with real sockets and the real
+//! agent. One case is one test; each that concerns traffic runs with `--socket-lb on` and with
+//! `--socket-lb host`, which leaves pods to the packet path.
+//!
+//! Needs root, `target/dist/proxy-agent` and `target/dist/lab-peer` (`cargo xtask build`):
+//! `cargo xtask test --tier lab`.
+
+/// Makes of each case a module with two tests, one for each setting of `--socket-lb`.
+macro_rules! both {
+    ($($case:ident),* $(,)?) => { $(
+        mod $case {
+            use lab::agent::SocketLb;
+
+            #[test]
+            fn on() {
+                super::$case(SocketLb::On);
+            }
+
+            #[test]
+            fn host() {
+                super::$case(SocketLb::Host);
+            }
+        }
+    )* };
+}
+
+mod cluster;
+mod exposition;
+mod service;
+
+mod cluster_ip;
