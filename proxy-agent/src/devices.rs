@@ -9,7 +9,7 @@ use std::{
 use datapath::device::Device;
 
 use crate::{
-    config::PodLink,
+    config::{NodePortAddresses, PodLink},
     desired::IpFamily,
     netlink::{Link, Network},
 };
@@ -103,6 +103,31 @@ impl Roles {
         }
         addresses
     }
+}
+
+/// Addresses of this node at which NodePorts answer.
+pub fn node_port_addresses(
+    network: &Network,
+    node_addresses: &[IpAddr],
+    wanted: &NodePortAddresses,
+) -> Vec<IpAddr> {
+    let own = network.addresses.iter().map(|held| held.address);
+    let mut addresses: Vec<IpAddr> = match wanted {
+        NodePortAddresses::Primary => return node_addresses.to_vec(),
+        NodePortAddresses::All => network
+            .addresses
+            .iter()
+            .filter(|held| held.is_global && !held.address.is_loopback())
+            .map(|held| held.address)
+            .collect(),
+        NodePortAddresses::Localhost => own.filter(IpAddr::is_loopback).collect(),
+        NodePortAddresses::Cidrs(cidrs) => {
+            own.filter(|address| cidrs.iter().any(|cidr| cidr.contains(*address))).collect()
+        }
+    };
+    addresses.sort();
+    addresses.dedup();
+    addresses
 }
 
 fn uplinks(network: &Network, wish: &Wish, roles: &mut Roles) -> BTreeSet<u32> {
@@ -256,6 +281,19 @@ mod tests {
         let roles = roles(&node(), &wish);
         assert_eq!(roles.not_ethernet, ["tun0"]);
         assert_eq!(roles.missing, ["eth7"]);
+    }
+
+    #[test]
+    fn node_ports_answer_where_asked() {
+        let at = |wanted: &str| {
+            let primary = ["192.0.2.1".parse().unwrap()];
+            let addresses = node_port_addresses(&node(), &primary, &wanted.parse().unwrap());
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(at("primary"), "192.0.2.1");
+        assert_eq!(at("all"), "10.1.0.1 10.9.9.9 192.0.2.1 2001:db8::1");
+        assert_eq!(at("localhost"), "");
+        assert_eq!(at("10.0.0.0/8"), "10.1.0.1 10.9.9.9");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 
 use crate::{
     metrics::Metrics,
-    status::{Board, Problem, ProblemKind, attachments},
+    status::{Board, Problem, attachments},
 };
 
 /// An address that is taken is tried again this often.
@@ -64,11 +64,8 @@ async fn listen(flag: &'static str, address: SocketAddr, router: Router, board: 
                 }
             }
             Err(err) => {
-                let problem = Problem {
-                    kind: ProblemKind::Node,
-                    object: flag.into(),
-                    message: format!("cannot listen at {address}: {err}; tried every 5 s"),
-                };
+                let message = format!("cannot listen at {address}: {err}; tried every 5 s");
+                let problem = Problem::new(Problem::NODE, flag, message);
                 let before = board.state().problems.insert(flag, vec![problem]);
                 if before.is_none() {
                     warn!(%address, %err, "cannot listen; trying every 5 s");
@@ -141,11 +138,10 @@ async fn status(State(answers): State<Answers>) -> Response {
     let mut status = answers.board.status();
     match attachments(&answers.bpffs) {
         Ok(attachments) => status.attachments = attachments,
-        Err(err) => status.problems.push(Problem {
-            kind: ProblemKind::Device,
-            object: "links".into(),
-            message: err.to_string(),
-        }),
+        Err(err) => {
+            let problem = Problem::new(Problem::DEVICE, "links", err.to_string());
+            status.problems.push(problem);
+        }
     }
     Json(status).into_response()
 }

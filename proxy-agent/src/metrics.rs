@@ -26,7 +26,7 @@ use prometheus_client::{
 
 use crate::{
     show::{self, Counters},
-    status::{Board, ProblemKind, unix_seconds},
+    status::{Board, Problem, unix_seconds},
 };
 
 type Labels = Vec<(&'static str, String)>;
@@ -174,9 +174,9 @@ impl Collector for Tables {
             None,
             MetricType::Gauge,
         )?;
-        for kind in ProblemKind::ALL {
+        for kind in Problem::kinds() {
             let count = problems.iter().filter(|problem| problem.kind == kind).count();
-            let labels: Labels = vec![("kind", kind.name().to_owned())];
+            let labels: Labels = vec![("kind", kind.to_owned())];
             ConstGauge::new(count as i64).encode(family.encode_family(&labels)?)?;
         }
         Ok(())

@@ -5,7 +5,7 @@ use crate::{
     attach::AttachError,
     config::CapacityOf,
     devices::Roles,
-    status::{Problem, ProblemKind, TableStatus},
+    status::{Problem, TableStatus},
 };
 
 /// Tables are reported from this fill on, before they are full.
@@ -13,11 +13,8 @@ const NEARLY_FULL_PERCENT: u64 = 80;
 
 /// Devices that are not attached to, and why.
 pub fn devices(roles: &Roles, errors: &[AttachError]) -> Vec<Problem> {
-    let problem = |object: &str, message: String| Problem {
-        kind: ProblemKind::Device,
-        object: object.into(),
-        message,
-    };
+    let problem =
+        |object: &str, message: String| Problem::new(Problem::DEVICE, object, message);
     let foreign = roles.not_ethernet.iter().map(|device| {
         let message = "carries no Ethernet frames, which the programs need; name other devices \
                        with --uplink or --pod-link";
@@ -43,25 +40,18 @@ pub fn devices(roles: &Roles, errors: &[AttachError]) -> Vec<Problem> {
 pub fn tables(refusals: &[Refusal], fill: &[Fill]) -> Vec<Problem> {
     let refused = refusals.iter().map(|refusal| {
         let remedy = if refusal.is_full { remedy(refusal.table, fill) } else { String::new() };
-        Problem {
-            kind: ProblemKind::Table,
-            object: refusal.table.into(),
-            message: format!("{} rows not written: {}{remedy}", refusal.writes, refusal.reason),
-        }
+        let message = format!("{} rows not written: {}{remedy}", refusal.writes, refusal.reason);
+        Problem::new(Problem::TABLE, refusal.table, message)
     });
     let is_refused = |table: &str| refusals.iter().any(|refusal| refusal.table == table);
     let nearly = fill.iter().filter(|fill| {
         !is_refused(fill.table)
             && u64::from(fill.entries) * 100 >= u64::from(fill.capacity) * NEARLY_FULL_PERCENT
     });
-    let nearly = nearly.map(|held| Problem {
-        kind: ProblemKind::Table,
-        object: held.table.into(),
-        message: format!(
-            "{} % full{}",
-            u64::from(held.entries) * 100 / u64::from(held.capacity.max(1)),
-            remedy(held.table, fill)
-        ),
+    let nearly = nearly.map(|held| {
+        let percent = u64::from(held.entries) * 100 / u64::from(held.capacity.max(1));
+        let message = format!("{percent} % full{}", remedy(held.table, fill));
+        Problem::new(Problem::TABLE, held.table, message)
     });
     refused.chain(nearly).collect()
 }

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -31,15 +32,15 @@ use crate::{
     attach::{self, AttachError, Devices, Sweep},
     check,
     config::{ConfigError, RunArgs, SocketLb},
-    devices::{Roles, Wish, roles},
+    devices::{Roles, Wish, node_port_addresses, roles},
     health,
     metrics::Metrics,
-    netlink::{Netlink, NetlinkError},
+    netlink::{Netlink, NetlinkError, Network},
     object::{self, LoadError},
     report,
     settings,
-    source::{Feed, Node, Source, SourceError},
-    status::{Board, Problem, ProblemKind},
+    source::{Feed, Source, node_addresses},
+    status::{Board, Problem},
 };
 
 /// Expired flows are looked for this often.
@@ -66,12 +67,12 @@ pub enum RunError {
     Settings(TableError),
     #[error("cannot tell this node from its pods: {0}")]
     Node(io::Error),
+    #[error("cannot listen to the source: {0}")]
+    Source(io::Error),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Attach(#[from] AttachError),
-    #[error(transparent)]
-    Source(#[from] SourceError),
 }
 
 /// Runs until told to stop.
@@ -84,8 +85,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
 
     // The source reads its files while the kernel verifies the programs.
     let board = Arc::new(Board::default());
-    let mut source = Source::open(&args, directory)?;
-    let mut agent = Agent::new(args, Arc::clone(&board))?;
+    let source = Source::open(directory, node_name(&args)).map_err(RunError::Source)?;
+    let mut agent = Agent::new(args, Arc::clone(&board), source)?;
     health::serve(
         agent.args.metrics_bind_address,
         agent.args.healthz_bind_address,
@@ -99,7 +100,6 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
 
     let mut netlink = Netlink::open()?;
     agent.list_devices(&netlink).await;
-    source.set_node(agent.node());
     let mut sweep = ticks(SWEEP);
     let mut retry = ticks(RETRY);
     let mut look = ticks(LOOK);
@@ -107,14 +107,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     loop {
         agent.begin_wait();
         tokio::select! {
-            feed = source.next() => {
-                let Some(feed) = feed else { break };
-                agent.take(feed);
-            }
-            Some(()) = netlink.changed() => {
-                agent.list_devices(&netlink).await;
-                source.set_node(agent.node());
-            }
+            Some(feed) = agent.source.next() => agent.take(feed),
+            Some(()) = netlink.changed() => agent.list_devices(&netlink).await,
             result = finished(&mut agent.waiting) => agent.wait_ended(&result),
             _ = retry.tick() => {
                 agent.list_devices(&netlink).await;
@@ -153,8 +147,17 @@ async fn finished(waiting: &mut Option<JoinHandle<io::Result<()>>>) -> io::Resul
     }
 }
 
+/// As kube-proxy: without blanks, in small letters.
+fn node_name(args: &RunArgs) -> String {
+    let name = args.hostname_override.clone().unwrap_or_else(|| {
+        std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()
+    });
+    name.trim().to_lowercase()
+}
+
 struct Agent {
     args: RunArgs,
+    source: Source,
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     loaded: Loaded,
@@ -168,12 +171,14 @@ struct Agent {
     waiting: Option<JoinHandle<io::Result<()>>>,
     foreign_proxy: bool,
     sockets_attached: bool,
-    /// Addresses that the source's Node object tells, where no flag does.
-    node_addresses: Vec<std::net::IpAddr>,
+    /// Devices and addresses as they were listed last.
+    network: Network,
+    /// Addresses that a flag or the Node object tells.
+    node_addresses: Vec<IpAddr>,
 }
 
 impl Agent {
-    fn new(args: RunArgs, board: Arc<Board>) -> Result<Self, RunError> {
+    fn new(args: RunArgs, board: Arc<Board>, source: Source) -> Result<Self, RunError> {
         let mut loaded = object::load(&args.pins.bpffs, &args.capacities())?;
         if !loaded.remade.is_empty() {
             let tables = loaded.remade.join(", ");
@@ -190,10 +195,13 @@ impl Agent {
             let mut state = board.state();
             state.socket_lb = format!("{:?}", args.socket_lb).to_lowercase();
             state.nat_ports = args.nat_ports.to_string();
+            state.node = node_name(&args);
+            state.source = format!("dir:{}", source.path().display());
         }
         let node_addresses = args.node_ip.clone();
         let mut agent = Self {
             args,
+            source,
             board,
             metrics,
             loaded,
@@ -207,6 +215,7 @@ impl Agent {
             waiting: None,
             foreign_proxy: false,
             sockets_attached: false,
+            network: Network::default(),
             node_addresses,
         };
         agent.write_settings()?;
@@ -231,14 +240,14 @@ impl Agent {
         match settings::reserve_ports(range) {
             Ok(true) => info!(%range, "reserved source ports for masquerading"),
             Ok(false) => {}
-            Err(err) => problems.push(Problem {
-                kind: ProblemKind::Node,
-                object: "net.ipv4.ip_local_reserved_ports".into(),
-                message: format!(
+            Err(err) => {
+                let message = format!(
                     "cannot reserve {range}: {err}; sockets of the node may take ports that \
                      masqueraded connections use; make /proc/sys writable or set it beforehand"
-                ),
-            }),
+                );
+                let object = "net.ipv4.ip_local_reserved_ports";
+                problems.push(Problem::new(Problem::NODE, object, message));
+            }
         }
         self.set_problems("ports", problems);
     }
@@ -247,45 +256,46 @@ impl Agent {
         let mut state = self.board.state();
         let before = state.problems.insert(origin, problems.clone()).unwrap_or_default();
         for problem in problems.iter().filter(|problem| !before.contains(problem)) {
-            warn!(object = problem.object, "{}", problem.message);
+            warn!("{problem}");
         }
         for problem in before.iter().filter(|problem| !problems.contains(problem)) {
-            info!(object = problem.object, "no longer: {}", problem.message);
+            info!("no longer: {problem}");
         }
-    }
-
-    /// What the source must know of this node.
-    fn node(&self) -> Node {
-        Node { addresses: self.roles.node_addresses.clone() }
     }
 
     async fn list_devices(&mut self, netlink: &Netlink) {
-        let network = match netlink.list().await {
-            Ok(network) => network,
-            Err(err) => {
-                self.set_problems("netlink", vec![Problem {
-                    kind: ProblemKind::Device,
-                    object: "netlink".into(),
-                    message: err.to_string(),
-                }]);
-                return;
+        match netlink.list().await {
+            Ok(network) => {
+                self.network = network;
+                self.set_problems("netlink", Vec::new());
+                self.place();
+                self.sync(0);
             }
-        };
-        self.set_problems("netlink", Vec::new());
+            Err(err) => {
+                let problem = Problem::new(Problem::DEVICE, "netlink", err.to_string());
+                self.set_problems("netlink", vec![problem]);
+            }
+        }
+    }
+
+    /// Follows the devices and the node's addresses: what is attached, what masquerades, where
+    /// NodePorts answer.
+    fn place(&mut self) {
         let wish = Wish {
             uplinks: self.args.uplink.clone(),
             pod_link: self.args.pod_link.clone(),
             node_addresses: self.node_addresses.clone(),
         };
-        let roles = roles(&network, &wish);
-        let masquerade = roles.masquerade_addresses();
-        if masquerade != self.roles.masquerade_addresses() {
-            self.applier.masquerade(masquerade);
-            self.sync(0);
-        }
-        self.roles = roles;
+        self.roles = roles(&self.network, &wish);
+        self.applier.masquerade(self.roles.masquerade_addresses());
+        let node_addresses = &self.roles.node_addresses;
         self.board.state().node_addresses =
-            self.roles.node_addresses.iter().map(ToString::to_string).collect();
+            node_addresses.iter().map(ToString::to_string).collect();
+        let wanted = &self.args.nodeport_addresses;
+        let addresses = node_port_addresses(&self.network, node_addresses, wanted);
+        for (key, wanted) in self.source.set_addresses(addresses) {
+            self.applier.want(key, wanted);
+        }
         // New programs with tables that are not filled would take old ones' place too early.
         if self.loaded.replaces.is_none() {
             self.attach();
@@ -310,11 +320,8 @@ impl Agent {
     }
 
     fn attach_sockets(&mut self) -> Result<(), Problem> {
-        let problem = |object: &str, message: String| Problem {
-            kind: ProblemKind::Node,
-            object: object.into(),
-            message,
-        };
+        let problem =
+            |object: &str, message: String| Problem::new(Problem::NODE, object, message);
         if self.args.socket_lb == SocketLb::Off {
             attach::detach_sockets(&self.links)
                 .map_err(|err| problem("--socket-lb", err.to_string()))?;
@@ -339,18 +346,19 @@ impl Agent {
         self.metrics.queued();
         {
             let mut state = self.board.state();
-            state.node.clone_from(&feed.node);
-            state.source.clone_from(&feed.source);
             state.last_event = Some(feed.since);
-            state.is_synced |= feed.is_synced;
-            state.is_leaving = feed.node_is_leaving;
+            state.is_leaving = self.source.node().is_some_and(|node| node.going);
         }
         self.set_problems("source", feed.problems);
-        if self.args.node_ip.is_empty() {
-            self.node_addresses = feed.node_addresses;
-        }
         for (key, wanted) in feed.changes {
             self.applier.want(key, wanted);
+        }
+        if self.args.node_ip.is_empty() {
+            let told = self.source.node().map(node_addresses).unwrap_or_default();
+            if told != self.node_addresses {
+                self.node_addresses = told;
+                self.place();
+            }
         }
         let is_first = feed.is_synced && !self.applier.is_complete();
         if is_first {
@@ -360,6 +368,7 @@ impl Agent {
             self.sync(changes);
             self.metrics.change_to_programmed(feed.since.elapsed());
         }
+        self.board.state().is_synced |= feed.is_synced;
         if is_first {
             info!(services = self.applier.services(), "all Services are programmed");
             if self.loaded.replaces.is_some() {
@@ -373,11 +382,10 @@ impl Agent {
         self.attach();
         match self.loaded.take_over() {
             Ok(()) => info!("the tables made anew are in force"),
-            Err(err) => self.set_problems("object", vec![Problem {
-                kind: ProblemKind::Table,
-                object: "--bpffs".into(),
-                message: err.to_string(),
-            }]),
+            Err(err) => {
+                let problem = Problem::new(Problem::TABLE, "--bpffs", err.to_string());
+                self.set_problems("object", vec![problem]);
+            }
         }
     }
 

@@ -1,71 +1,81 @@
-//! From manifests to changes: the directory's watch, the model behind it, and what the agent
-//! is to know of both.
+//! From manifests to changed rows: the directory's watch and the state behind it.
 
-use std::{net::IpAddr, path::PathBuf, time::Instant};
-
-use crate::{
-    config::RunArgs,
-    desired::{DesiredService, ServicePortKey},
-    status::Problem,
+use std::{
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Instant,
 };
 
-/// Why there is nothing to listen to.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    #[error("--source dir:{path}: {reason}")]
-    Directory { path: PathBuf, reason: String },
-}
+use tokio::sync::mpsc;
 
-/// What the model must know of this node.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Node {
-    pub addresses: Vec<IpAddr>,
-}
+use crate::{
+    compile::NodeFacts,
+    desired::IpFamily,
+    directory::{self, Batch},
+    model::Node,
+    state::{RowChange, State},
+    status::Problem,
+};
 
 /// News.
 #[derive(Debug)]
 pub struct Feed {
-    pub changes: Vec<(ServicePortKey, Option<DesiredService>)>,
+    pub changes: Vec<RowChange>,
     /// Everything has been told once.
     pub is_synced: bool,
     /// When the first word of it came.
     pub since: Instant,
     pub problems: Vec<Problem>,
-    pub source: String,
-    pub node: String,
-    /// Addresses that the Node object tells.
-    pub node_addresses: Vec<IpAddr>,
-    pub node_is_leaving: bool,
 }
 
-/// The directory and the model.
+/// The directory and the state.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
-    told: bool,
+    batches: mpsc::Receiver<Batch>,
+    state: State,
 }
 
 impl Source {
-    pub fn open(_args: &RunArgs, path: PathBuf) -> Result<Self, SourceError> {
-        Ok(Self { path, told: false })
+    /// Begins to read at once.
+    pub fn open(path: PathBuf, node: String) -> io::Result<Self> {
+        let facts = NodeFacts { name: node, addresses: Vec::new() };
+        let batches = directory::watch(path.clone())?;
+        Ok(Self { path, batches, state: State::new(facts) })
     }
 
-    pub fn set_node(&mut self, _node: Node) {}
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 
+    /// Waits for news; `None` if there will be none.
     pub async fn next(&mut self) -> Option<Feed> {
-        if self.told {
-            std::future::pending::<()>().await;
-        }
-        self.told = true;
-        Some(Feed {
-            changes: Vec::new(),
-            is_synced: true,
-            since: Instant::now(),
-            problems: Vec::new(),
-            source: format!("dir:{}", self.path.display()),
-            node: String::new(),
-            node_addresses: Vec::new(),
-            node_is_leaving: false,
-        })
+        let batch = self.batches.recv().await?;
+        let changes = self.state.apply(batch.changes);
+        let problems = self.state.problems();
+        let problems = batch.problems.iter().chain(&problems).map(Problem::from).collect();
+        Some(Feed { changes, is_synced: batch.synced, since: batch.since, problems })
     }
+
+    /// Has NodePorts answer at these addresses; gives what changes by that.
+    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<RowChange> {
+        self.state.set_addresses(addresses)
+    }
+
+    /// This node's object, if there is one.
+    pub fn node(&self) -> Option<&Node> {
+        self.state.node()
+    }
+}
+
+/// The primary address of each family: internal before external, as kube-proxy.
+pub fn node_addresses(node: &Node) -> Vec<IpAddr> {
+    [IpFamily::V4, IpFamily::V6]
+        .into_iter()
+        .filter_map(|family| {
+            let all = node.internal_ips.iter().chain(&node.external_ips);
+            all.copied().find(|address| IpFamily::of(address) == family)
+        })
+        .collect()
 }

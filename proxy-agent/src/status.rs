@@ -1,6 +1,7 @@
 //! How the agent fares: what `/status` answers and `proxy-agent status` prints.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -16,37 +17,65 @@ use serde::{Deserialize, Serialize};
 use crate::{
     attach::parse_pin,
     object,
+    problem::{self, ProblemKind},
 };
 
 /// Something that a person should see to.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, PartialOrd, Ord)]
 pub struct Problem {
-    pub kind: ProblemKind,
-    /// File and field, table, device or flag at fault.
+    /// One of [`Problem::kinds`], which label a metric.
+    pub kind: Cow<'static, str>,
+    /// The file it stems from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Kubernetes object, table, device or flag at fault.
     pub object: String,
+    /// The object's field at fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
     pub message: String,
 }
 
-/// What a problem is with: the value of the metrics label `kind`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, PartialOrd, Ord, Hash)]
-#[serde(rename_all = "snake_case")]
-pub enum ProblemKind {
-    Source,
-    Table,
-    Device,
-    Node,
+impl Problem {
+    pub const TABLE: &'static str = "table";
+    pub const DEVICE: &'static str = "device";
+    pub const NODE: &'static str = "node";
+
+    pub fn kinds() -> impl Iterator<Item = &'static str> {
+        let source = ProblemKind::ALL.into_iter().map(ProblemKind::label);
+        source.chain([Self::TABLE, Self::DEVICE, Self::NODE])
+    }
+
+    pub fn new(kind: &'static str, object: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            kind: kind.into(),
+            file: None,
+            object: object.into(),
+            field: None,
+            message: message.into(),
+        }
+    }
 }
 
-impl ProblemKind {
-    pub const ALL: [Self; 4] = [Self::Source, Self::Table, Self::Device, Self::Node];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Table => "table",
-            Self::Device => "device",
-            Self::Node => "node",
+impl From<&problem::Problem> for Problem {
+    fn from(problem: &problem::Problem) -> Self {
+        Self {
+            kind: problem.kind.label().into(),
+            file: problem.source.as_ref().map(ToString::to_string),
+            object: problem.object.as_ref().map_or(String::new(), ToString::to_string),
+            field: (!problem.field.is_empty()).then(|| problem.field.clone()),
+            message: problem.message.clone(),
         }
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let object = (!self.object.is_empty()).then_some(&self.object);
+        for part in [self.file.as_ref(), object, self.field.as_ref()].into_iter().flatten() {
+            write!(f, "{part}: ")?;
+        }
+        f.write_str(&self.message)
     }
 }
 

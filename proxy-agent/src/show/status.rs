@@ -101,7 +101,7 @@ pub fn print(status: &Status) -> String {
             text += "none\n";
         }
         for problem in &status.problems {
-            text += &format!("{}: {}\n", problem.object, problem.message);
+            text += &format!("{problem}\n");
         }
     }
     text
