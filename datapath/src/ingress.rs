@@ -199,8 +199,10 @@ fn known<F: Network, T: Tables<F>>(
     };
     let Some(row) = row else { return Err(Step::Open) };
     if first && row.role == role::ORIGINAL {
-        let idle = transport.proto == protocol::UDP && track::is_idle(row, now);
-        if opens || idle {
+        // Of a UDP flow that nobody has answered yet, an eviction may have taken the reply's
+        // row, for which no reply can settle it: looked after once a tick.
+        let udp = transport.proto == protocol::UDP;
+        if opens || udp && (track::is_idle(row, now) || pending && row.last != now) {
             return Err(Step::Restart);
         }
         if pending && transport.proto == protocol::TCP {
@@ -234,22 +236,27 @@ fn restart<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) 
     if !read_key::<F, P>(packet, &mut key, hook::INGRESS) {
         return false;
     }
-    if track::forget_finished::<F, T, { role::ORIGINAL }>(tables, &key) {
+    if track::forget_finished::<F, T, { role::ORIGINAL }, true>(tables, &key) {
         return true;
     }
     track::restore::<F, T, { role::ORIGINAL }>(tables, &key);
     false
 }
 
-/// Keeps the packet's flow if the backend has answered it; false if there is no room.
+/// Keeps the packet's flow if the backend has answered it; false if there is no room. If it has
+/// not, as far as the rows tell, an eviction may have taken the reply's, and the client, which
+/// has its SYN-ACK, will send no SYN again: so it is written again here.
 #[inline(never)]
 fn settle<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> bool {
     let mut key = FlowKey::default();
     if !read_key::<F, P>(packet, &mut key, hook::INGRESS) {
         return false;
     }
-    !track::is_answered(tables, &key)
-        || track::settle::<F, T, { role::ORIGINAL }>(tables, &key) != Err(KeepError::Full)
+    if !track::is_answered(tables, &key) {
+        track::restore::<F, T, { role::ORIGINAL }>(tables, &key);
+        return true;
+    }
+    track::settle::<F, T, { role::ORIGINAL }>(tables, &key) != Err(KeepError::Full)
 }
 
 /// Backends tried when the client's tuple toward one serves another frontend.

@@ -97,10 +97,10 @@ fn look<F: Network, T: Tables<F>>(
     find::<F, T>(tables, key).map(|row| (row.seen, row.last))
 }
 
-/// True if the flow whose row of role `ROLE` is at `key` is closed, has been idle for too long,
-/// or lacks a direction. Seconds and ticks are taken for the same: a tick is 7 % longer.
+/// True if the flow whose row of role `ROLE` is at `key` has been idle for too long, lacks a
+/// direction, or, where a successor with the same tuple asks (`HEIR`), is closed. Seconds and ticks are taken for the same: a tick is 7 % longer.
 #[inline(always)]
-fn is_finished<F: Network, T: Tables<F>, const ROLE: u8>(
+fn is_finished<F: Network, T: Tables<F>, const ROLE: u8, const HEIR: bool>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) -> bool {
@@ -114,7 +114,7 @@ fn is_finished<F: Network, T: Tables<F>, const ROLE: u8>(
         None if ROLE == role::ORIGINAL => (0, last),
         None => return true,
     };
-    let closed = key.proto == protocol::TCP && is_closed(mine, theirs);
+    let closed = HEIR && key.proto == protocol::TCP && is_closed(mine, theirs);
     let (original, reply) = if ROLE == role::ORIGINAL { (mine, theirs) } else { (theirs, mine) };
     closed || now.wrapping_sub(later(last, touched)) > timeout(key.proto, original, reply)
 }
@@ -125,14 +125,14 @@ const fn later(a: u32, b: u32) -> u32 {
     if a.wrapping_sub(b) < 1 << 31 { a } else { b }
 }
 
-/// Forgets the flow whose row of role `ROLE` is at `key` if it is closed or has been idle too
-/// long; false if it lives.
+/// Forgets the flow whose row of role `ROLE` is at `key` if it has been idle too long, or is
+/// closed and `HEIR` asks for its place; false if it lives.
 #[inline(never)]
-pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8, const HEIR: bool>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) -> bool {
-    if !is_finished::<F, T, ROLE>(tables, key) {
+    if !is_finished::<F, T, ROLE, HEIR>(tables, key) {
         return false;
     }
     forget_all::<F, T, ROLE>(tables, key);
@@ -206,7 +206,7 @@ fn is_taken<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
     let Some(row) = find::<F, T>(tables, &key) else { return false };
     let same = row.to == frontend.addr && row.to_port == frontend.port;
     // A row of the same flow is what eviction left of it.
-    !(same && pending || forget_finished::<F, T, { role::REPLY }>(tables, &key))
+    !(same && pending || forget_finished::<F, T, { role::REPLY }, true>(tables, &key))
 }
 
 /// Writes again what eviction took of the unanswered flow whose row of role `ROLE` is at `key`.
@@ -264,6 +264,9 @@ pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
         if wanted
             && kept.is_ok()
             && let Some(row) = sibling::<F, T, ROLE>(tables, key, role)
+            // One that was kept when there was no room for the others knows more than the one
+            // that `restore` has just written.
+            && tables.flow(Store::Answered, &row).is_none()
         {
             kept = tables.keep(&row);
         }
@@ -285,7 +288,7 @@ pub fn expire<F: Network, T: Tables<F>>(
         return false;
     }
     if row.role == role::ORIGINAL {
-        return forget_finished::<F, T, { role::ORIGINAL }>(tables, key);
+        return forget_finished::<F, T, { role::ORIGINAL }, false>(tables, key);
     }
     // A flow on its way from `PENDING` has no `ORIGINAL` for a moment.
     let original = Parties::of(key, row).original();

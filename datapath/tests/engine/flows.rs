@@ -319,7 +319,7 @@ fn a_sweep_takes_what_has_expired<F: Side>() {
     bed.run(POD_IN, &Datagram::<F>::tcp(reset, vip::<F>(80), RST).bytes());
     bed.run(POD_IN, &Datagram::<F>::tcp(closed, vip::<F>(80), FIN | ACK).bytes());
     bed.run(POD_OUT, &Datagram::<F>::tcp(near::<F>(8080), closed, FIN | ACK).bytes());
-    let mut left = |bed: &mut Bed<F>, ticks| {
+    let left = |bed: &mut Bed<F>, ticks| {
         bed.machine.pass(ticks);
         bed.machine.sweep();
         bed.rows()
