@@ -18,7 +18,7 @@ static OBJECT: &[u8] = &[];
 const GROUPS: &[&[&str]] = &[
     &[
         "SERVICES", "STATS", "NAMES", "BACKENDS4", "BACKENDS6", "FRONTENDS4", "FRONTENDS6",
-        "ADDRESSES4", "ADDRESSES6",
+        "ADDRESSES4", "ADDRESSES6", "ADDRESSMARKS",
     ],
     &["FLOWS4", "FLOWS6", "PENDING4", "PENDING6", "MARKS"],
 ];

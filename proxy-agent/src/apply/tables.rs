@@ -14,7 +14,8 @@ use agent_kit::{
 use datapath::{
     address::{Be16, Ipv4, Ipv6},
     backend::{Backend, backend_flags},
-    frontend::{AddressUse, Frontend, FrontendKey},
+    frontend::{AddressUse, Frontend, FrontendKey, address_mark},
+    maps::MARKS_LEN,
     service::{Service, ServiceCounters, ServiceName, SetRef},
 };
 
@@ -34,7 +35,11 @@ pub struct Tables {
     pub frontends6: Rows<FrontendKey<Ipv6>, Frontend>,
     pub addresses4: Rows<Ipv4, AddressUse>,
     pub addresses6: Rows<Ipv6, AddressUse>,
+    marks: Array<AddressMarks>,
 }
+
+/// The one row of `ADDRESSMARKS`.
+type AddressMarks = [u8; MARKS_LEN];
 
 /// A table that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +67,7 @@ impl Tables {
             frontends6: Box::new(table::<FrontendKey<Ipv6>, Frontend>(maps, "FRONTENDS6")?),
             addresses4: Box::new(table::<Ipv4, AddressUse>(maps, "ADDRESSES4")?),
             addresses6: Box::new(table::<Ipv6, AddressUse>(maps, "ADDRESSES6")?),
+            marks: array(maps, "ADDRESSMARKS")?,
         })
     }
 
@@ -77,6 +83,7 @@ impl Tables {
             frontends6: Box::new(MemoryTable::new(frontends)),
             addresses4: Box::new(MemoryTable::new(frontends)),
             addresses6: Box::new(MemoryTable::new(frontends)),
+            marks: Array::private(1)?,
         })
     }
 
@@ -164,11 +171,21 @@ impl Tables {
             rows.iter().map(|&(_, flags)| AddressUse { flags }).collect();
         let v4: Vec<Ipv4> = rows.iter().filter_map(|(address, _)| v4(address)).collect();
         if v4.len() == rows.len() {
+            v4.iter().for_each(|&address| self.mark(address_mark(address)));
             self.addresses4.insert_all(&v4, &values)
         } else {
             let v6: Vec<Ipv6> = rows.iter().filter_map(|(address, _)| v6(address)).collect();
+            v6.iter().for_each(|&address| self.mark(address_mark(address)));
             self.addresses6.insert_all(&v6, &values)
         }
+    }
+
+    /// Sets a byte of the marks that programs look at before they look an address up.
+    fn mark(&mut self, place: usize) {
+        let (word, byte) = (place / size_of::<u64>(), place % size_of::<u64>());
+        let mut bytes = self.marks.load(0, word).unwrap_or_default().to_ne_bytes();
+        bytes[byte] = 1;
+        self.marks.store(0, word, u64::from_ne_bytes(bytes));
     }
 
     pub(super) fn remove_address(&mut self, address: &IpAddr) -> Result<(), TableError> {
