@@ -33,8 +33,11 @@ use std::path::PathBuf;
 
 /// Where `cargo xtask` puts the binaries that labs run.
 pub fn dist() -> PathBuf {
-    std::env::var_os("MILLRACE_DIST").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/dist")),
-        PathBuf::from,
-    )
+    if let Some(dist) = std::env::var_os("MILLRACE_DIST") {
+        return dist.into();
+    }
+    // Of the package that cargo runs; when run by hand, of this one where it was built.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.parent().unwrap_or(&package).join("target/dist")
 }

@@ -104,6 +104,23 @@ pub struct Load {
     pub errors: std::collections::BTreeMap<String, u64>,
 }
 
+/// What `lab-peer exchange` saw of bulk data: bytes before the first wrong one.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Exchange {
+    /// Bytes that the server received as they were sent.
+    pub sent: u64,
+    /// Bytes that the client received as they were sent.
+    pub received: u64,
+    pub error: Option<String>,
+}
+
+impl Exchange {
+    /// All of so many bytes each way.
+    pub fn whole(bytes: u64) -> Self {
+        Self { sent: bytes, received: bytes, error: None }
+    }
+}
+
 /// A `lab-peer` command line.
 pub fn command() -> Command {
     Command::new(dist().join("lab-peer"))
@@ -164,6 +181,16 @@ pub fn ask_with(
         });
     }
     Ok(answers)
+}
+
+/// Sends bulk data both ways over one connection and returns what came of it.
+pub fn exchange(place: &Place, to: SocketAddr, bytes: u64) -> Result<Exchange> {
+    let mut exchange = command();
+    exchange.arg("exchange").arg(to.to_string()).arg(format!("--bytes={bytes}"));
+    let output = place.run(exchange)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text)
+        .map_err(|source| Error::Answer { what: format!("{text:?} of an exchange"), source })
 }
 
 /// Starts a server named after its place and waits until it listens.

@@ -2,6 +2,7 @@
 //! prints what became of each request, and a load that counts what was lost.
 
 mod ask;
+mod exchange;
 mod load;
 mod serve;
 mod socket;
@@ -25,6 +26,9 @@ enum Task {
     /// Ask a server and print what became of it
     #[command(after_help = "Example: lab-peer ask udp 10.96.0.10:53 --count 3 --json")]
     Ask(ask::Arguments),
+    /// Send bulk data both ways at once and compare it
+    #[command(after_help = "Example: lab-peer exchange 10.96.0.10:80 --bytes 1000000")]
+    Exchange(exchange::Arguments),
     /// Keep connections and datagrams going and count what fails
     #[command(after_help = "Example: lab-peer load --tcp 10.96.0.10:80 --seconds 10")]
     Load(load::Arguments),
@@ -34,6 +38,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Serve(arguments) => serve::run(&arguments),
         Task::Ask(arguments) => ask::run(&arguments),
+        Task::Exchange(arguments) => exchange::run(&arguments),
         Task::Load(arguments) => load::run(&arguments),
     };
     match result {

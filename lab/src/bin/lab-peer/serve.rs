@@ -1,8 +1,8 @@
 //! The server: TCP by lines, UDP by datagrams, HTTP by requests; every answer is a [`Greeting`].
 //!
-//! A TCP connection is greeted at once. Then each line is echoed, but for three words:
-//! `sink` reads to the end and says how much came, `source N` sends N bytes, `reset` ends the
-//! connection by RST.
+//! A TCP connection is greeted at once. Then each line is echoed, but for four words:
+//! `sink` reads to the end and says how much came, `source N` sends N bytes, `exchange N` does
+//! both at once with a known pattern, `reset` ends the connection by RST.
 
 use std::{
     io::{self, BufRead, BufReader, IoSliceMut, Read, Write},
@@ -24,7 +24,10 @@ use nix::{
 };
 use socket2::{SockRef, Socket, Type};
 
-use crate::socket::{Listen, bind, plain};
+use crate::{
+    exchange,
+    socket::{Listen, bind, plain},
+};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
@@ -117,6 +120,9 @@ fn converse(mut stream: TcpStream, greeting: &Greeting) -> io::Result<()> {
                 let bytes = bytes.parse().unwrap_or(u64::MAX);
                 io::copy(&mut io::repeat(b'x').take(bytes), &mut stream)?;
                 return Ok(());
+            }
+            ("exchange", bytes) => {
+                return exchange::answer(&stream, &mut reader, bytes.parse().unwrap_or(0));
             }
             ("reset", _) => {
                 return SockRef::from(&stream).set_linger(Some(Duration::ZERO));
