@@ -264,7 +264,9 @@ impl Devices {
                             outcome.errors.push(err.into());
                         }
                         // A device of the same index that is new must be attached to anew.
-                        self.attached.remove(&ifindex);
+                        if let Some(attachment) = self.attached.remove(&ifindex) {
+                            outcome.detached.push(attachment.name);
+                        }
                     }
                 }
             }
