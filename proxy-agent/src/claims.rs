@@ -98,7 +98,8 @@ impl Claims {
             let Some(contest) = self.places.get_mut(&place) else { continue };
             let before = contest.holder.take();
             let claimants = contest.claimants.iter();
-            let best = claimants.min_by(|a, b| a.rank(before.as_ref()).cmp(&b.rank(before.as_ref())));
+            let best =
+                claimants.min_by(|a, b| a.rank(before.as_ref()).cmp(&b.rank(before.as_ref())));
             contest.holder = best.map(|claimant| claimant.service.clone());
             if contest.holder != before {
                 affected.extend(before);

@@ -186,4 +186,3 @@ fn has_slices(sets: &[&EndpointSet], family: IpFamily) -> bool {
     let mut slices = sets.iter().filter(|set| set.from_slice).flat_map(|set| &set.slices);
     slices.any(|slice| slice.family == family)
 }
-

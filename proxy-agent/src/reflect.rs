@@ -77,9 +77,9 @@ fn object_kind(api_version: Option<&str>, kind: Option<&str>) -> Kind {
         ("v1", "Endpoints") => Kind::Ours(ObjectKind::Endpoints),
         ("v1", "Node") => Kind::Ours(ObjectKind::Node),
         ("discovery.k8s.io/v1", "EndpointSlice") => Kind::Ours(ObjectKind::EndpointSlice),
-        (version, "EndpointSlice") if version.starts_with("discovery.k8s.io/") => {
-            Kind::Version(format!("{version} EndpointSlices are not read; write discovery.k8s.io/v1"))
-        }
+        (version, "EndpointSlice") if version.starts_with("discovery.k8s.io/") => Kind::Version(
+            format!("{version} EndpointSlices are not read; write discovery.k8s.io/v1"),
+        ),
         ("", kind @ ("Service" | "Endpoints" | "Node" | "EndpointSlice")) => {
             Kind::Version(format!("a {kind} without apiVersion; write one"))
         }
@@ -88,12 +88,7 @@ fn object_kind(api_version: Option<&str>, kind: Option<&str>) -> Kind {
     }
 }
 
-fn key(
-    kind: ObjectKind,
-    namespace: Option<&str>,
-    name: &str,
-    strings: &mut Strings,
-) -> ObjectKey {
+fn key(kind: ObjectKind, namespace: Option<&str>, name: &str, strings: &mut Strings) -> ObjectKey {
     let namespace = match (kind, namespace) {
         (ObjectKind::Node, _) => "",
         (_, None | Some("")) => "default",
@@ -110,7 +105,8 @@ impl Reading {
             Kind::Other => return,
             Kind::Version(message) => return self.complain("apiVersion", message),
             Kind::Missing => {
-                return self.complain("kind", "an object without kind; write apiVersion and kind".into());
+                return self
+                    .complain("kind", "an object without kind; write apiVersion and kind".into());
             }
         };
         let metadata = document.metadata.as_ref();
@@ -146,9 +142,7 @@ impl Reading {
     ) {
         let object = match (kind, name) {
             (Kind::Other, _) => return,
-            (Kind::Ours(kind), Some(name)) => {
-                Some(key(*kind, namespace.as_deref(), name, strings))
-            }
+            (Kind::Ours(kind), Some(name)) => Some(key(*kind, namespace.as_deref(), name, strings)),
             _ => None,
         };
         self.unidentified |= object.is_none();
@@ -186,12 +180,7 @@ impl Report<'_> {
         self.note(ProblemKind::Value, field, message);
     }
 
-    fn note(
-        &mut self,
-        kind: ProblemKind,
-        field: impl Into<String>,
-        message: impl Into<String>,
-    ) {
+    fn note(&mut self, kind: ProblemKind, field: impl Into<String>, message: impl Into<String>) {
         let object = Some(self.key.clone());
         let (field, message) = (field.into(), message.into());
         self.problems.push(Problem { kind, source: None, object, field, message });

@@ -117,12 +117,7 @@ impl State {
         dirty.insert(name);
     }
 
-    fn put_endpoints(
-        &mut self,
-        key: ObjectKey,
-        set: Arc<EndpointSet>,
-        dirty: &mut BTreeSet<Name>,
-    ) {
+    fn put_endpoints(&mut self, key: ObjectKey, set: Arc<EndpointSet>, dirty: &mut BTreeSet<Name>) {
         let service = set.service.clone();
         if self.owners.get(&key).is_some_and(|owner| *owner != service) {
             self.delete(&key, dirty);

@@ -76,8 +76,10 @@ pub fn select(
     zone: Option<&str>,
 ) -> Selection {
     let topology = topology(endpoints, node, zone);
-    let mut selection =
-        Selection { any: endpoints.iter().any(|c| c.is_ready() || c.is_fallback()), ..Selection::default() };
+    let mut selection = Selection {
+        any: endpoints.iter().any(|c| c.is_ready() || c.is_fallback()),
+        ..Selection::default()
+    };
     if policies.use_cluster() {
         selection.cluster =
             ready_or_fallback(endpoints, |c| c.is_ready() && topology.allows(c), |_| true);

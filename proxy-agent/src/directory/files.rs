@@ -96,8 +96,7 @@ impl Files {
 
     /// Believes what has been so for long enough.
     pub fn settle(&mut self, now: Instant) {
-        let due: Vec<_> =
-            self.waiting.extract_if(.., |_, (at, _)| *at <= now).collect();
+        let due: Vec<_> = self.waiting.extract_if(.., |_, (at, _)| *at <= now).collect();
         for (file, (_, gone)) in due {
             self.replace(&file, Reading::default());
             if gone {
@@ -213,8 +212,7 @@ impl Files {
 
     fn duplicate(&self, key: &ObjectKey) -> Option<Problem> {
         let (first, others) = self.objects.get(key)?.files.split_first()?;
-        let message =
-            format!("also stands in {first}, which counts; remove it here or there");
+        let message = format!("also stands in {first}, which counts; remove it here or there");
         Some(Problem {
             kind: ProblemKind::Duplicate,
             source: others.first().cloned(),

@@ -100,10 +100,8 @@ impl Watch {
 
     fn take(&self, event: &Event, news: &mut News, moves: &mut HashMap<u32, Arc<str>>) {
         let flags = event.events();
-        let lost = ReadFlags::DELETE_SELF
-            | ReadFlags::MOVE_SELF
-            | ReadFlags::IGNORED
-            | ReadFlags::UNMOUNT;
+        let lost =
+            ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::IGNORED | ReadFlags::UNMOUNT;
         news.away |= flags.intersects(lost);
         news.everything |= flags.contains(ReadFlags::QUEUE_OVERFLOW);
         let Some(name) = event.file_name().and_then(|name| name.to_str().ok()) else { return };
@@ -140,8 +138,7 @@ impl Watch {
 
 /// Whoever makes a link, symbolic or hard, closes no file.
 fn is_link(path: &Path) -> bool {
-    path.symlink_metadata()
-        .is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
 }
 
 fn inode(path: &Path) -> io::Result<(u64, u64)> {

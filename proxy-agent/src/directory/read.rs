@@ -114,8 +114,7 @@ fn read(directory: &Path, file: &Arc<str>, text: &mut Vec<u8>, strings: &mut Str
 
 /// `None` if it is no regular file. Opening does not wait for a pipe's other end.
 fn load(path: &Path, text: &mut Vec<u8>) -> io::Result<Option<Stamp>> {
-    let mut file: File =
-        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let mut file: File = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     text.clear();
     if !metadata.is_file() {

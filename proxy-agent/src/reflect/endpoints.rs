@@ -38,10 +38,8 @@ pub(super) fn slice(document: Document, report: &mut Report) -> Option<Object> {
         .filter_map(|(index, document)| endpoint(index, document, family, report))
         .collect();
     let ports = ports(document.ports.as_deref(), "ports", report);
-    let name = Name {
-        namespace: Arc::clone(&report.key.name.namespace),
-        name: service.as_str().into(),
-    };
+    let name =
+        Name { namespace: Arc::clone(&report.key.name.namespace), name: service.as_str().into() };
     let slices = [Slice { family, endpoints, ports }].into();
     Some(Object::Endpoints(Arc::new(EndpointSet { service: name, from_slice: true, slices })))
 }
@@ -62,7 +60,7 @@ fn endpoint(
     let field = format!("{field}[0]");
     let address = report.address(&field, text, Use::Reachable)?;
     if IpFamily::of(&address) != family {
-        report.refuse(field, format!("{address} is not of addressType IP{family:?}"));
+        report.refuse(field, format!("{address} is not of the slice's addressType"));
         return None;
     }
     let nothing = Conditions::default();

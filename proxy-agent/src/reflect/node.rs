@@ -17,14 +17,15 @@ const GOING: &str = "ToBeDeletedByClusterAutoscaler";
 pub(super) fn node(document: Document, report: &mut Report) -> Option<Object> {
     let spec = document.spec.unwrap_or_default();
     let zone = labels(document.metadata.as_ref()).and_then(|labels| labels.zone.clone());
-    let deleted =
-        document.metadata.is_some_and(|metadata| metadata.deletion_timestamp.is_some());
+    let deleted = document.metadata.is_some_and(|metadata| metadata.deletion_timestamp.is_some());
     let taints = spec.taints.as_deref().unwrap_or_default();
     let tainted = taints.iter().any(|taint| taint.key.as_deref() == Some(GOING));
     let addresses = document.status.and_then(|status| status.addresses).unwrap_or_default();
     let mut of_type = |wanted| -> Box<[_]> {
         let addresses = addresses.iter().enumerate();
-        addresses.filter_map(|(index, address)| self::address(index, address, wanted, report)).collect()
+        addresses
+            .filter_map(|(index, address)| self::address(index, address, wanted, report))
+            .collect()
     };
     let internal_ips = of_type("InternalIP");
     let external_ips = of_type("ExternalIP");
@@ -54,8 +55,7 @@ fn address(
 fn pod_cidrs(spec: &Spec, report: &mut Report) -> Box<[IpNetwork]> {
     let single: Vec<&str> = spec.pod_cidr.as_deref().into_iter().collect();
     let listed: Vec<&str> = spec.pod_cidrs.iter().flatten().map(String::as_str).collect();
-    let (field, texts) =
-        if listed.is_empty() { ("podCIDR", single) } else { ("podCIDRs", listed) };
+    let (field, texts) = if listed.is_empty() { ("podCIDR", single) } else { ("podCIDRs", listed) };
     let texts = texts.into_iter().filter(|text| !text.is_empty());
     texts.filter_map(|text| report.network(&format!("spec.{field}"), text)).collect()
 }

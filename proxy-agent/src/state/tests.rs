@@ -1,1 +1,336 @@
-//! Tests.
+//! Laws of the state, on random batches, and the cases of frontends that two Services claim.
+
+use std::collections::BTreeMap;
+
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::*;
+use crate::{
+    compile::NodeFacts,
+    desired::DesiredSet,
+    model::Strings,
+    problem::ProblemKind,
+    reflect::{self, Outcome},
+};
+
+fn facts() -> NodeFacts {
+    let addresses = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+    NodeFacts { name: "here".into(), addresses }
+}
+
+fn state() -> State {
+    State::new(facts())
+}
+
+fn puts(text: &str) -> Vec<Change> {
+    let reading = reflect::read(text, &mut Strings::default()).expect("YAML");
+    assert_eq!(reading.problems, []);
+    let objects = reading.objects.into_iter();
+    objects
+        .map(|(key, outcome)| match outcome {
+            Outcome::Good(object) => Change::Put(key, object),
+            other => panic!("{key}: {other:?}"),
+        })
+        .collect()
+}
+
+fn service(name: &str, spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {spec}\n")
+}
+
+fn slice(name: &str, service: &str, endpoints: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nmetadata: \
+         {{name: {name}, labels: {{kubernetes.io/service-name: {service}}}}}\nports: [{{port: \
+         8080}}]\nendpoints: {endpoints}\n"
+    )
+}
+
+fn delete(text: &str) -> Vec<Change> {
+    let puts = puts(text).into_iter();
+    puts.map(|change| match change {
+        Change::Put(key, _) | Change::Delete(key) => Change::Delete(key),
+    })
+    .collect()
+}
+
+/// Frontends and the Service that has each.
+fn frontends(state: &State) -> Vec<String> {
+    let mut lines: Vec<String> = state
+        .desired()
+        .iter()
+        .flat_map(|(key, row)| {
+            row.frontends
+                .iter()
+                .map(|f| format!("{}:{}/{} {}", f.address, f.port, key.proto, key.name))
+        })
+        .collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn who_held_a_cluster_ip_first_keeps_it_until_it_goes() {
+    let mut state = state();
+    let (b, a) = (
+        "{clusterIP: 10.0.0.1, ports: [{port: 80}]}",
+        "{clusterIP: 10.0.0.1, ports: [{port: 80}, {port: 81, name: x}]}",
+    );
+    state.apply(puts(&service("b", b)));
+    state.apply(puts(&service("a", a)));
+    assert_eq!(frontends(&state), ["10.0.0.1:80/6 b", "10.0.0.1:81/6 a"]);
+    let problems = state.problems();
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].kind, ProblemKind::Conflict);
+    assert_eq!(
+        problems[0].to_string(),
+        "Service default/a: spec.clusterIPs: 10.0.0.1:80/TCP is held by Service default/b and \
+         leads there; change one of the two"
+    );
+    // Touching the holder does not loosen its hold.
+    state.apply(puts(&service(
+        "b",
+        "{clusterIP: 10.0.0.1, internalTrafficPolicy: Local, ports: [{port: 80}]}",
+    )));
+    assert_eq!(frontends(&state), ["10.0.0.1:80/6 b", "10.0.0.1:81/6 a"]);
+    let changes = state.apply(delete(&service("b", b)));
+    assert_eq!(changes.len(), 2, "{changes:?}");
+    assert_eq!(frontends(&state), ["10.0.0.1:80/6 a", "10.0.0.1:81/6 a"]);
+    assert_eq!(state.problems(), []);
+}
+
+#[test]
+fn of_newcomers_the_oldest_has_it_then_the_first_by_name() {
+    let text = |name: &str, created: &str| {
+        service(name, "{clusterIP: 10.0.0.1, ports: [{port: 80}]}")
+            .replace("{name:", &format!("{{{created}name:"))
+    };
+    let batch = [
+        text("a", ""),
+        text("b", "creationTimestamp: '2026-01-02T00:00:00Z', "),
+        text("c", "creationTimestamp: '2026-01-01T00:00:00Z', "),
+    ];
+    let mut state = state();
+    state.apply(batch.iter().flat_map(|text| puts(text)));
+    assert_eq!(frontends(&state), ["10.0.0.1:80/6 c"]);
+    state.apply(delete(&batch[2]));
+    assert_eq!(frontends(&state), ["10.0.0.1:80/6 b"]);
+    state.apply(delete(&batch[1]));
+    assert_eq!(frontends(&state), ["10.0.0.1:80/6 a"]);
+}
+
+#[test]
+fn a_services_own_address_takes_precedence_over_a_node_port() {
+    let mut state = state();
+    state.apply(puts(&service(
+        "n",
+        "{type: NodePort, clusterIP: 10.0.0.1, ports: [{port: 80, nodePort: 30000}]}",
+    )));
+    state.apply(puts(&service(
+        "e",
+        "{clusterIP: 10.0.0.2, externalIPs: [192.0.2.1], ports: [{port: 30000}]}",
+    )));
+    assert_eq!(frontends(&state), ["10.0.0.1:80/6 n", "10.0.0.2:30000/6 e", "192.0.2.1:30000/6 e"]);
+    assert_eq!(state.problems()[0].field, "spec.ports[0].nodePort");
+}
+
+#[test]
+fn an_address_that_stands_twice_is_one_frontend() {
+    let mut state = state();
+    state.apply(puts(&service(
+        "e",
+        "{clusterIP: 10.0.0.2, externalIPs: [192.0.2.9, 192.0.2.9], ports: [{port: 80}]}",
+    )));
+    assert_eq!(frontends(&state), ["10.0.0.2:80/6 e", "192.0.2.9:80/6 e"]);
+    assert_eq!(state.problems(), []);
+}
+
+#[test]
+fn node_ports_follow_the_nodes_addresses() {
+    let mut state = state();
+    state.apply(puts(&service(
+        "n",
+        "{type: NodePort, clusterIP: 10.0.0.1, ports: [{port: 80, nodePort: 30000}]}",
+    )));
+    state.apply(puts(&service("other", "{clusterIP: 10.0.0.3, ports: [{port: 80}]}")));
+    let changes = state.set_addresses(vec!["192.0.2.7".parse().unwrap()]);
+    assert_eq!(changes.len(), 1);
+    assert_eq!(frontends(&state)[2], "192.0.2.7:30000/6 n");
+    assert_eq!(state.set_addresses(vec!["192.0.2.7".parse().unwrap()]), []);
+}
+
+#[test]
+fn a_new_zone_chooses_anew() {
+    let mut state = state();
+    let node = |zone: &str| {
+        puts(&format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: here, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n"
+        ))
+    };
+    let hinted = "[{addresses: [10.1.0.1], hints: {forZones: [{name: a}]}}, {addresses: [10.1.0.2], hints: {forZones: [{name: b}]}}]";
+    state.apply(puts(&service("s", "{clusterIP: 10.0.0.1, ports: [{port: 80}]}")));
+    state.apply(puts(&slice("s", "s", hinted)));
+    let count = |state: &State| match &state.desired().values().next().unwrap().cluster {
+        DesiredSet::Backends(backends) => backends.len(),
+        _ => 0,
+    };
+    assert_eq!(count(&state), 2);
+    assert_eq!(state.apply(node("a")).len(), 1);
+    assert_eq!(count(&state), 1);
+    assert_eq!(state.apply(node("a")), []);
+    assert_eq!(state.apply(node("b")).len(), 1);
+    assert_eq!(state.node().and_then(|node| node.zone.as_deref()), Some("b"));
+}
+
+#[test]
+fn a_slice_can_change_its_service() {
+    let mut state = state();
+    for name in ["s", "t"] {
+        let number = u32::from(name == "t");
+        state.apply(puts(&service(
+            name,
+            &format!("{{clusterIP: 10.0.0.{}, ports: [{{port: 80}}]}}", number + 1),
+        )));
+    }
+    state.apply(puts(&slice("x", "s", "[{addresses: [10.1.0.1]}]")));
+    let changes = state.apply(puts(&slice("x", "t", "[{addresses: [10.1.0.1]}]")));
+    let rejects: Vec<_> = changes
+        .iter()
+        .map(|(key, row)| (key.name.as_str(), row.as_ref().unwrap().cluster == DesiredSet::Reject))
+        .collect();
+    assert_eq!(rejects, [("s", true), ("t", false)]);
+}
+
+#[test]
+fn what_changes_nothing_gives_nothing() {
+    let mut state = state();
+    let text = service("s", "{clusterIP: 10.0.0.1, ports: [{port: 80}]}");
+    assert_eq!(state.apply(puts(&text)).len(), 1);
+    assert_eq!(state.apply(puts(&text)), []);
+    // Endpoints of a Service that is not there wait for it.
+    assert_eq!(state.apply(puts(&slice("x", "t", "[{addresses: [10.1.0.1]}]"))), []);
+}
+
+/// A small world, so that batches often meet: few names, addresses and ports.
+fn object() -> impl Strategy<Value = String> {
+    let name = select(vec!["a", "b", "c"]);
+    let ports = select(vec![
+        "[{port: 80}]",
+        "[{port: 80, nodePort: 30000}]",
+        "[{name: x, port: 81}, {name: y, port: 80, nodePort: 30001}]",
+    ]);
+    let addresses = select(vec!["[10.0.0.1]", "['2001:db8:1::1', 10.0.0.2]", "[10.0.0.3]"]);
+    let external = select(vec!["[]", "[192.0.2.9]", "[192.0.2.1]"]);
+    let policy = select(vec!["Cluster", "Local"]);
+    let services = (name.clone(), ports, addresses, external, policy.clone(), policy).prop_map(
+        |(name, ports, addresses, external, internal_policy, external_policy)| {
+            service(name, &format!("{{clusterIPs: {addresses}, ports: {ports}, externalIPs: {external}, internalTrafficPolicy: {internal_policy}, externalTrafficPolicy: {external_policy}}}"))
+        },
+    );
+    let endpoint = (1..5_u8, any::<bool>(), any::<bool>(), select(vec!["here", "there"])).prop_map(
+        |(number, ready, terminating, node)| {
+            format!("{{addresses: [10.1.0.{number}], nodeName: {node}, conditions: {{ready: {ready}, terminating: {terminating}}}}}")
+        },
+    );
+    let slices = (select(vec!["p", "q", "r"]), name, vec(endpoint, 0..4)).prop_map(
+        |(name, owner, endpoints)| slice(name, owner, &format!("[{}]", endpoints.join(", "))),
+    );
+    let nodes = select(vec!["a", "b"]).prop_map(|zone| {
+        format!("apiVersion: v1\nkind: Node\nmetadata: {{name: here, labels: {{topology.kubernetes.io/zone: {zone}}}}}\n")
+    });
+    prop_oneof![4 => services, 4 => slices, 1 => nodes]
+}
+
+fn batches() -> impl Strategy<Value = Vec<Vec<(String, bool)>>> {
+    vec(vec((object(), prop::bool::weighted(0.7)), 1..5), 1..12)
+}
+
+fn changes(batch: &[(String, bool)]) -> Vec<Change> {
+    batch.iter().flat_map(|(text, put)| if *put { puts(text) } else { delete(text) }).collect()
+}
+
+/// What is left of all objects after the batches.
+fn objects(batches: &[Vec<(String, bool)>]) -> BTreeMap<ObjectKey, Object> {
+    let mut objects = BTreeMap::new();
+    for change in batches.iter().flat_map(|batch| changes(batch)) {
+        match change {
+            Change::Put(key, object) => objects.insert(key, object),
+            Change::Delete(key) => objects.remove(&key),
+        };
+    }
+    objects
+}
+
+fn put_all(objects: &BTreeMap<ObjectKey, Object>) -> Vec<Change> {
+    objects.iter().map(|(key, object)| Change::Put(key.clone(), object.clone())).collect()
+}
+
+/// Rows without frontends, of which history decides who holds them.
+fn without_frontends(state: &State) -> Desired {
+    let rows = state.desired().iter();
+    rows.map(|(key, row)| (key.clone(), DesiredService { frontends: Vec::new(), ..row.clone() }))
+        .collect()
+}
+
+fn is_free_of_conflicts(state: &State) -> bool {
+    state.problems().is_empty()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn step_by_step_or_at_once_is_the_same(batches in batches()) {
+        let mut stepwise = state();
+        let mut told = Desired::new();
+        for batch in &batches {
+            for (key, row) in stepwise.apply(changes(batch)) {
+                match row {
+                    Some(row) => told.insert(key, row),
+                    None => told.remove(&key),
+                };
+            }
+        }
+        prop_assert_eq!(&told, stepwise.desired());
+        let mut at_once = state();
+        at_once.apply(put_all(&objects(&batches)));
+        prop_assert_eq!(without_frontends(&stepwise), without_frontends(&at_once));
+        prop_assert_eq!(is_free_of_conflicts(&stepwise), is_free_of_conflicts(&at_once));
+        // Every claimed frontend has one holder, whoever it is.
+        let places = |state: &State| -> Vec<String> {
+            frontends(state).iter().map(|line| line.split(' ').next().unwrap().into()).collect()
+        };
+        prop_assert_eq!(places(&stepwise), places(&at_once));
+        if is_free_of_conflicts(&at_once) {
+            prop_assert_eq!(stepwise.desired(), at_once.desired());
+        }
+    }
+
+    #[test]
+    fn order_within_a_batch_does_not_matter(
+        (forth, back) in batches().prop_flat_map(|batches| {
+            let changes = put_all(&objects(&batches));
+            (Just(changes.clone()), Just(changes).prop_shuffle())
+        })
+    ) {
+        let (mut first, mut second) = (state(), state());
+        first.apply(forth);
+        second.apply(back);
+        prop_assert_eq!(first.desired(), second.desired());
+        prop_assert_eq!(first.problems(), second.problems());
+    }
+
+    #[test]
+    fn without_objects_nothing_is_left(batches in batches()) {
+        let mut state = state();
+        for batch in &batches {
+            state.apply(changes(batch));
+        }
+        for key in objects(&batches).into_keys() {
+            state.apply([Change::Delete(key)]);
+        }
+        prop_assert_eq!(state.desired(), &Desired::new());
+        prop_assert_eq!(state.problems(), []);
+        prop_assert!(state.sets.is_empty() && state.owners.is_empty());
+    }
+}
