@@ -24,8 +24,14 @@ macro_rules! both {
     )* };
 }
 
+mod application;
+mod change;
 mod cluster;
+mod cluster_ip;
 mod exposition;
+mod mark;
+mod node_port;
+mod packet;
+mod refusal;
 mod service;
 
-mod cluster_ip;
