@@ -76,7 +76,8 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(path.as_ptr(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(i64::from(stat.f_type) == BPF_FS)
+    // Signed in glibc, unsigned in musl.
+    Ok(stat.f_type == BPF_FS as _)
 }
 
 /// Where the cgroup2 hierarchy is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside
