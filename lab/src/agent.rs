@@ -164,6 +164,10 @@ impl Agent {
         }
     }
 
+    pub fn node(&self) -> &str {
+        &self.place.name
+    }
+
     pub fn id(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
     }
@@ -196,7 +200,8 @@ impl Agent {
         text
     }
 
-    fn log_tail(&self) -> String {
+    /// The last lines of the log, for a failure's report.
+    pub fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")

@@ -11,13 +11,7 @@ use lab::{
     peer::{self, Answer, Protocol},
 };
 
-use crate::{
-    SetupArgs,
-    agents::{self, Profile},
-    lab::describe,
-    machine::Machine,
-    object, setup,
-};
+use crate::{SetupArgs, agents, lab::describe, machine::Machine, object, setup};
 
 #[derive(Args)]
 pub(crate) struct DemoArgs {
@@ -152,10 +146,14 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     setup::root("the demo makes network namespaces and loads eBPF programs")?;
     machine.provide(&setup::lab())?;
     let object = object::build(&machine)?;
-    agents::build(&machine, &object, Profile::Release)?;
-    agents::build_peer(&machine)?;
+    agents::build_with_peer(&machine, &object)?;
     let stage = raise(args)?;
     let wrong = ask_all(&stage.lab)?;
+    if wrong > 0 {
+        for agent in &stage.agents {
+            eprintln!("the agent of {} said last:\n{}\n", agent.node(), agent.log_tail());
+        }
+    }
     if args.keep {
         keep(stage)?;
     } else {
@@ -213,7 +211,7 @@ fn cluster_ips(sample: &Sample) -> [IpAddr; 2] {
 /// Asks everything, prints the table, and returns how many answers were wrong.
 fn ask_all(lab: &Lab) -> Result<usize> {
     println!(
-        "\n{:<27} {:<7} {:<10} {:<28} {:<9} {:<26} RESULT",
+        "\n{:<27} {:<7} {:<12} {:<17} {:<13} {:<26} RESULT",
         "WHAT", "FROM", "PROTOCOLS", "ASKED", "ANSWERED", "SOURCE SEEN"
     );
     let mut wrong = 0;
@@ -239,7 +237,7 @@ fn ask(lab: &Lab, trial: &Trial, v6: bool) -> Result<usize> {
     }
     for row in &rows {
         println!(
-            "{:<27} {:<7} {:<10} {:<28} {:<9} {:<26} {}",
+            "{:<27} {:<7} {:<12} {:<17} {:<13} {:<26} {}",
             trial.what,
             trial.from,
             row.protocols.iter().map(|p| p.name()).collect::<Vec<_>>().join(" "),

@@ -71,10 +71,10 @@ fn up(args: &UpArgs) -> Result<()> {
     let machine = Machine::new(args.setup.offline)?;
     setup::root("a lab makes network namespaces and loads eBPF programs")?;
     machine.provide(&setup::lab())?;
-    agents::build_peer(&machine)?;
     if args.agents {
-        let object = object::build(&machine)?;
-        agents::build(&machine, &object, agents::Profile::Release)?;
+        agents::build_with_peer(&machine, &object::build(&machine)?)?;
+    } else {
+        agents::build_peer(&machine)?;
     }
     let lab = Lab::raise(DEFAULT.into(), LabSpec::default(), Lifetime::Kept)?;
     lab.publish("nodes.yaml", &manifests::nodes(&lab))?;

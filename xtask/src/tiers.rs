@@ -14,14 +14,7 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::MetadataCommand;
 use clap::ValueEnum;
 
-use crate::{
-    agents::{self, Profile},
-    command, kernels,
-    machine::Machine,
-    object, setup,
-    tally::Tally,
-    tidy,
-};
+use crate::{agents, command, kernels, machine::Machine, object, setup, tally::Tally, tidy};
 
 /// A line is printed after this long without one.
 const QUIET: Duration = Duration::from_secs(30);
@@ -73,8 +66,7 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Vec<(&'static str, Strin
     machine.provide(&setup::tiers())?;
     let object = object::build(machine)?;
     if tiers.contains(&Tier::Lab) {
-        agents::build(machine, &object, Profile::Release)?;
-        agents::build_peer(machine)?;
+        agents::build_with_peer(machine, &object)?;
     }
     Ok(vec![("MILLRACE_BPF_OBJECT", text(&object)), ("MILLRACE_DIST", text(&machine.dist()))])
 }
