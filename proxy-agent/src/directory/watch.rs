@@ -214,3 +214,6 @@ impl Watcher {
         self.sender.blocking_send(batch).ok()
     }
 }
+
+#[cfg(test)]
+mod tests;
