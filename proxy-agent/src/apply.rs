@@ -253,17 +253,18 @@ impl Applier {
 
     pub fn fill(&self) -> Vec<Fill> {
         let Self { ledger, tables, .. } = self;
-        let [(frontends4, addresses4), (frontends6, addresses6)] = ledger.family_rows();
+        let rows = |hash| ledger.hash_rows(hash);
+        let (v4, v6) = (IpFamily::V4, IpFamily::V6);
         let fill = |table, entries, capacity| Fill { table, entries, capacity };
         let [backends4, backends6] = &ledger.blocks;
         vec![
             fill("SERVICES", ledger.indices.used(), ledger.indices.capacity()),
             fill("BACKENDS4", backends4.used(), backends4.capacity()),
             fill("BACKENDS6", backends6.used(), backends6.capacity()),
-            fill("FRONTENDS4", frontends4, tables.frontends4.capacity()),
-            fill("FRONTENDS6", frontends6, tables.frontends6.capacity()),
-            fill("ADDRESSES4", addresses4, tables.addresses4.capacity()),
-            fill("ADDRESSES6", addresses6, tables.addresses6.capacity()),
+            fill("FRONTENDS4", rows(Hash::Frontends(v4)), tables.frontends4.capacity()),
+            fill("FRONTENDS6", rows(Hash::Frontends(v6)), tables.frontends6.capacity()),
+            fill("ADDRESSES4", rows(Hash::Addresses(v4)), tables.addresses4.capacity()),
+            fill("ADDRESSES6", rows(Hash::Addresses(v6)), tables.addresses6.capacity()),
         ]
     }
 }

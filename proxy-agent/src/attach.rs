@@ -6,6 +6,8 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use agent_kit::{
@@ -96,17 +98,36 @@ fn chain(err: &dyn std::error::Error) -> String {
     errors.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// Loads every program of the object, which is when the kernel verifies it.
+/// Loads every program of the object, which is when the kernel verifies it: a second for them
+/// all, so as many at once as there are processors, those of devices first, which are longest.
 pub fn load_programs(ebpf: &mut Ebpf) -> Result<(), AttachError> {
-    for (name, program) in ebpf.programs_mut() {
-        let result = match program {
-            Program::SchedClassifier(program) => program.load(),
-            Program::CgroupSockAddr(program) => program.load(),
-            _ => Ok(()),
-        };
-        result.map_err(|source| AttachError::Load { name: name.to_owned(), source })?;
-    }
-    Ok(())
+    let mut programs: Vec<(&str, &mut Program)> = ebpf.programs_mut().collect();
+    programs.sort_by_key(|(name, program)| {
+        let is_device = matches!(program, Program::SchedClassifier(_));
+        (is_device, name.ends_with("_ingress"))
+    });
+    let programs = Mutex::new(programs);
+    let next = || programs.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        while let Some((name, program)) = next() {
+            let result = match program {
+                Program::SchedClassifier(program) => program.load(),
+                Program::CgroupSockAddr(program) => program.load(),
+                _ => Ok(()),
+            };
+            result.map_err(|source| AttachError::Load { name: name.to_owned(), source })?;
+        }
+        Ok(())
+    };
+    let workers = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..workers.min(4)).map(|_| scope.spawn(work)).collect();
+        let mut result = work();
+        for other in others {
+            result = result.and(other.join().unwrap_or(Ok(())));
+        }
+        result
+    })
 }
 
 fn classifier<'a>(

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use agent_kit::array::ArrayView;
+use datapath::service::ServiceCounters;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text::encode},
@@ -57,7 +59,11 @@ fn fine_seconds() -> Histogram {
 }
 
 impl Metrics {
-    pub fn new(maps: &Path, board: Arc<Board>) -> Self {
+    pub fn new(
+        maps: &Path,
+        services: ArrayView<ServiceCounters>,
+        board: Arc<Board>,
+    ) -> Self {
         let mut registry = Registry::default();
         let metrics = Self {
             sync_duration: fine_seconds(),
@@ -107,7 +113,7 @@ impl Metrics {
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
         registry.register("millrace_build", "The agent's version", build);
         registry.register_collector(Box::new(Tables {
-            counters: Counters::open(maps).ok(),
+            counters: Counters::open(maps, services).ok(),
             maps: maps.into(),
             board,
             flows: Mutex::default(),

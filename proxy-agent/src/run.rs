@@ -185,11 +185,12 @@ impl Agent {
             info!(tables, "tables are made anew; the old ones serve until these are filled");
         }
         let barrier = Arc::new(Barrier::new().map_err(RunError::Barrier)?);
-        let applier = Applier::adopt(Tables::open(&loaded.maps)?, barrier)?;
+        let tables = Tables::open(&loaded.maps)?;
+        let metrics = Metrics::new(&loaded.maps, tables.counters.view(), Arc::clone(&board));
+        let applier = Applier::adopt(tables, barrier)?;
         let links = Links::new(object::pins(&args.pins.bpffs).links());
         let devices = Devices::new(links.clone(), table(&loaded.maps, "DEVICES")?);
         let settings = table(&loaded.maps, "SETTINGS")?;
-        let metrics = Arc::new(Metrics::new(&loaded.maps, Arc::clone(&board)));
         let sweep = Arc::new(Sweep::new(&mut loaded.ebpf)?);
         {
             let mut state = board.state();
@@ -203,7 +204,7 @@ impl Agent {
             args,
             source,
             board,
-            metrics,
+            metrics: Arc::new(metrics),
             loaded,
             applier,
             links,

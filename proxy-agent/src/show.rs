@@ -8,7 +8,7 @@ pub mod status;
 use std::{collections::BTreeMap, path::Path};
 
 use agent_kit::{
-    array::Array,
+    array::ArrayView,
     table::{MapTable, Table},
 };
 use aya::maps::{Map, MapData, PerCpuArray};
@@ -19,7 +19,7 @@ use datapath::{
     service::{ServiceCounters, ServiceName},
 };
 
-use crate::apply::tables::{OpenError, array, decode_name, table};
+use crate::apply::tables::{OpenError, decode_name, table};
 
 /// Nothing can be shown.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,7 @@ impl std::fmt::Display for Name {
 /// What the programs count.
 pub struct Counters {
     names: MapTable<u32, ServiceName>,
-    services: Array<ServiceCounters>,
+    services: ArrayView<ServiceCounters>,
     drops: Option<PerCpuArray<MapData, u64>>,
 }
 
@@ -70,11 +70,12 @@ impl std::fmt::Debug for Counters {
 }
 
 impl Counters {
-    pub fn open(maps: &Path) -> Result<Self, OpenError> {
+    /// Those pinned in `maps`, with the view of `STATS` that is mapped already.
+    pub fn open(maps: &Path, services: ArrayView<ServiceCounters>) -> Result<Self, OpenError> {
         let drops = MapData::from_pin(maps.join("DROPS")).and_then(Map::from_map_data);
         Ok(Self {
             names: table(maps, "NAMES")?,
-            services: array(maps, "STATS")?,
+            services,
             drops: drops.and_then(PerCpuArray::try_from).ok(),
         })
     }

@@ -60,7 +60,7 @@ struct Seen {
 }
 
 fn swaps() -> u32 {
-    std::env::var("MILLRACE_SWAPS").ok().and_then(|text| text.parse().ok()).unwrap_or(30_000)
+    std::env::var("MILLRACE_SWAPS").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000)
 }
 
 /// Every set is of one port, as long as the port says.

@@ -1,7 +1,7 @@
 //! What the tables hold when the agent starts: rows keep their indices and sets their blocks,
 //! so that what did not change meanwhile is not written again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use agent_kit::table::TableError;
 use datapath::{
@@ -27,10 +27,10 @@ pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
     frontends.extend(tables.frontends4.rows()?.iter().map(frontend));
     frontends.extend(tables.frontends6.rows()?.iter().map(frontend));
     for (address, used) in tables.addresses4.rows()? {
-        ledger.addresses.insert(std::net::IpAddr::from(address), used.flags);
+        ledger.address_put(address.into(), used.flags);
     }
     for (address, used) in tables.addresses6.rows()? {
-        ledger.addresses.insert(std::net::IpAddr::from(address), used.flags);
+        ledger.address_put(address.into(), used.flags);
     }
 
     let mut names: BTreeMap<u32, _> = tables.names.rows()?.into_iter().collect();
@@ -48,7 +48,7 @@ pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
             IpFamily::V6
         };
         let key = ServicePortKey { namespace, name: service_name, port, proto, family };
-        let mut row = Row::new(key);
+        let mut row = Row::new(Arc::new(key));
         row.is_named = name.is_some();
         row.flags = service.flags;
         row.cluster = placed(tables, &mut ledger, family, service.cluster);
@@ -57,15 +57,12 @@ pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
     }
     // What nothing leads to was being removed, or not yet finished, when the last agent ended.
     ledger.stale_names.extend(names.into_keys());
-    for (at, to) in frontends {
-        if let Some(row) = rows.get_mut(&to.service) {
-            row.frontends.insert(at);
-        }
-        ledger.frontends.insert(at, to);
-    }
     ledger.indices.reserve(rows.keys().copied());
-    ledger.keys = rows.iter().map(|(&index, row)| (row.key.clone(), index)).collect();
+    ledger.keys = rows.iter().map(|(&index, row)| (Arc::clone(&row.key), index)).collect();
     ledger.rows = rows.into_iter().collect();
+    for (at, to) in frontends {
+        ledger.frontend_put(at, to);
+    }
     Ok(ledger)
 }
 
@@ -92,7 +89,7 @@ fn note_generations(tables: &Tables, ledger: &mut Ledger) {
 /// written anew.
 fn placed(tables: &Tables, ledger: &mut Ledger, family: IpFamily, set: SetRef) -> Placed {
     if set == SetRef::REJECT || set == SetRef::DROP {
-        return Placed { set: Some(set), backends: Vec::new() };
+        return Placed { set: Some(set), backends: Some(Vec::new()) };
     }
     let slots = set.block..set.block.saturating_add(u32::from(set.count));
     let backends: Option<Vec<DesiredBackend>> = match family {
@@ -108,7 +105,7 @@ fn placed(tables: &Tables, ledger: &mut Ledger, family: IpFamily, set: SetRef) -
             if !backends.is_empty()
                 && ledger.blocks[family as usize].reserve(set.block, set.count.into()) =>
         {
-            Placed { set: Some(set), backends }
+            Placed { set: Some(set), backends: Some(backends) }
         }
         _ => Placed::default(),
     }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use datapath::{
@@ -29,18 +30,30 @@ pub const LONGEST_SET: usize = 65_000;
 pub struct Placed {
     /// `None` if what stands there is not to be relied on.
     pub(super) set: Option<SetRef>,
-    pub(super) backends: Vec<DesiredBackend>,
+    /// `None` if they are those that the row wants, so that they are kept once.
+    pub(super) backends: Option<Vec<DesiredBackend>>,
 }
 
 impl Placed {
     fn holds(&self, wanted: &DesiredSet) -> bool {
-        match (self.set, wanted) {
-            (Some(set), DesiredSet::Backends(backends)) => {
-                set.count > 0 && self.backends == *backends
+        match (self.set, &self.backends, wanted) {
+            (Some(_), None, _) => true,
+            (Some(set), Some(placed), DesiredSet::Backends(backends)) => {
+                set.count > 0 && placed == backends
             }
-            (Some(set), DesiredSet::Reject) => set == SetRef::REJECT,
-            (Some(set), DesiredSet::Drop) => set == SetRef::DROP,
-            (None, _) => false,
+            (Some(set), _, DesiredSet::Reject) => set == SetRef::REJECT,
+            (Some(set), _, DesiredSet::Drop) => set == SetRef::DROP,
+            (None, ..) => false,
+        }
+    }
+
+    /// The row is about to want something else than `before`.
+    fn keep(&mut self, before: &DesiredSet) {
+        if self.set.is_some() && self.backends.is_none() {
+            self.backends = Some(match before {
+                DesiredSet::Backends(backends) => backends.clone(),
+                DesiredSet::Reject | DesiredSet::Drop => Vec::new(),
+            });
         }
     }
 }
@@ -48,18 +61,18 @@ impl Placed {
 /// One row of `SERVICES`.
 #[derive(Clone, Debug)]
 pub struct Row {
-    pub(super) key: ServicePortKey,
+    pub(super) key: Arc<ServicePortKey>,
     pub(super) wanted: Option<DesiredService>,
     pub(super) cluster: Placed,
     pub(super) local: Placed,
     pub(super) flags: u32,
     pub(super) is_named: bool,
     /// Those in the tables that lead here.
-    pub(super) frontends: BTreeSet<FrontendAt>,
+    pub(super) frontends: Vec<FrontendAt>,
 }
 
 impl Row {
-    pub(super) fn new(key: ServicePortKey) -> Self {
+    pub(super) fn new(key: Arc<ServicePortKey>) -> Self {
         Self {
             key,
             wanted: None,
@@ -67,8 +80,12 @@ impl Row {
             local: Placed::default(),
             flags: 0,
             is_named: false,
-            frontends: BTreeSet::new(),
+            frontends: Vec::new(),
         }
+    }
+
+    fn forget_frontend(&mut self, at: &FrontendAt) {
+        self.frontends.retain(|held| held != at);
     }
 }
 
@@ -91,7 +108,7 @@ pub enum Shortage {
 #[derive(Debug)]
 pub struct Ledger {
     pub(super) rows: HashMap<u32, Row>,
-    pub(super) keys: HashMap<ServicePortKey, u32>,
+    pub(super) keys: HashMap<Arc<ServicePortKey>, u32>,
     /// Wanted, and without a row as yet.
     homeless: BTreeMap<ServicePortKey, DesiredService>,
     dirty: BTreeSet<u32>,
@@ -112,6 +129,8 @@ pub struct Ledger {
     /// The source has told everything once, so what it did not name may go.
     is_complete: bool,
     shortages: BTreeSet<Shortage>,
+    /// By [`Hash::place`].
+    hash_rows: [u32; 4],
 }
 
 impl Ledger {
@@ -134,6 +153,7 @@ impl Ledger {
             settling: HashSet::new(),
             is_complete: false,
             shortages: BTreeSet::new(),
+            hash_rows: [0; 4],
         }
     }
 
@@ -145,9 +165,13 @@ impl Ledger {
         let before = match self.keys.get(&key) {
             Some(&index) => {
                 self.dirty.insert(index);
-                self.rows
-                    .get_mut(&index)
-                    .and_then(|row| std::mem::replace(&mut row.wanted, wanted))
+                self.rows.get_mut(&index).and_then(|row| {
+                    if let Some(before) = &row.wanted {
+                        row.cluster.keep(&before.cluster);
+                        row.local.keep(&before.local);
+                    }
+                    std::mem::replace(&mut row.wanted, wanted)
+                })
             }
             None => match wanted {
                 Some(wanted) => self.homeless.insert(key, wanted),
@@ -203,12 +227,9 @@ impl Ledger {
             || !self.stale_names.is_empty()
     }
 
-    /// Frontends and addresses in the tables, by family.
-    pub fn family_rows(&self) -> [(u32, u32); 2] {
-        let mut rows = [(0, 0); 2];
-        self.frontends.keys().for_each(|at| rows[at.family() as usize].0 += 1);
-        self.addresses.keys().for_each(|address| rows[IpFamily::of(address) as usize].1 += 1);
-        rows
+    /// Rows in a hash table.
+    pub fn hash_rows(&self, hash: Hash) -> u32 {
+        self.hash_rows[hash.place()]
     }
 
     pub fn shortages(&self) -> &BTreeSet<Shortage> {
@@ -280,10 +301,11 @@ impl Ledger {
                     }
                 },
             };
-            let row = self.rows.entry(index).or_insert_with(|| Row::new(key.clone()));
+            let key = Arc::new(key);
+            let row = self.rows.entry(index).or_insert_with(|| Row::new(Arc::clone(&key)));
             if row.key != key {
                 self.keys.remove(&row.key);
-                row.key = key.clone();
+                row.key = Arc::clone(&key);
             }
             row.is_named = false;
             row.wanted = Some(wanted);
@@ -334,7 +356,7 @@ impl Ledger {
                 DesiredSet::Reject => (SetRef::REJECT, Vec::new()),
                 DesiredSet::Drop => (SetRef::DROP, Vec::new()),
                 DesiredSet::Backends(backends) if backends.len() > LONGEST_SET => {
-                    self.shortages.insert(Shortage::SetTooLong(row.key.clone()));
+                    self.shortages.insert(Shortage::SetTooLong(ServicePortKey::clone(&row.key)));
                     continue;
                 }
                 DesiredSet::Backends(backends) => {
@@ -355,14 +377,14 @@ impl Ledger {
             {
                 blocks.release(old.block, u32::from(old.count));
             }
-            placed.backends = backends;
+            placed.backends = Some(backends);
         }
         if row.flags != flags {
             row.flags = flags;
             ops.push(Op::Flags { index, flags });
         }
         if !row.is_named {
-            ops.push(Op::Name { index, name: row.key.clone() });
+            ops.push(Op::Name { index, name: Arc::clone(&row.key) });
         }
     }
 
@@ -484,32 +506,43 @@ impl Ledger {
             if before.service != to.service
                 && let Some(row) = self.rows.get_mut(&before.service)
             {
-                row.frontends.remove(&at);
+                row.forget_frontend(&at);
             }
+        } else {
+            self.hash_rows[Hash::Frontends(at.family()).place()] += 1;
         }
-        if let Some(row) = self.rows.get_mut(&to.service) {
-            row.frontends.insert(at);
+        if let Some(row) = self.rows.get_mut(&to.service)
+            && !row.frontends.contains(&at)
+        {
+            row.frontends.push(at);
         }
     }
 
     pub(super) fn frontend_removed(&mut self, at: FrontendAt) {
         self.restless.insert(Hash::Frontends(at.family()));
-        if let Some(to) = self.frontends.remove(&at)
-            && let Some(row) = self.rows.get_mut(&to.service)
-        {
-            row.frontends.remove(&at);
+        let Some(to) = self.frontends.remove(&at) else { return };
+        self.hash_rows[Hash::Frontends(at.family()).place()] -= 1;
+        if let Some(row) = self.rows.get_mut(&to.service) {
+            row.forget_frontend(&at);
         }
     }
 
     pub(super) fn address_put(&mut self, address: IpAddr, flags: u32) {
-        if self.addresses.insert(address, flags).is_some() {
-            self.restless.insert(Hash::Addresses(IpFamily::of(&address)));
+        let hash = Hash::Addresses(IpFamily::of(&address));
+        match self.addresses.insert(address, flags) {
+            Some(_) => {
+                self.restless.insert(hash);
+            }
+            None => self.hash_rows[hash.place()] += 1,
         }
     }
 
     pub(super) fn address_removed(&mut self, address: IpAddr) {
-        self.restless.insert(Hash::Addresses(IpFamily::of(&address)));
-        self.addresses.remove(&address);
+        let hash = Hash::Addresses(IpFamily::of(&address));
+        self.restless.insert(hash);
+        if self.addresses.remove(&address).is_some() {
+            self.hash_rows[hash.place()] -= 1;
+        }
     }
 
     pub(super) fn named(&mut self, index: u32) {
@@ -536,6 +569,9 @@ impl Ledger {
                         && self.leads(row, wanted, index);
                     if !is_done {
                         self.dirty.insert(index);
+                    } else if let Some(row) = self.rows.get_mut(&index) {
+                        row.cluster.backends = None;
+                        row.local.backends = None;
                     }
                 }
                 None if row.frontends.is_empty() => {

@@ -1,6 +1,6 @@
 //! One write to the tables.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use datapath::service::SetRef;
 
@@ -71,7 +71,7 @@ pub enum Op {
     Set { index: u32, scope: Scope, set: SetRef },
     Flags { index: u32, flags: u32 },
     ResetCounters { index: u32 },
-    Name { index: u32, name: ServicePortKey },
+    Name { index: u32, name: Arc<ServicePortKey> },
     RemoveName { index: u32 },
     /// Rows of one family.
     PutFrontends(Vec<(FrontendAt, FrontendTo)>),
