@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod bench;
 mod bpffs;
 mod cgroup;
 mod error;

@@ -37,6 +37,12 @@ pub(crate) fn fabric(lab: &str, spec: &LabSpec) -> Vec<String> {
         lines.push(format!("link add to-{name} type veth peer name eth0 netns {namespace}"));
         lines.push(format!("link set to-{name} master ul0 up"));
     }
+    // What stands for the outside is also the nodes' router, which knows the pods.
+    for (number, _) in spec.nodes() {
+        let [v4, v6] = address::pod_cidrs(number);
+        lines.push(format!("route add {v4} via {}", address::node4(number)));
+        lines.push(format!("route add {v6} via {}", address::node6(number)));
+    }
     lines
 }
 

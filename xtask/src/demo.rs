@@ -29,6 +29,8 @@ pub(crate) struct DemoArgs {
 const PORTS: [Port; 3] =
     [Port::tcp("http", 80, 8000), Port::tcp("tcp", 7, 8080), Port::udp("udp", 7, 8080)];
 
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Http];
+
 /// A Service of the demo: the last number of its address, its pods, its first NodePort.
 struct Sample {
     name: &'static str,
@@ -56,7 +58,8 @@ const SAMPLES: [&Sample; 6] = [&WEB, &NEAR, &FAR, &LOOP, &HOST, &EMPTY];
 enum Target {
     ClusterIp(&'static Sample),
     NodePort(&'static Sample, &'static str),
-    Pod(&'static str),
+    /// A pod, or the router that stands for the outside, by its own address.
+    Direct(&'static str),
 }
 
 /// One thing to try, and what must come of it.
@@ -81,7 +84,8 @@ const fn trial(
 }
 
 const TRIALS: &[Trial] = &[
-    trial("pod to pod, no Service", "pod1a", Target::Pod("pod2a"), &["pod2a"], &["pod1a"]),
+    trial("pod to pod, no Service", "pod1a", Target::Direct("pod2a"), &["pod2a"], &["pod1a"]),
+    trial("pod to the outside", "pod1a", Target::Direct("fabric"), &["fabric"], &["pod1a"]),
     trial("ClusterIP, other node", "pod1a", Target::ClusterIp(&FAR), FAR.pods, &["pod1a"]),
     trial("ClusterIP, same node", "pod1a", Target::ClusterIp(&NEAR), NEAR.pods, &["pod1a"]),
     trial(
@@ -176,7 +180,7 @@ fn raise(args: &DemoArgs) -> Result<Stage> {
         publish(&lab, sample)?;
     }
     let mut servers = Vec::new();
-    for name in ["pod1a", "pod1b", "pod2a", "pod2b", "node2"] {
+    for name in ["pod1a", "pod1b", "pod2a", "pod2b", "node2", "fabric"] {
         let ports = ["--tcp=8080", "--udp=8080", "--http=8000"];
         servers.push(peer::serve(&lab.place(name)?, &ports)?);
     }
@@ -211,7 +215,7 @@ fn cluster_ips(sample: &Sample) -> [IpAddr; 2] {
 /// Asks everything, prints the table, and returns how many answers were wrong.
 fn ask_all(lab: &Lab) -> Result<usize> {
     println!(
-        "\n{:<27} {:<7} {:<12} {:<17} {:<13} {:<26} RESULT",
+        "\n{:<27} {:<7} {:<12} {:<19} {:<13} {:<26} RESULT",
         "WHAT", "FROM", "PROTOCOLS", "ASKED", "ANSWERED", "SOURCE SEEN"
     );
     let mut wrong = 0;
@@ -220,7 +224,8 @@ fn ask_all(lab: &Lab) -> Result<usize> {
             wrong += ask(lab, trial, v6)?;
         }
     }
-    println!();
+    let asked = TRIALS.len() * 2 * PROTOCOLS.len();
+    println!("\n{} of {asked} answers right", asked - wrong);
     Ok(wrong)
 }
 
@@ -228,7 +233,7 @@ fn ask_all(lab: &Lab) -> Result<usize> {
 fn ask(lab: &Lab, trial: &Trial, v6: bool) -> Result<usize> {
     let place = lab.place(trial.from)?;
     let mut rows: Vec<Row> = Vec::new();
-    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Http] {
+    for protocol in PROTOCOLS {
         let row = Row::ask(lab, &place, trial, protocol, v6)?;
         match rows.last_mut() {
             Some(last) if last.is_like(&row) => last.protocols.push(protocol),
@@ -237,7 +242,7 @@ fn ask(lab: &Lab, trial: &Trial, v6: bool) -> Result<usize> {
     }
     for row in &rows {
         println!(
-            "{:<27} {:<7} {:<12} {:<17} {:<13} {:<26} {}",
+            "{:<27} {:<7} {:<12} {:<19} {:<13} {:<26} {}",
             trial.what,
             trial.from,
             row.protocols.iter().map(|p| p.name()).collect::<Vec<_>>().join(" "),
@@ -294,8 +299,8 @@ impl Target {
                 let number = sample.node_port + port as u16;
                 SocketAddr::new(lab.addresses(node)?.both()[family], number)
             }
-            Self::Pod(pod) => {
-                SocketAddr::new(lab.addresses(pod)?.both()[family], PORTS[port].target)
+            Self::Direct(place) => {
+                SocketAddr::new(lab.addresses(place)?.both()[family], PORTS[port].target)
             }
         })
     }
@@ -352,14 +357,12 @@ fn keep(stage: Stage) -> Result<()> {
     let [v4, v6] = cluster_ips(&WEB);
     let node = lab.addresses("node1")?.v4;
     let pins = lab.bpffs("node1");
-    let dist = lab::dist().canonicalize()?;
-    let (peer, agent) = (dist.join("lab-peer"), dist.join("proxy-agent"));
     let exec = "cargo xtask lab exec";
     println!("\ntry next:");
-    println!("  {exec} pod1a -- {} ask http {v4}:80 --count 5", peer.display());
-    println!("  {exec} pod1a -- {} ask udp [{v6}]:7 --count 5", peer.display());
-    println!("  {exec} client -- {} ask http {node}:{}", peer.display(), WEB.node_port);
-    println!("  {exec} node1 -- {} services --bpffs {}", agent.display(), pins.display());
+    println!("  {exec} pod1a -- lab-peer ask http {v4}:80 --count 5");
+    println!("  {exec} pod1a -- lab-peer ask udp [{v6}]:7 --count 5");
+    println!("  {exec} client -- lab-peer ask http {node}:{}", WEB.node_port);
+    println!("  {exec} node1 -- proxy-agent services --bpffs {}", pins.display());
     println!("  edit {}", lab.manifests("node1").join("web.yaml").display());
     println!("  cargo xtask lab down");
     Ok(())

@@ -13,7 +13,7 @@ use lab::{
     manifests,
 };
 
-use crate::{SetupArgs, agents, machine::Machine, object, setup};
+use crate::{SetupArgs, agents, command::search_path, machine::Machine, object, setup};
 
 /// The lab that commands mean when none is named.
 const DEFAULT: &str = "lab";
@@ -137,7 +137,10 @@ fn exec(args: &ExecArgs) -> Result<ExitCode> {
     };
     let (program, arguments) = args.command.split_first().context("no command given")?;
     let mut command = Command::new(program);
-    command.args(arguments).env("PATH", crate::command::joined_search_path());
+    // `lab-peer` and `proxy-agent` are found by name.
+    let mut path = vec![lab::dist()];
+    path.extend(search_path());
+    command.args(arguments).env("PATH", std::env::join_paths(path)?);
     let status = lab.place(&args.name)?.spawn(command)?.wait()?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))

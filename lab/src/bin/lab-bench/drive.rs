@@ -1,0 +1,36 @@
+//! The driver: orders in, reports out.
+
+use std::io::{self, BufRead, Write};
+
+use lab::bench::Order;
+
+use crate::{rounds, watch};
+
+/// Does as it is told until its input ends.
+pub(crate) fn run() -> io::Result<()> {
+    for line in io::stdin().lock().lines() {
+        let order: Order = serde_json::from_str(&line?)?;
+        let report = report(&order)
+            .map_err(|err| io::Error::new(err.kind(), format!("{order:?}: {err}")))?;
+        let mut out = io::stdout().lock();
+        writeln!(out, "{report}")?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn report(order: &Order) -> io::Result<String> {
+    let round = |round: io::Result<_>| Ok(serde_json::to_string(&round?)?);
+    let seen = |seen: io::Result<_>| Ok(serde_json::to_string(&seen?)?);
+    match *order {
+        Order::Connect { to, count } => round(rounds::connect(to, count)),
+        Order::Latency { to, count } => round(rounds::latency(to, count)),
+        Order::Bulk { to, parts, bytes } => round(rounds::bulk(to, parts, bytes)),
+        Order::Follow { to, until, patience_millis } => {
+            seen(Ok(watch::follow(to, until, patience_millis)))
+        }
+        Order::Scan { first, count, step, port, patience_millis } => {
+            seen(watch::scan(first, count, step, port, patience_millis))
+        }
+    }
+}

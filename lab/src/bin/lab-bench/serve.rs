@@ -1,0 +1,104 @@
+//! The server: a thread for each kind of round, and one connection at a time on each.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut, Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+    thread,
+    time::Duration,
+};
+
+use lab::bench::port;
+use nix::{
+    cmsg_space,
+    sys::socket::{
+        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
+        sockopt::Ipv4PacketInfo,
+    },
+};
+
+use crate::rounds::BULK_BUFFER;
+
+/// Listens, says `ready`, and serves until ended.
+pub(crate) fn run() -> io::Result<()> {
+    listen(port::CONNECT, answer_once)?;
+    listen(port::LATENCY, answer)?;
+    listen(port::BULK, swallow)?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port::ECHO))?;
+    setsockopt(&socket, Ipv4PacketInfo, &true)?;
+    thread::spawn(move || echo(&socket));
+    println!("ready");
+    io::stdout().flush()?;
+    loop {
+        thread::sleep(Duration::from_hours(1));
+    }
+}
+
+fn listen(port: u16, talk: fn(TcpStream) -> io::Result<()>) -> io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            // A client that goes in the middle says so itself.
+            let _ = talk(stream);
+        }
+    });
+    Ok(())
+}
+
+/// One byte each way; the client closes first.
+fn answer_once(mut stream: TcpStream) -> io::Result<()> {
+    let mut byte = [0];
+    stream.read_exact(&mut byte)?;
+    stream.write_all(&byte)?;
+    stream.read(&mut byte).map(drop)
+}
+
+fn answer(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut byte = [0];
+    loop {
+        stream.read_exact(&mut byte)?;
+        stream.write_all(&byte)?;
+    }
+}
+
+/// Reads all there is and says so with one byte.
+fn swallow(mut stream: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; BULK_BUFFER];
+    while stream.read(&mut buffer)? > 0 {}
+    stream.write_all(&[1])
+}
+
+/// Sends every datagram back with the address it was sent to, and from that address: the
+/// server has more of them than the kernel would choose from.
+fn echo(socket: &UdpSocket) {
+    let mut buffer = [0; 64];
+    loop {
+        let _ = echo_one(socket, &mut buffer);
+    }
+}
+
+fn echo_one(socket: &UdpSocket, buffer: &mut [u8; 64]) -> nix::Result<()> {
+    let mut space = cmsg_space!(libc::in_pktinfo);
+    let (length, source, mut asked) = {
+        let mut slices = [IoSliceMut::new(&mut buffer[..32])];
+        let flags = MsgFlags::empty();
+        let message =
+            recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
+        let asked = message.cmsgs()?.find_map(|control| match control {
+            ControlMessageOwned::Ipv4PacketInfo(info) => Some(info),
+            _ => None,
+        });
+        match (message.address, asked) {
+            (Some(source), Some(asked)) => (message.bytes, source, asked),
+            _ => return Ok(()),
+        }
+    };
+    // In the answer it is the source, whichever device it leaves by.
+    asked.ipi_ifindex = 0;
+    asked.ipi_spec_dst = asked.ipi_addr;
+    buffer[length..length + 4].copy_from_slice(&asked.ipi_addr.s_addr.to_ne_bytes());
+    let slices = [IoSlice::new(&buffer[..length + 4])];
+    let control = [ControlMessage::Ipv4PacketInfo(&asked)];
+    sendmsg(socket.as_raw_fd(), &slices, &control, MsgFlags::empty(), Some(&source)).map(drop)
+}
