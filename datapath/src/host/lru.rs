@@ -71,6 +71,11 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
         self.rows.iter().map(|(key, (_, value))| (key, value))
     }
 
+    /// All rows, to change, which does not use them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
+        self.rows.iter_mut().map(|(key, (_, value))| (key, value))
+    }
+
     pub fn clear(&mut self) {
         self.rows.clear();
         self.order.clear();

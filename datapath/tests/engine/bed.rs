@@ -4,7 +4,7 @@
 use datapath::{
     address::Be16,
     backend::Backend,
-    counter::{Hook, Reason, drop_index},
+    counter::{Hook, Reason},
     device::Device,
     flow::{Flow, FlowKey, Place},
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind},
@@ -154,10 +154,9 @@ impl<F: Side> Bed<F> {
     /// does not is counted once.
     #[track_caller]
     pub(crate) fn run(&mut self, hook: Hook, bytes: &[u8]) -> Outcome {
-        let before = self.machine.drops();
+        let before: u64 = self.machine.drops(hook).iter().sum();
         let (verdict, out) = self.machine.run(hook, bytes);
-        let after = self.machine.drops();
-        let counted: u64 = after.iter().zip(&before).map(|(after, before)| after - before).sum();
+        let counted = self.machine.drops(hook).iter().sum::<u64>() - before;
         let expected = u64::from(verdict != Verdict::Pass);
         assert_eq!(counted, expected, "{verdict:?} of {}", describe::<F>(bytes));
         if checksums::<F>(bytes, Expect::Full).is_ok() && verdict != Verdict::Drop {
@@ -201,7 +200,7 @@ impl<F: Side> Bed<F> {
     }
 
     pub(crate) fn dropped(&mut self, hook: Hook, reason: Reason) -> u64 {
-        self.machine.drops()[drop_index(hook, reason) as usize]
+        self.machine.drops(hook)[reason as usize]
     }
 
     pub(crate) fn pending(&mut self) -> Vec<Row<F>> {

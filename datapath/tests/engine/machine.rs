@@ -2,7 +2,7 @@
 
 use datapath::{
     backend::Backend,
-    counter::Hook,
+    counter::{Hook, Reason, drop_index},
     device::Device,
     egress::egress,
     flow::{Flow, FlowKey},
@@ -69,8 +69,10 @@ impl<F: Side> Machine<F> {
         (verdict, buffer.bytes)
     }
 
-    pub(crate) fn drops(&mut self) -> Vec<u64> {
-        self.memory.drops.clone()
+    /// What a hook has counted, by reason.
+    pub(crate) fn drops(&mut self, hook: Hook) -> Vec<u64> {
+        let count = |reason: &Reason| self.memory.drops[drop_index(hook, *reason) as usize];
+        Reason::ALL.iter().map(count).collect()
     }
 
     pub(crate) fn counters(&mut self, service: u32) -> ServiceCounters {
@@ -84,27 +86,11 @@ impl<F: Side> Machine<F> {
         }
     }
 
-    pub(crate) fn put_row(
-        &mut self,
-        store: Store,
-        key: FlowKey<F::Address>,
-        row: Flow<F::Address>,
-    ) {
-        match store {
-            Store::Answered => drop(self.memory.flows.insert(key, row)),
-            Store::Pending => self.memory.pending.insert(key, row),
-        }
-    }
-
     pub(crate) fn remove_row(&mut self, store: Store, key: &FlowKey<F::Address>) {
         match store {
             Store::Answered => self.memory.flows.remove(key),
             Store::Pending => self.memory.pending.remove(key),
         };
-    }
-
-    pub(crate) fn now(&mut self) -> u32 {
-        self.memory.now
     }
 
     /// Lets time pass, in ticks.

@@ -1,0 +1,259 @@
+//! The programs in the kernel, as the machine that cases run on.
+
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+
+use agent_kit::table::{MapTable, Table};
+use datapath::{
+    address::protocol,
+    backend::Backend,
+    counter::{Hook, Reason, drop_index},
+    device::Device,
+    flow::{Flow, FlowKey, Walk},
+    fragment::{FragmentKey, Ports},
+    frontend::{AddressUse, Frontend, FrontendKey, address_mark},
+    host::frame::Sample,
+    maps::MARKS_LEN,
+    packet::Verdict,
+    service::{Service, ServiceCounters},
+    settings::Settings,
+    tables::Store,
+};
+
+pub(crate) use datapath::host::memory::Sizes;
+
+use crate::object::{ETHERNET, Loaded, Row, test_run};
+
+/// What a test needs of a family, wherever it runs.
+pub(crate) trait Side: Sample {}
+
+impl<F: Sample> Side for F {}
+
+/// A table of one family.
+type Rows<K, V> = MapTable<Row<K>, Row<V>>;
+type Flows<F> = Rows<FlowKey<<F as datapath::address::Family>::Address>, Flow<<F as datapath::address::Family>::Address>>;
+
+/// `TCX_NEXT`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
+const NEXT: i32 = -1;
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+/// The interface index of a namespace's `lo`, on which test runs take place.
+const LOOPBACK: u32 = 1;
+/// Rows of `SERVICES` and `STATS` that cases use.
+const SERVICES: u32 = 64;
+
+pub(crate) struct Machine<F: Sample> {
+    loaded: Option<Loaded>,
+    frontends: Rows<FrontendKey<F::Address>, Frontend>,
+    addresses: Rows<F::Address, AddressUse>,
+    backends: Rows<u32, Backend<F::Address>>,
+    services: Rows<u32, Service>,
+    stats: Rows<u32, ServiceCounters>,
+    flows: Flows<F>,
+    pending: Flows<F>,
+    fragments: Rows<FragmentKey<F::Address>, Ports>,
+    devices: Rows<u32, Device>,
+    settings: Rows<u32, Settings>,
+    marks: Rows<u32, [u8; MARKS_LEN]>,
+    address_marks: Rows<u32, [u8; MARKS_LEN]>,
+    walks: Rows<u32, Walk>,
+    sockets: Vec<UdpSocket>,
+    counted_before: Vec<Vec<u64>>,
+}
+
+fn clear<K: Copy + 'static, V: Copy + 'static>(table: &mut Rows<K, V>) {
+    for (key, _) in table.rows().expect("rows") {
+        let _ = table.remove(&key);
+    }
+}
+
+fn write<K: Copy + 'static, V: Copy + 'static>(table: &mut Rows<K, V>, key: K, value: V) {
+    table.insert(&Row(key), &Row(value)).expect("room");
+}
+
+impl<F: Side> Machine<F> {
+    pub(crate) fn new(sizes: Sizes) -> Self {
+        let loaded = Loaded::take(sizes);
+        let of_family = |name: &str| loaded.map(&format!("{name}{}", F::SUFFIX));
+        let mut machine = Self {
+            frontends: MapTable::new(of_family("FRONTENDS")).expect("sizes"),
+            addresses: MapTable::new(of_family("ADDRESSES")).expect("sizes"),
+            backends: MapTable::new(of_family("BACKENDS")).expect("sizes"),
+            services: MapTable::new(loaded.map("SERVICES")).expect("sizes"),
+            stats: MapTable::new(loaded.map("STATS")).expect("sizes"),
+            flows: MapTable::new(of_family("FLOWS")).expect("sizes"),
+            pending: MapTable::new(of_family("PENDING")).expect("sizes"),
+            fragments: MapTable::new(of_family("FRAGMENTS")).expect("sizes"),
+            devices: MapTable::new(loaded.map("DEVICES")).expect("sizes"),
+            settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
+            marks: MapTable::new(loaded.map("MARKS")).expect("sizes"),
+            address_marks: MapTable::new(loaded.map("ADDRESSMARKS")).expect("sizes"),
+            walks: MapTable::new(loaded.map("WALKS")).expect("sizes"),
+            sockets: Vec::new(),
+            counted_before: Vec::new(),
+            loaded: Some(loaded),
+        };
+        machine.clear();
+        machine.counted_before =
+            Hook::ALL.iter().map(|hook| machine.counted(*hook)).collect();
+        machine
+    }
+
+    /// Takes away what an earlier case has left.
+    fn clear(&mut self) {
+        clear(&mut self.frontends);
+        clear(&mut self.addresses);
+        clear(&mut self.devices);
+        self.clear_flows();
+        for index in 0..SERVICES {
+            write(&mut self.services, index, Service::default());
+            write(&mut self.stats, index, ServiceCounters::default());
+        }
+        write(&mut self.settings, 0, Settings::default());
+        write(&mut self.address_marks, 0, [0; MARKS_LEN]);
+    }
+
+    /// Forgets all flows.
+    pub(crate) fn clear_flows(&mut self) {
+        clear(&mut self.flows);
+        clear(&mut self.pending);
+        clear(&mut self.fragments);
+        write(&mut self.marks, 0, [0; MARKS_LEN]);
+        write(&mut self.walks, u32::from(F::V6), Walk::default());
+    }
+
+    fn loaded(&self) -> &Loaded {
+        self.loaded.as_ref().expect("given back at the end only")
+    }
+
+    pub(crate) fn put_address(&mut self, address: F::Address, usage: AddressUse) {
+        let Row(mut marks) = self.address_marks.get(&Row(0)).expect("a row").expect("a row");
+        marks[address_mark(address)] = 1;
+        write(&mut self.address_marks, 0, marks);
+        write(&mut self.addresses, address, usage);
+    }
+
+    pub(crate) fn put_frontend(&mut self, key: FrontendKey<F::Address>, row: Frontend) {
+        write(&mut self.frontends, key, row);
+    }
+
+    pub(crate) fn put_service(&mut self, index: u32, row: Service) {
+        write(&mut self.services, index, row);
+    }
+
+    pub(crate) fn put_backend(&mut self, index: u32, row: Backend<F::Address>) {
+        write(&mut self.backends, index, row);
+    }
+
+    pub(crate) fn set_settings(&mut self, settings: Settings) {
+        write(&mut self.settings, 0, settings);
+    }
+
+    pub(crate) fn set_device(&mut self, device: Option<Device>) {
+        match device {
+            Some(device) => write(&mut self.devices, LOOPBACK, device),
+            None => drop(self.devices.remove(&Row(LOOPBACK))),
+        }
+    }
+
+    pub(crate) fn run(&mut self, hook: Hook, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        // The kernel runs nothing on a frame without a whole network header.
+        if bytes.len() < F::HEADER as usize {
+            return (Verdict::Pass, bytes.to_vec());
+        }
+        let mut frame = ETHERNET.to_vec();
+        frame.extend(F::ETHERTYPE.to_be_bytes());
+        frame.extend(bytes);
+        let mut out = vec![0; frame.len() + 256];
+        let (returned, length) = test_run(self.loaded().program(hook), &frame, &mut out);
+        out.truncate(length);
+        let verdict = match returned {
+            NEXT => Verdict::Pass,
+            SHOT => Verdict::Drop,
+            REDIRECT => Verdict::Answer,
+            other => panic!("the program returned {other}"),
+        };
+        let (head, rest) = out.split_at(14);
+        if verdict == Verdict::Answer {
+            assert_eq!((&head[..6], &head[6..12]), (&ETHERNET[6..], &ETHERNET[..6]));
+        } else {
+            assert_eq!(head[..12], ETHERNET);
+        }
+        assert_eq!(head[12..], F::ETHERTYPE.to_be_bytes());
+        (verdict, rest.to_vec())
+    }
+
+    /// What a hook has counted since the machine was made, by reason.
+    pub(crate) fn drops(&mut self, hook: Hook) -> Vec<u64> {
+        let counted = self.counted(hook);
+        counted.iter().zip(&self.counted_before[hook as usize]).map(|(now, then)| now - then).collect()
+    }
+
+    fn counted(&self, hook: Hook) -> Vec<u64> {
+        let count = |reason: &Reason| {
+            let index = drop_index(hook, *reason);
+            self.loaded().drops.get(&index, 0).expect("a counter").iter().sum()
+        };
+        Reason::ALL.iter().map(count).collect()
+    }
+
+    pub(crate) fn counters(&mut self, service: u32) -> ServiceCounters {
+        self.stats.get(&Row(service)).expect("a row").expect("a row").0
+    }
+
+    fn table(&mut self, store: Store) -> &mut Flows<F> {
+        match store {
+            Store::Answered => &mut self.flows,
+            Store::Pending => &mut self.pending,
+        }
+    }
+
+    pub(crate) fn rows(&mut self, store: Store) -> Vec<(FlowKey<F::Address>, Flow<F::Address>)> {
+        let rows = self.table(store).rows().expect("rows");
+        rows.into_iter().map(|(Row(key), Row(value))| (key, value)).collect()
+    }
+
+    pub(crate) fn remove_row(&mut self, store: Store, key: &FlowKey<F::Address>) {
+        self.table(store).remove(&Row(*key)).expect("a row");
+    }
+
+    /// Lets time pass, in ticks, by setting back what tells when something was.
+    pub(crate) fn pass(&mut self, ticks: u32) {
+        for store in [Store::Answered, Store::Pending] {
+            for (key, mut row) in self.rows(store) {
+                row.last = row.last.wrapping_sub(ticks);
+                write(self.table(store), key, row);
+            }
+        }
+        let at = u32::from(F::V6);
+        let Row(mut walk) = self.walks.get(&Row(at)).expect("a row").expect("a row");
+        walk.in_vain = walk.in_vain.wrapping_sub(ticks);
+        write(&mut self.walks, at, walk);
+    }
+
+    pub(crate) fn sweep(&mut self) {
+        self.loaded().sweep();
+    }
+
+    /// Opens a UDP socket that would take packets with this tuple, for as long as the machine
+    /// is there.
+    pub(crate) fn hold(&mut self, key: &FlowKey<F::Address>) {
+        assert_eq!(key.proto, protocol::UDP);
+        let port = key.dst_port.get();
+        let socket = if F::V6 {
+            UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))
+        } else {
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+        };
+        let socket = socket.expect("a free port");
+        self.sockets.push(socket);
+    }
+}
+
+impl<F: Sample> Drop for Machine<F> {
+    fn drop(&mut self) {
+        if let Some(loaded) = self.loaded.take() {
+            loaded.give_back();
+        }
+    }
+}

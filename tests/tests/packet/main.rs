@@ -1,0 +1,32 @@
+//! The packet tier: the programs as they are shipped, loaded into the kernel and run by
+//! BPF_PROG_TEST_RUN. Needs root, and the object that `cargo xtask build` makes.
+//!
+//! The cases are those of the engine on plain memory (`datapath/tests/engine`), over a machine
+//! whose tables are maps; what only the loaded programs can show stands beside them.
+
+#[path = "../../../datapath/tests/engine/bed.rs"]
+mod bed;
+mod machine;
+mod object;
+#[path = "../../../datapath/tests/engine/plan.rs"]
+mod plan;
+
+#[path = "../../../datapath/tests/engine/answers.rs"]
+mod answers;
+#[path = "../../../datapath/tests/engine/cluster_ip.rs"]
+mod cluster_ip;
+#[path = "../../../datapath/tests/engine/extensions.rs"]
+mod extensions;
+#[path = "../../../datapath/tests/engine/flows.rs"]
+mod flows;
+#[path = "../../../datapath/tests/engine/fragments.rs"]
+mod fragments;
+#[path = "../../../datapath/tests/engine/icmp.rs"]
+mod icmp;
+#[path = "../../../datapath/tests/engine/node_port.rs"]
+mod node_port;
+
+mod differential;
+#[path = "../../../datapath/tests/engine/machine.rs"]
+mod host;
+mod swap;

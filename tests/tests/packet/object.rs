@@ -1,0 +1,139 @@
+//! The object, loaded with maps of its own that are pinned nowhere.
+
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::Mutex,
+};
+
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Map, MapData, PerCpuArray},
+    programs::{SchedClassifier, TestRun, TestRunOptions},
+};
+use datapath::counter::Hook;
+
+use crate::machine::Sizes;
+
+/// What a packet's Ethernet header is before a program runs.
+pub(crate) const ETHERNET: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+
+/// Objects that are loaded and not in use: loading one takes most of a case's time.
+static IDLE: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static APART: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A key or value as it lies in a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Row<T>(pub(crate) T);
+
+// SAFETY: only used with keys and values of the crate `datapath`, which are `Pod` themselves;
+// generic code cannot say so.
+unsafe impl<T: Copy + 'static> Pod for Row<T> {}
+
+pub(crate) struct Loaded {
+    pub(crate) sizes: Sizes,
+    ebpf: Ebpf,
+    maps: HashMap<String, OwnedFd>,
+    pub(crate) drops: PerCpuArray<MapData, u64>,
+}
+
+fn path() -> PathBuf {
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/proxy.o");
+    std::env::var_os("MILLRACE_BPF_OBJECT").map_or_else(|| built.into(), PathBuf::from)
+}
+
+/// The maps that cases fill and read.
+const MAPS: [&str; 20] = [
+    "FRONTENDS4", "FRONTENDS6", "ADDRESSES4", "ADDRESSES6", "SERVICES", "BACKENDS4", "BACKENDS6",
+    "STATS", "FLOWS4", "FLOWS6", "PENDING4", "PENDING6", "FRAGMENTS4", "FRAGMENTS6", "DEVICES",
+    "SETTINGS", "MARKS", "ADDRESSMARKS", "WALKS", "NAMES",
+];
+
+impl Loaded {
+    /// An object whose tables of flows have these sizes, used before or not; and the calling
+    /// thread in a network namespace of its own, in which nobody else has sockets.
+    pub(crate) fn take(sizes: Sizes) -> Self {
+        if !APART.replace(true) {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
+        }
+        let mut idle = IDLE.lock().expect("no case panics while it holds the lock");
+        if let Some(at) = idle.iter().position(|loaded| loaded.sizes == sizes) {
+            return idle.swap_remove(at);
+        }
+        drop(idle);
+        Self::load(sizes)
+    }
+
+    pub(crate) fn give_back(self) {
+        IDLE.lock().expect("no case panics while it holds the lock").push(self);
+    }
+
+    fn load(sizes: Sizes) -> Self {
+        let path = path();
+        let object = std::fs::read(&path)
+            .unwrap_or_else(|err| panic!("{}: {err}; run `cargo xtask build`", path.display()));
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        for family in ["4", "6"] {
+            for (name, size) in [("FLOWS", sizes.flows), ("PENDING", sizes.pending), ("PEERS", 64)] {
+                // The loader keeps the name for as long as it lives.
+                let name: &'static str = Box::leak(format!("{name}{family}").into_boxed_str());
+                loader.map_max_entries(name, size as u32);
+            }
+        }
+        let mut ebpf = loader.load(&object).expect("the object loads");
+        for name in ["pod_ingress", "pod_egress", "uplink_ingress", "uplink_egress", "flow_sweep"] {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(name).expect("a program").try_into().expect("a classifier");
+            program.load().expect("the verifier accepts the program");
+        }
+        let duplicate = |name: &str| {
+            let (Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data)) =
+                ebpf.map(name).unwrap_or_else(|| panic!("no map {name}"))
+            else {
+                panic!("map {name} is of another kind");
+            };
+            data.fd().as_fd().try_clone_to_owned().expect("a descriptor")
+        };
+        let maps = MAPS.iter().map(|name| ((*name).to_owned(), duplicate(name))).collect();
+        let drops = ebpf.take_map("DROPS").expect("a map");
+        let drops = PerCpuArray::try_from(drops).expect("counters");
+        Self { sizes, ebpf, maps, drops }
+    }
+
+    /// A descriptor of a map, for the caller to keep.
+    pub(crate) fn map(&self, name: &str) -> OwnedFd {
+        self.maps[name].as_fd().try_clone_to_owned().expect("a descriptor")
+    }
+
+    fn classifier(&self, name: &str) -> &SchedClassifier {
+        self.ebpf.program(name).expect("a program").try_into().expect("a classifier")
+    }
+
+    pub(crate) fn program(&self, hook: Hook) -> &SchedClassifier {
+        self.classifier(hook.name())
+    }
+
+    pub(crate) fn sweep(&self) {
+        test_run(self.classifier("flow_sweep"), &[0; 64], &mut [0; 64]);
+    }
+}
+
+/// Runs a program on a frame; what it returned, and how long the frame is in `out`.
+pub(crate) fn test_run(program: &SchedClassifier, frame: &[u8], out: &mut [u8]) -> (i32, usize) {
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(out),
+            repeat: 1,
+            ..TestRunOptions::default()
+        })
+        .unwrap_or_else(|err| panic!("test run of {} bytes: {err:?}", frame.len()));
+    (result.return_value as i32, result.data_size_out as usize)
+}
