@@ -152,7 +152,7 @@ fn fault_in_item(item: &Value, path: &str) -> Option<Fault> {
 
 /// The parser puts the path before its message: `spec.ports[1].port: invalid type: …`.
 fn fault(error: &yaml_serde::Error, path: &str) -> Fault {
-    let text = error.to_string();
+    let text = error.to_string().replace("expected i64", "expected a number");
     match text.split_once(": ") {
         Some((field, message)) if !field.contains(' ') => {
             Fault { field: format!("{path}{field}"), message: message.into() }

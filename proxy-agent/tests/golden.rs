@@ -146,9 +146,11 @@ fn check(manifest: &Path) -> Result<(), String> {
 #[test]
 fn manifests_become_the_expected_rows() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let files = fs::read_dir(directory).expect("directory").map(|entry| entry.expect("entry").path());
-    let mut manifests: Vec<PathBuf> =
-        files.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect();
+    let files =
+        fs::read_dir(directory).expect("directory").map(|entry| entry.expect("entry").path());
+    let mut manifests: Vec<PathBuf> = files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .collect();
     manifests.sort();
     assert!(manifests.len() > 20, "{manifests:?}");
     let failures: Vec<String> = manifests.iter().filter_map(|path| check(path).err()).collect();

@@ -130,7 +130,13 @@ fn sorted(mut times: Vec<Duration>) -> Vec<Duration> {
 fn spread(name: &str, times: Vec<Duration>) {
     let times = sorted(times);
     let at = |part: usize| times[(times.len() - 1) * part / 100];
-    println!("{name}: least {:?}, median {:?}, p99 {:?}, most {:?}", at(0), at(50), at(99), at(100));
+    println!(
+        "{name}: least {:?}, median {:?}, p99 {:?}, most {:?}",
+        at(0),
+        at(50),
+        at(99),
+        at(100)
+    );
 }
 
 fn resident_kib() -> u64 {

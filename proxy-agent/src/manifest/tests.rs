@@ -70,7 +70,7 @@ fn a_wrong_type_names_field_and_line() {
     assert_eq!(
         outline(text),
         [
-            "Service a bad: spec.ports[1].port|invalid type: string \"http\", expected i64 at line 7 column 11",
+            "Service a bad: spec.ports[1].port|invalid type: string \"http\", expected a number at line 7 column 11",
             "B -"
         ]
     );
@@ -81,7 +81,7 @@ fn a_wrong_type_in_json_does_too() {
     assert_eq!(
         outline("{\"kind\": \"A\", \"spec\": {\"ports\": [{\"port\": \"x\"}]}}"),
         [
-            "A - bad: spec.ports[0].port|invalid type: string \"x\", expected i64 at line 1 column 43"
+            "A - bad: spec.ports[0].port|invalid type: string \"x\", expected a number at line 1 column 43"
         ]
     );
 }

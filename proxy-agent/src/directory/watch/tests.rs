@@ -1,12 +1,6 @@
 //! A real directory and the real thread. Nothing here sleeps for what it waits for.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::Write,
-    os::unix::fs::symlink,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs, io::Write, os::unix::fs::symlink, path::Path};
 
 use tempfile::TempDir;
 
@@ -54,7 +48,9 @@ impl Listener {
 }
 
 fn service(name: &str, address: &str) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {address}}}\n")
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: {address}}}\n"
+    )
 }
 
 fn directory() -> TempDir {
