@@ -42,14 +42,16 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
         Step::Done => return Verdict::Pass,
         Step::Refused(reason) => Err(reason),
         Step::Message => icmp::egress::<F, P, T>(packet, tables),
-        Step::Assign => {
-            assign::<F, P, T>(packet, tables).and_then(|()| once_more::<F, P, T>(packet, tables))
+        Step::Assign | Step::Settle => {
+            let result = if step == Step::Assign {
+                assign::<F, P, T>(packet, tables)
+            } else {
+                settle::<F, P, T>(packet, tables).or_else(|reason| {
+                    if tables.reclaim() { settle::<F, P, T>(packet, tables) } else { Err(reason) }
+                })
+            };
+            result.and_then(|()| once_more::<F, P, T>(packet, tables))
         }
-        Step::Settle => settle::<F, P, T>(packet, tables)
-            .or_else(|reason| {
-                if tables.reclaim() { settle::<F, P, T>(packet, tables) } else { Err(reason) }
-            })
-            .and_then(|()| once_more::<F, P, T>(packet, tables)),
     };
     let Err(reason) = done else { return Verdict::Pass };
     tables.count_drop(hook, reason);
@@ -93,7 +95,7 @@ fn settle<F: Network, P: Packet, T: Tables<F>>(
     if !read_key::<F, P>(packet, &mut key, hook::EGRESS) {
         return Err(Reason::Malformed);
     }
-    track::settle::<F, T, { role::REPLY }>(tables, &key).map_err(|_| Reason::FlowTableFull)
+    tables.settle::<{ role::REPLY }>(&key).map_err(|_| Reason::FlowTableFull)
 }
 
 /// Does what can be done at once: all for a packet that is not ours, the rewrite for one whose

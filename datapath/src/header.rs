@@ -24,6 +24,43 @@ pub struct IpHeader<A> {
     pub id: u32,
 }
 
+/// What [`extensions`] found, as one number that a function of eBPF can return: from the lowest
+/// bit on 32 of the identification, 16 of the offset, 8 of the protocol, 2 of the part.
+#[inline(always)]
+#[must_use]
+pub const fn pack(found: Result<Transport, Reason>) -> u64 {
+    match found {
+        Ok(transport) => {
+            transport.id as u64
+                | (transport.offset as u64 & 0xffff) << 32
+                | (transport.proto as u64) << 48
+                | (transport.part as u64) << 56
+        }
+        Err(Reason::Malformed) => 3 << 56,
+        Err(_) => 4 << 56,
+    }
+}
+
+/// The reverse of [`pack`].
+#[inline(always)]
+const fn unpack(word: u64) -> Result<Transport, Reason> {
+    let part = match word >> 56 {
+        0 => Part::Whole,
+        1 => Part::First,
+        2 => Part::Later,
+        3 => return Err(Reason::Malformed),
+        _ => return Err(Reason::ExtensionHeader),
+    };
+    Ok(Transport {
+        proto: (word >> 48) as u8,
+        offset: (word >> 32) as u32 & 0xffff,
+        part,
+        id: word as u32,
+        ports: Ports { src_port: Be16::ZERO, dst_port: Be16::ZERO },
+        flags: 0,
+    })
+}
+
 /// Which part of a packet this is (RFC 791 §3.2, RFC 8200 §4.5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
@@ -85,11 +122,8 @@ pub trait Network: Family + Masquerade {
     ) -> Option<()>;
 
     /// Writes an address at `offset` and nothing else.
-    fn store_bare_address<P: Packet>(
-        packet: &mut P,
-        offset: u32,
-        new: Self::Address,
-    ) -> Option<()>;
+    fn store_bare_address<P: Packet>(packet: &mut P, offset: u32, new: Self::Address)
+    -> Option<()>;
 
     /// Writes a fixed header at offset 0, from `src` to `dst`, before `payload` bytes of
     /// protocol `proto`, and returns the sum of the pseudo header.
@@ -194,6 +228,58 @@ impl Network for V4 {
     }
 }
 
+/// Follows IPv6 extension headers from `offset` on, where one of the kind `next` begins.
+///
+/// # Errors
+/// [`Reason::Malformed`] if the packet ends too early, [`Reason::ExtensionHeader`] for headers
+/// that are not followed.
+#[inline(always)]
+pub fn extensions<P: Packet>(packet: &P, offset: u32, next: u8) -> Result<Transport, Reason> {
+    let mut transport = Transport {
+        proto: next,
+        offset,
+        part: Part::Whole,
+        id: 0,
+        ports: Ports::default(),
+        flags: 0,
+    };
+    for _ in 0..=EXTENSIONS {
+        match transport.proto {
+            extension::HOP_BY_HOP | extension::DESTINATION => {
+                let [next, length] = packet.load::<2>(transport.offset).ok_or(Reason::Malformed)?;
+                transport.proto = next;
+                transport.offset += (length as u32 + 1) * 8;
+            }
+            extension::ROUTING => {
+                let [next, length, _, left] =
+                    packet.load::<4>(transport.offset).ok_or(Reason::Malformed)?;
+                // With segments left the destination is a station, not the end.
+                if left != 0 {
+                    return Err(Reason::ExtensionHeader);
+                }
+                transport.proto = next;
+                transport.offset += (length as u32 + 1) * 8;
+            }
+            extension::FRAGMENT => {
+                let h = packet.load::<8>(transport.offset).ok_or(Reason::Malformed)?;
+                let fragment = u16::from_be_bytes([h[2], h[3]]);
+                transport.proto = h[0];
+                transport.offset += 8;
+                transport.part = part(fragment >> 3, fragment & 1 != 0);
+                transport.id = u32::from_ne_bytes([h[4], h[5], h[6], h[7]]);
+                if transport.part == Part::Later {
+                    return Ok(transport);
+                }
+            }
+            extension::ESP | extension::AUTHENTICATION | extension::MOBILITY => {
+                return Err(Reason::ExtensionHeader);
+            }
+            _ => return Ok(transport),
+        }
+    }
+    Err(Reason::ExtensionHeader)
+}
+
 /// Next header numbers that are extension headers (RFC 8200 §4, IANA).
 mod extension {
     pub(super) const HOP_BY_HOP: u8 = 0;
@@ -232,7 +318,7 @@ impl Network for V6 {
 
     #[inline(always)]
     fn follow<P: Packet>(packet: &P, _: u32, header: &IpHeader<Ipv6>) -> Result<Transport, Reason> {
-        let mut transport = Transport {
+        let start = Transport {
             proto: header.next,
             offset: header.offset,
             part: Part::Whole,
@@ -240,42 +326,10 @@ impl Network for V6 {
             ports: Ports::default(),
             flags: 0,
         };
-        for _ in 0..=EXTENSIONS {
-            match transport.proto {
-                extension::HOP_BY_HOP | extension::DESTINATION => {
-                    let [next, length] =
-                        packet.load::<2>(transport.offset).ok_or(Reason::Malformed)?;
-                    transport.proto = next;
-                    transport.offset += (length as u32 + 1) * 8;
-                }
-                extension::ROUTING => {
-                    let [next, length, _, left] =
-                        packet.load::<4>(transport.offset).ok_or(Reason::Malformed)?;
-                    // With segments left the destination is a station, not the end.
-                    if left != 0 {
-                        return Err(Reason::ExtensionHeader);
-                    }
-                    transport.proto = next;
-                    transport.offset += (length as u32 + 1) * 8;
-                }
-                extension::FRAGMENT => {
-                    let h = packet.load::<8>(transport.offset).ok_or(Reason::Malformed)?;
-                    let fragment = u16::from_be_bytes([h[2], h[3]]);
-                    transport.proto = h[0];
-                    transport.offset += 8;
-                    transport.part = part(fragment >> 3, fragment & 1 != 0);
-                    transport.id = u32::from_ne_bytes([h[4], h[5], h[6], h[7]]);
-                    if transport.part == Part::Later {
-                        return Ok(transport);
-                    }
-                }
-                extension::ESP | extension::AUTHENTICATION | extension::MOBILITY => {
-                    return Err(Reason::ExtensionHeader);
-                }
-                _ => return Ok(transport),
-            }
+        if has_ports(start.proto) || start.proto == Self::ICMP {
+            return Ok(start);
         }
-        Err(Reason::ExtensionHeader)
+        unpack(packet.extensions(start.offset, start.proto))
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use crate::{
     counter::{Hook, Reason},
     flow::{FlowKey, Parties, Place, flow_flags, hook, role},
     fragment::{FragmentKey, Ports},
-    frontend::{Frontend, FrontendKey, address_use},
+    frontend::{FrontendKey, address_use},
     header::{self, IpHeader, Network, Part, Transport, has_ports, tcp},
     icmp::{self, Entered},
     packet::{Packet, Verdict},
@@ -25,12 +25,23 @@ enum Step {
     Refused(Reason),
     /// No row: a flow may begin.
     Open,
+    /// To be begun, to this Service by a frontend of this kind.
+    Choose {
+        service: u32,
+        kind: u8,
+    },
     /// The row's flow may be over, and this its successor's first packet.
     Restart,
     /// The row's flow has been answered and must be kept.
     Settle,
     /// ICMP, or a protocol that no Service speaks.
-    Portless { only_ours: bool },
+    Portless {
+        only_ours: bool,
+    },
+    /// To be answered so.
+    Unreachable(Reason),
+    /// A TCP segment that belongs to no flow and begins none.
+    Stray,
 }
 
 /// How much a look at the tables may lead to: less once it has been done.
@@ -54,7 +65,7 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
     if step == Step::Restart {
         step = if restart::<F, P, T>(packet, tables) { Step::Open } else { Step::Settle };
     } else if let Step::Portless { only_ours } = step {
-        step = without_ports::<F, P, T>(packet, tables, hook, only_ours);
+        step = without_ports::<F, P, T>(packet, tables, only_ours);
     } else if step == Step::Settle
         && !settle::<F, P, T>(packet, tables)
         && !(tables.reclaim() && settle::<F, P, T>(packet, tables))
@@ -62,33 +73,34 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
         step = Step::Refused(Reason::FlowTableFull);
     }
     if step == Step::Open {
-        step = open::<F, P, T>(packet, tables, hook);
+        step = begin::<F, P, T>(packet, tables);
+    }
+    if let Step::Choose { service, kind } = step {
+        step = choose::<F, T>(tables, hook, service, kind);
     }
     if step == Step::Settle {
         step = look::<F, P, T>(packet, tables, Look::Again);
     }
-    match step {
-        Step::Done(verdict) => verdict,
-        Step::Refused(reason) => {
-            tables.count_drop(hook, reason);
-            Verdict::Drop
-        }
+    let answered = match step {
+        Step::Done(verdict) => Ok(verdict),
+        Step::Refused(reason) => Err(reason),
+        Step::Unreachable(reason) => answer::unreachable::<F, P, T>(packet, tables, hook, reason),
+        Step::Stray => answer::stray::<F, P, T>(packet, tables, hook),
         // A row that was there a moment ago has been evicted meanwhile.
-        Step::Open | Step::Restart | Step::Settle | Step::Portless { .. } => {
-            tables.count_drop(hook, Reason::FlowTableFull);
-            Verdict::Drop
+        Step::Open | Step::Choose { .. } | Step::Restart | Step::Settle | Step::Portless { .. } => {
+            Err(Reason::FlowTableFull)
         }
-    }
+    };
+    answered.unwrap_or_else(|reason| {
+        tables.count_drop(hook, reason);
+        Verdict::Drop
+    })
 }
 
 /// Does what can be done at once: all for a packet that is not ours, the rewrite for one whose
 /// flow is known.
 #[inline(never)]
-fn look<F: Network, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-    look: Look,
-) -> Step {
+fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T, look: Look) -> Step {
     let Some(header) = F::header(packet, 0) else { return Step::Done(Verdict::Pass) };
     let Some(usage) = tables.address_use(header.dst) else { return Step::Done(Verdict::Pass) };
     let only_ours = usage.flags & address_use::CLUSTER_IP != 0;
@@ -131,16 +143,12 @@ fn look<F: Network, P: Packet, T: Tables<F>>(
 fn without_ports<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
-    hook: Hook,
     only_ours: bool,
 ) -> Step {
     match icmp::ingress::<F, P, T>(packet, tables) {
         Entered::Translated => Step::Done(Verdict::Pass),
         Entered::Failed(reason) => Step::Refused(reason),
-        Entered::Answerable if only_ours => {
-            answer::unreachable::<F, P, T>(packet, tables, hook, Reason::UnknownPort)
-                .map_or_else(Step::Refused, Step::Done)
-        }
+        Entered::Answerable if only_ours => Step::Unreachable(Reason::UnknownPort),
         _ if only_ours => Step::Refused(Reason::UnknownPort),
         _ => Step::Done(Verdict::Pass),
     }
@@ -236,7 +244,7 @@ fn restart<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) 
     if !read_key::<F, P>(packet, &mut key, hook::INGRESS) {
         return false;
     }
-    if track::forget_finished::<F, T, { role::ORIGINAL }, true>(tables, &key) {
+    if tables.succeed::<{ role::ORIGINAL }>(&key) {
         return true;
     }
     track::restore::<F, T, { role::ORIGINAL }>(tables, &key);
@@ -256,105 +264,67 @@ fn settle<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -
         track::restore::<F, T, { role::ORIGINAL }>(tables, &key);
         return true;
     }
-    track::settle::<F, T, { role::ORIGINAL }>(tables, &key) != Err(KeepError::Full)
+    tables.settle::<{ role::ORIGINAL }>(&key) != Err(KeepError::Full)
 }
 
 /// Backends tried when the client's tuple toward one serves another frontend.
 const CHOICES: u32 = 4;
 
-/// Begins a flow, if the packet may begin one: `Settle` if the packet can go on.
-#[inline(always)]
-fn open<F: Network, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-    hook: Hook,
-) -> Step {
-    match begin::<F, P, T>(packet, tables, hook) {
-        Begun::Yes => Step::Settle,
-        Begun::Elsewhere => Step::Done(Verdict::Pass),
-        Begun::No(reason) => Step::Refused(reason),
-        Begun::Unreachable(reason) => answer::unreachable::<F, P, T>(packet, tables, hook, reason)
-            .map_or_else(Step::Refused, Step::Done),
-        Begun::Stray => answer::stray::<F, P, T>(packet, tables, hook)
-            .map_or_else(Step::Refused, Step::Done),
-    }
-}
-
-/// Whether a flow was begun.
-enum Begun {
-    Yes,
-    /// Not to a frontend, on an address that is not only ours.
-    Elsewhere,
-    No(Reason),
-    /// To be answered so.
-    Unreachable(Reason),
-    /// A TCP segment that belongs to no flow and begins none.
-    Stray,
-}
-
-/// Chooses a backend and opens a flow to it.
+/// Sees whether the packet may begin a flow, and leaves its tuple in [`Tables::parties`].
 #[inline(never)]
-fn begin<F: Network, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-    hook: Hook,
-) -> Begun {
+fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
     let mut key = FlowKey::default();
     if !read_key::<F, P>(packet, &mut key, hook::INGRESS) {
-        return Begun::No(Reason::Malformed);
+        return Step::Refused(Reason::Malformed);
     }
     let Some(frontend) = tables.frontend(&FrontendKey::new(key.dst, key.dst_port, key.proto))
     else {
         let usage = tables.address_use(key.dst);
         return if usage.is_some_and(|usage| usage.flags & address_use::CLUSTER_IP != 0) {
-            Begun::Unreachable(Reason::UnknownPort)
+            Step::Unreachable(Reason::UnknownPort)
         } else {
-            Begun::Elsewhere
+            Step::Done(Verdict::Pass)
         };
     };
     if key.proto == protocol::TCP && !header::opens::<F, P>(packet) {
-        return Begun::Stray;
+        return Step::Stray;
     }
-    choose::<F, T>(tables, hook, &key, frontend)
+    *tables.parties() = Parties {
+        client: key.src(),
+        frontend: key.dst(),
+        backend: Place::default(),
+        source: Place::default(),
+        proto: key.proto,
+        pad: [0; 7],
+    };
+    Step::Choose { service: frontend.service, kind: frontend.kind }
 }
 
 /// Chooses a backend and opens a flow to it.
-#[inline(always)]
-fn choose<F: Network, T: Tables<F>>(
-    tables: &mut T,
-    hook: Hook,
-    key: &FlowKey<F::Address>,
-    frontend: Frontend,
-) -> Begun {
+#[inline(never)]
+fn choose<F: Network, T: Tables<F>>(tables: &mut T, hook: Hook, service: u32, kind: u8) -> Step {
     let inside = matches!(hook, Hook::PodIngress);
-    let service = frontend.service;
     let flags = tables.service_flags(service).unwrap_or(0);
-    let scope = scope(frontend.kind, flags, inside);
+    let scope = scope(kind, flags, inside);
     for _ in 0..CHOICES {
         let entropy = tables.random();
         let backend = match select::<F, T>(tables, service, scope, entropy) {
             Choice::Backend(backend) => backend,
-            Choice::Reject => return Begun::Unreachable(Reason::NoEndpoints),
-            Choice::Drop => return Begun::No(Reason::TrafficPolicy),
-            Choice::Torn => return Begun::No(Reason::BackendSetTorn),
+            Choice::Reject => return Step::Unreachable(Reason::NoEndpoints),
+            Choice::Drop => return Step::Refused(Reason::TrafficPolicy),
+            Choice::Torn => return Step::Refused(Reason::BackendSetTorn),
         };
-        let local = backend.flags & backend_flags::LOCAL != 0;
+        let parties = tables.parties();
+        parties.backend = Place::new(backend.addr, backend.port);
         // The reply passes here by itself if either end is on this node, but not if both ends
         // are one and the same.
-        let masquerade = (!inside && !local) || key.src == backend.addr;
-        *tables.parties() = Parties {
-            client: key.src(),
-            frontend: key.dst(),
-            backend: Place::new(backend.addr, backend.port),
-            source: Place::default(),
-            proto: key.proto,
-            pad: [0; 7],
-        };
+        let local = backend.flags & backend_flags::LOCAL != 0;
+        let masquerade = (!inside && !local) || parties.client.addr == backend.addr;
         let flags = if masquerade { flow_flags::MASQUERADE } else { 0 };
-        if track::open(tables, service, flags) {
+        if tables.open(service, flags) {
             tables.count_connection(service);
-            return Begun::Yes;
+            return Step::Settle;
         }
     }
-    Begun::No(Reason::TupleInUse)
+    Step::Refused(Reason::TupleInUse)
 }

@@ -28,21 +28,18 @@ pub fn assign<F: Network, T: Tables<F>>(
     let settings = tables.settings();
     let first = settings.nat_port_first;
     let ports = settings.nat_port_last.wrapping_sub(first) as u32 + 1;
-    let now = tables.now();
     let start = hash::tuple(key) ^ tables.random();
     let Some(row) = tables.flow(Store::Pending, key) else {
         return Err(Reason::NatPortsExhausted);
     };
     let service = row.service;
     track::stage::<F, T, { role::ORIGINAL_SOURCE }>(tables, key);
-    let flags = flow_flags::MASQUERADE;
-    let opening = Opening { role: role::REPLY_TARGET, service, flags, now, replace: false };
     for attempt in 0..TRIES {
         // Fibonacci hashing steps over the range without meeting a port twice soon.
         let step = start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
         let offset = ((step as u64 * ports as u64) >> 32) as u16;
         tables.parties().source = Place::new(address, Be16::new(first.wrapping_add(offset)));
-        if claim::<F, T>(tables, opening) {
+        if tables.claim(service) {
             note::<F, T>(tables);
             return Ok(());
         }
@@ -50,10 +47,12 @@ pub fn assign<F: Network, T: Tables<F>>(
     Err(Reason::NatPortsExhausted)
 }
 
-/// Takes the source, unless another flow or a socket of this node has it: the row
-/// for the replies is the claim.
+/// Takes the source that stands in [`Tables::parties`], unless another flow or a socket of this
+/// node has it: the row for the replies is the claim.
 #[inline(always)]
-fn claim<F: Network, T: Tables<F>>(tables: &mut T, opening: Opening) -> bool {
+pub fn claim<F: Network, T: Tables<F>>(tables: &mut T, service: u32) -> bool {
+    let (now, flags) = (tables.now(), flow_flags::MASQUERADE);
+    let opening = Opening { role: role::REPLY_TARGET, service, flags, now, replace: false };
     let key = tables.parties().reply_target();
     tables.flow(Store::Answered, &key).is_none()
         && !tables.socket_holds(&key)

@@ -1,6 +1,8 @@
 //! The engine's view of a packet: bytes from the network header on, reached by offset. In the
 //! kernel a socket buffer, in tests a vector.
 
+use crate::header;
+
 /// What became of a packet.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +51,16 @@ pub trait Packet {
         covers: Covers,
         zero_is_none: bool,
     ) -> Option<()>;
+
+    /// [`header::extensions`], packed; programs have it as a global function, like the last of
+    /// [`crate::tables::Tables`].
+    #[inline(always)]
+    fn extensions(&self, offset: u32, next: u8) -> u64
+    where
+        Self: Sized,
+    {
+        header::pack(header::extensions(self, offset, next))
+    }
 
     /// Cuts the packet to `keep` bytes and puts `room` bytes before them, undefined as yet.
     fn requote(&mut self, keep: u32, room: u32) -> Option<()>;

@@ -8,8 +8,10 @@ use crate::{
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
     header::Network,
+    masquerade,
     service::SetRef,
     settings::Settings,
+    track,
 };
 
 /// Which of a Service's sets.
@@ -93,4 +95,45 @@ pub trait Tables<F: Network> {
     fn count_drop(&mut self, hook: Hook, reason: Reason);
     fn count_connection(&mut self, service: u32);
     fn count_packet(&mut self, service: u32, bytes: u32);
+
+    /// [`track::open`]. This and those below are steps that programs have as global functions:
+    /// the verifier follows such a function once, and any other again at each call, with all
+    /// that is known there.
+    #[inline(always)]
+    fn open(&mut self, service: u32, flags: u16) -> bool
+    where
+        Self: Sized,
+    {
+        track::open::<F, Self>(self, service, flags)
+    }
+
+    /// [`track::settle`].
+    ///
+    /// # Errors
+    /// As there.
+    #[inline(always)]
+    fn settle<const ROLE: u8>(&mut self, key: &FlowKey<F::Address>) -> Result<(), KeepError>
+    where
+        Self: Sized,
+    {
+        track::settle::<F, Self, ROLE>(self, key)
+    }
+
+    /// [`track::forget_finished`] for an heir.
+    #[inline(always)]
+    fn succeed<const ROLE: u8>(&mut self, key: &FlowKey<F::Address>) -> bool
+    where
+        Self: Sized,
+    {
+        track::forget_finished::<F, Self, ROLE, true>(self, key)
+    }
+
+    /// [`masquerade::claim`].
+    #[inline(always)]
+    fn claim(&mut self, service: u32) -> bool
+    where
+        Self: Sized,
+    {
+        masquerade::claim::<F, Self>(self, service)
+    }
 }

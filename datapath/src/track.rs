@@ -90,15 +90,13 @@ fn find<'a, F: Network, T: Tables<F>>(
 
 /// What a row shows and when it was last touched.
 #[inline(always)]
-fn look<F: Network, T: Tables<F>>(
-    tables: &mut T,
-    key: &FlowKey<F::Address>,
-) -> Option<(u8, u32)> {
+fn look<F: Network, T: Tables<F>>(tables: &mut T, key: &FlowKey<F::Address>) -> Option<(u8, u32)> {
     find::<F, T>(tables, key).map(|row| (row.seen, row.last))
 }
 
 /// True if the flow whose row of role `ROLE` is at `key` has been idle for too long, lacks a
-/// direction, or, where a successor with the same tuple asks (`HEIR`), is closed. Seconds and ticks are taken for the same: a tick is 7 % longer.
+/// direction, or, where a successor with the same tuple asks (`HEIR`), is closed. Seconds and
+/// ticks are taken for the same: a tick is 7 % longer.
 #[inline(always)]
 fn is_finished<F: Network, T: Tables<F>, const ROLE: u8, const HEIR: bool>(
     tables: &mut T,
@@ -127,7 +125,7 @@ const fn later(a: u32, b: u32) -> u32 {
 
 /// Forgets the flow whose row of role `ROLE` is at `key` if it has been idle too long, or is
 /// closed and `HEIR` asks for its place; false if it lives.
-#[inline(never)]
+#[inline(always)]
 pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8, const HEIR: bool>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
@@ -141,10 +139,7 @@ pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8, const HEIR: boo
 
 /// Removes all rows of the flow whose row of role `ROLE` is at `key`, that one last.
 #[inline(always)]
-fn forget_all<F: Network, T: Tables<F>, const ROLE: u8>(
-    tables: &mut T,
-    key: &FlowKey<F::Address>,
-) {
+fn forget_all<F: Network, T: Tables<F>, const ROLE: u8>(tables: &mut T, key: &FlowKey<F::Address>) {
     forget_sibling::<F, T, ROLE, { role::ORIGINAL }>(tables, key);
     forget_sibling::<F, T, ROLE, { role::REPLY }>(tables, key);
     forget_sibling::<F, T, ROLE, { role::ORIGINAL_SOURCE }>(tables, key);
@@ -173,14 +168,10 @@ pub fn is_answered<F: Network, T: Tables<F>>(tables: &mut T, key: &FlowKey<F::Ad
         .is_some_and(|(seen, _)| seen != 0)
 }
 
-/// Opens the flow of [`Tables::parties`] in `PENDING`. False if the tuple between client and backend belongs to a live
-/// flow by way of another frontend.
-#[inline(never)]
-pub fn open<F: Network, T: Tables<F>>(
-    tables: &mut T,
-    service: u32,
-    flags: u16,
-) -> bool {
+/// Opens the flow of [`Tables::parties`] in `PENDING`. False if the tuple between client and
+/// backend belongs to a live flow by way of another frontend.
+#[inline(always)]
+pub fn open<F: Network, T: Tables<F>>(tables: &mut T, service: u32, flags: u16) -> bool {
     if is_taken::<F, T>(tables) {
         return false;
     }
@@ -206,7 +197,7 @@ fn is_taken<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
     let Some(row) = find::<F, T>(tables, &key) else { return false };
     let same = row.to == frontend.addr && row.to_port == frontend.port;
     // A row of the same flow is what eviction left of it.
-    !(same && pending || forget_finished::<F, T, { role::REPLY }, true>(tables, &key))
+    !(same && pending || tables.succeed::<{ role::REPLY }>(&key))
 }
 
 /// Writes again what eviction took of the unanswered flow whose row of role `ROLE` is at `key`.
@@ -234,10 +225,7 @@ pub fn restore<F: Network, T: Tables<F>, const ROLE: u8>(
 /// Puts the parties of the unanswered flow whose row of role `ROLE` is at `key` where
 /// [`Tables::begin`] finds them.
 #[inline(never)]
-pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(
-    tables: &mut T,
-    key: &FlowKey<F::Address>,
-) {
+pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(tables: &mut T, key: &FlowKey<F::Address>) {
     if let Some(row) = tables.flow(Store::Pending, key) {
         let parties = Parties::of_role(ROLE, key, row);
         *tables.parties() = parties;
@@ -249,7 +237,7 @@ pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(
 /// # Errors
 /// [`KeepError::Full`] if there is no room; rows that found some stay, and go by themselves if
 /// the others never follow. [`KeepError::Missing`] if the flow's rows are gone.
-#[inline(never)]
+#[inline(always)]
 pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
@@ -257,21 +245,25 @@ pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
     restore::<F, T, ROLE>(tables, key);
     let Some(row) = tables.flow(Store::Pending, key) else { return Err(KeepError::Missing) };
     let masquerade = row.flags & flow_flags::MASQUERADE != 0;
-    let mut kept = Ok(());
-    // `ORIGINAL` last: it is what makes the flow.
-    for role in [role::REPLY, role::ORIGINAL_SOURCE, role::REPLY_TARGET, role::ORIGINAL] {
-        let wanted = masquerade || role == role::REPLY || role == role::ORIGINAL;
-        if wanted
-            && kept.is_ok()
-            && let Some(row) = sibling::<F, T, ROLE>(tables, key, role)
-            // One that was kept when there was no room for the others knows more than the one
-            // that `restore` has just written.
-            && tables.flow(Store::Answered, &row).is_none()
-        {
-            kept = tables.keep(&row);
-        }
+    keep_sibling::<F, T, ROLE, { role::REPLY }>(tables, key)?;
+    if masquerade {
+        keep_sibling::<F, T, ROLE, { role::ORIGINAL_SOURCE }>(tables, key)?;
+        keep_sibling::<F, T, ROLE, { role::REPLY_TARGET }>(tables, key)?;
     }
-    kept
+    // Last, since it is what makes the flow.
+    keep_sibling::<F, T, ROLE, { role::ORIGINAL }>(tables, key)
+}
+
+/// Moves one row of a flow, if it is there.
+#[inline(never)]
+fn keep_sibling<F: Network, T: Tables<F>, const ROLE: u8, const OTHER: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) -> Result<(), KeepError> {
+    let Some(row) = sibling::<F, T, ROLE>(tables, key, OTHER) else { return Ok(()) };
+    // One that was kept when there was no room for the others knows more than the one that
+    // `restore` has just written.
+    if tables.flow(Store::Answered, &row).is_some() { Ok(()) } else { tables.keep(&row) }
 }
 
 /// Removes the flow that a row in `FLOWS` belongs to, if it has expired. Only `ORIGINAL` rows

@@ -4,6 +4,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod apart;
 mod gate;
 mod maps;
 mod skb;

@@ -8,6 +8,8 @@ use aya_ebpf::{
 };
 use datapath::packet::{Covers, Packet};
 
+use crate::apart::extensions;
+
 /// Length of the Ethernet header: the agent attaches to Ethernet devices only. VLAN tags are
 /// not in the buffer but beside it.
 pub const ETHERNET: u32 = 14;
@@ -126,6 +128,11 @@ impl Packet for Skb<'_> {
                 covers | zero,
             )
         })
+    }
+
+    #[inline(always)]
+    fn extensions(&self, offset: u32, next: u8) -> u64 {
+        extensions(self.context.skb.skb, offset, next)
     }
 
     #[inline(always)]

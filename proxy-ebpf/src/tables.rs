@@ -18,7 +18,7 @@ use datapath::{
     backend::Backend,
     counter::{Hook, Reason, drop_index},
     device::Device,
-    flow::{Flow, FlowKey, Parties, Scratch, TICK_NS},
+    flow::{Flow, FlowKey, Parties, Scratch, TICK_NS, role},
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
     header::Network,
@@ -30,12 +30,12 @@ use datapath::{
 };
 
 use crate::{
+    apart::*,
     maps::*,
     sweep::{reclaim4, reclaim6},
 };
 
-type Frontends<A> =
-    HashMap<FrontendKey<A>, Frontend, { size::FRONTENDS_CAPACITY }, LAZY>;
+type Frontends<A> = HashMap<FrontendKey<A>, Frontend, { size::FRONTENDS_CAPACITY }, LAZY>;
 type Addresses<A> = HashMap<A, AddressUse, { size::ADDRESSES_CAPACITY }, LAZY>;
 type Backends<A> = Array<Backend<A>, { size::BACKENDS_CAPACITY }, MMAP>;
 type Flows<A> = HashMap<FlowKey<A>, Flow<A>, { size::FLOWS_CAPACITY }, LAZY>;
@@ -198,9 +198,14 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
 
     #[inline(always)]
     fn parties(&mut self) -> &mut Parties<F::Address> {
+        let Some(scratch) = F::SCRATCH.get_ptr_mut(0) else {
+            // SAFETY: leaves the function as any other exit does. It never comes to that: the
+            // row of an array is always there, which kernels before 6.14 do not know.
+            unsafe { core::arch::asm!("r0 = 0", "exit", options(noreturn)) }
+        };
         // SAFETY: the row is this processor's own, and programs on devices are not interrupted
-        // by one another. An array's row that the index fits is always there.
-        unsafe { &mut (*F::SCRATCH.get_ptr_mut(0).unwrap_unchecked()).parties }
+        // by one another.
+        unsafe { &mut (*scratch).parties }
     }
 
     #[inline(always)]
@@ -307,6 +312,46 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
             // SAFETY: the field lies in the row.
             add(unsafe { &raw mut (*row).packet_connections }, 1);
         }
+    }
+
+    #[inline(always)]
+    fn open(&mut self, service: u32, flags: u16) -> bool {
+        (if F::V6 { open6(service, flags) } else { open4(service, flags) }) != 0
+    }
+
+    #[inline(always)]
+    fn settle<const ROLE: u8>(&mut self, key: &FlowKey<F::Address>) -> Result<(), KeepError> {
+        let key = core::ptr::from_ref(key);
+        let settled = match (F::V6, ROLE) {
+            (false, role::REPLY) => settle_reply4(key.cast()),
+            (false, _) => settle4(key.cast()),
+            (true, role::REPLY) => settle_reply6(key.cast()),
+            (true, _) => settle6(key.cast()),
+        };
+        match settled {
+            SETTLED => Ok(()),
+            FULL => Err(KeepError::Full),
+            _ => Err(KeepError::Missing),
+        }
+    }
+
+    #[inline(always)]
+    fn succeed<const ROLE: u8>(&mut self, key: &FlowKey<F::Address>) -> bool {
+        let key = core::ptr::from_ref(key);
+        let finished = match (F::V6, ROLE) {
+            (false, role::REPLY) => succeed_reply4(key.cast()),
+            (false, _) => succeed4(key.cast()),
+            (true, role::REPLY) => succeed_reply6(key.cast()),
+            (true, _) => succeed6(key.cast()),
+        };
+        finished != 0
+    }
+
+    #[inline(always)]
+    fn claim(&mut self, service: u32) -> bool {
+        let Some(packet) = self.packet else { return false };
+        let skb = packet.skb.skb;
+        (if F::V6 { claim6(skb, service) } else { claim4(skb, service) }) != 0
     }
 
     #[inline(always)]

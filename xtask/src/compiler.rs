@@ -146,7 +146,15 @@ fn has_core(dir: &Path) -> bool {
 impl Compiler {
     /// This compiler's cargo, set up for the bpf target and free of the caller's settings.
     pub(crate) fn cargo(&self, machine: &Machine) -> Command {
-        let flags = ["-Cdebuginfo=2", "-Ctarget-cpu=v3", "-Clink-arg=--btf"].join("\x1f");
+        let flags = [
+            "-Cdebuginfo=2",
+            "-Ctarget-cpu=v3",
+            "-Clink-arg=--btf",
+            // Else bpf-linker makes of each structure zeroed a call of a loop over its bytes,
+            // which programs run and verifiers follow.
+            "-Clink-arg=--disable-expand-memcpy-in-order",
+        ]
+        .join("\x1f");
         let mut cargo = clean(&self.cargo);
         cargo
             .current_dir(machine.root.join("proxy-ebpf"))

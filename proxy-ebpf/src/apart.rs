@@ -1,0 +1,89 @@
+//! Steps of the engine as global functions: the verifier follows each of them once, with nothing
+//! known but the types of its arguments, and not at every call with all that is known there.
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use datapath::{
+    address::{Ipv4, Ipv6, V4, V6},
+    flow::{FlowKey, role},
+    header, masquerade,
+    tables::KeepError,
+    track,
+};
+
+use crate::{
+    skb::Skb,
+    tables::{FamilyMaps, Maps},
+};
+
+/// What the functions `settle` return.
+pub const SETTLED: u32 = 0;
+pub const FULL: u32 = 1;
+pub const MISSING: u32 = 2;
+
+/// Copies a key that was handed over: to the verifier it may be null, and Linux 6.1 looks up no
+/// key but one on the stack of this very function.
+#[inline(always)]
+fn copy<A: Copy>(key: *const FlowKey<A>) -> Option<FlowKey<A>> {
+    // SAFETY: a row's key, or null.
+    unsafe { key.as_ref() }.copied()
+}
+
+#[inline(always)]
+fn settle<F: FamilyMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32 {
+    let Some(key) = copy(key) else { return MISSING };
+    match track::settle::<F, _, ROLE>(&mut Maps { packet: None }, &key) {
+        Ok(()) => SETTLED,
+        Err(KeepError::Full) => FULL,
+        Err(KeepError::Missing) => MISSING,
+    }
+}
+
+#[inline(always)]
+fn succeed<F: FamilyMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32 {
+    let Some(key) = copy(key) else { return 0 };
+    track::forget_finished::<F, _, ROLE, true>(&mut Maps { packet: None }, &key).into()
+}
+
+#[inline(always)]
+fn open<F: FamilyMaps>(service: u32, flags: u16) -> u32 {
+    track::open::<F, _>(&mut Maps { packet: None }, service, flags).into()
+}
+
+#[inline(always)]
+fn claim<F: FamilyMaps>(skb: *mut __sk_buff, service: u32) -> u32 {
+    let context = TcContext::new(skb);
+    masquerade::claim::<F, _>(&mut Maps { packet: Some(&context) }, service).into()
+}
+
+/// Follows the extension headers of an IPv6 packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn extensions(skb: *mut __sk_buff, offset: u32, next: u8) -> u64 {
+    let context = TcContext::new(skb);
+    header::pack(header::extensions(&Skb::new(&context, 0), offset, next))
+}
+
+macro_rules! global {
+    ($($name:ident($($argument:ident: $type:ty),*) = $call:expr;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $name($($argument: $type),*) -> u32 {
+            $call
+        }
+    )*};
+}
+
+global! {
+    open4(service: u32, flags: u16) = open::<V4>(service, flags);
+    open6(service: u32, flags: u16) = open::<V6>(service, flags);
+    settle4(key: *const FlowKey<Ipv4>) = settle::<V4, { role::ORIGINAL }>(key);
+    settle6(key: *const FlowKey<Ipv6>) = settle::<V6, { role::ORIGINAL }>(key);
+    settle_reply4(key: *const FlowKey<Ipv4>) = settle::<V4, { role::REPLY }>(key);
+    settle_reply6(key: *const FlowKey<Ipv6>) = settle::<V6, { role::REPLY }>(key);
+    succeed4(key: *const FlowKey<Ipv4>) = succeed::<V4, { role::ORIGINAL }>(key);
+    succeed6(key: *const FlowKey<Ipv6>) = succeed::<V6, { role::ORIGINAL }>(key);
+    succeed_reply4(key: *const FlowKey<Ipv4>) = succeed::<V4, { role::REPLY }>(key);
+    succeed_reply6(key: *const FlowKey<Ipv6>) = succeed::<V6, { role::REPLY }>(key);
+    claim4(skb: *mut __sk_buff, service: u32) = claim::<V4>(skb, service);
+    claim6(skb: *mut __sk_buff, service: u32) = claim::<V6>(skb, service);
+}
