@@ -159,9 +159,9 @@ fn is_served(context: &SockAddrContext) -> bool {
     match settings.socket_lb {
         socket_lb::ON => true,
         // SAFETY: the helper takes the program's context.
-        socket_lb::HOST => {
-            unsafe { helper::bpf_get_netns_cookie(context.as_ptr()) == settings.host_netns_cookie }
-        }
+        socket_lb::HOST => unsafe {
+            helper::bpf_get_netns_cookie(context.as_ptr()) == settings.host_netns_cookie
+        },
         _ => false,
     }
 }
@@ -280,8 +280,7 @@ fn remember_peer<F: Peerage>(
     backend: Place<F::Address>,
     service: u32,
 ) {
-    let peer =
-        Peer { frontend: frontend.addr, frontend_port: frontend.port, pad: 0, service };
+    let peer = Peer { frontend: frontend.addr, frontend_port: frontend.port, pad: 0, service };
     let _ = F::PEERS.insert(peer_key::<F>(context, backend), peer, BPF_ANY.into());
 }
 
