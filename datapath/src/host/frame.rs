@@ -59,7 +59,12 @@ pub(super) fn sum(parts: &[&[u8]]) -> u16 {
 
 /// The pseudo header (RFC 9293 §3.1, RFC 8200 §8.1). Both families sum up to the same if the
 /// fields are the same.
-pub(super) fn pseudo<F: Sample>(src: F::Address, dst: F::Address, proto: u8, length: usize) -> Vec<u8> {
+pub(super) fn pseudo<F: Sample>(
+    src: F::Address,
+    dst: F::Address,
+    proto: u8,
+    length: usize,
+) -> Vec<u8> {
     let mut bytes = F::octets(src);
     bytes.extend(F::octets(dst));
     bytes.put_u32(length as u32);
@@ -273,8 +278,7 @@ pub fn icmp<F: Sample>(
     let mut message = vec![kind[0], kind[1], 0, 0];
     message.put_slice(&rest);
     message.put_slice(body);
-    let pseudo =
-        if F::V6 { pseudo::<F>(src, dst, F::ICMP, message.len()) } else { Vec::new() };
+    let pseudo = if F::V6 { pseudo::<F>(src, dst, F::ICMP, message.len()) } else { Vec::new() };
     let value = !sum(&[&pseudo, &message]);
     message[2..4].copy_from_slice(&value.to_be_bytes());
     Datagram::other(src, dst, F::ICMP, &message)

@@ -92,7 +92,8 @@ pub fn describe<F: Sample>(bytes: &[u8]) -> String {
         match transport::<F, _>(&buffer, &header) {
             Ok(Transport { proto, ports, flags, offset, .. }) => {
                 let (src, dst) = (ports.src_port, ports.dst_port);
-                let _ = write!(text, " proto {proto} {src:?} → {dst:?} flags {flags:#04x} at {offset}");
+                let _ =
+                    write!(text, " proto {proto} {src:?} → {dst:?} flags {flags:#04x} at {offset}");
             }
             Err(reason) => {
                 let _ = write!(text, " {reason:?}");

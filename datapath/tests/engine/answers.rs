@@ -84,7 +84,7 @@ fn no_more_than_what_helps_is_quoted<F: Side>() {
     let mut bed = Bed::<F>::new();
     bed.cluster_ip(vip::<F>(53), UDP, &[]);
     for length in [0, 1, 2, 3, 50, 83, 99, 100, 101, 700, 1400] {
-        let payload: Vec<u8> = (0..length).map(|byte| byte as u8).collect();
+        let payload: Vec<u8> = (0..=255).cycle().take(length).collect();
         let packet = Datagram::<F>::udp(client::<F>(1), vip::<F>(53)).with_payload(&payload);
         let bytes = packet.bytes();
         let answer = bed.answers(POD_IN, &bytes, Reason::NoEndpoints);
@@ -114,7 +114,11 @@ fn errors_are_never_answered_with_errors<F: Side>() {
     for kind in kinds {
         let error = icmp::<F>(src, dst, [*kind, 0], [0; 4], &quote);
         bed.drops(POD_IN, &error.bytes(), Reason::UnknownPort);
-        bed.drops(POD_IN, &icmp::<F>(src, dst, [*kind, 0], [0; 4], &[]).bytes(), Reason::UnknownPort);
+        bed.drops(
+            POD_IN,
+            &icmp::<F>(src, dst, [*kind, 0], [0; 4], &[]).bytes(),
+            Reason::UnknownPort,
+        );
     }
 }
 

@@ -6,7 +6,7 @@ use datapath::{
     backend::Backend,
     counter::{Hook, Reason},
     device::Device,
-    flow::{Flow, FlowKey, Place},
+    flow::Place,
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind},
     host::verify::{Expect, checksums, describe, difference},
     packet::Verdict,
@@ -17,7 +17,7 @@ use datapath::{
 
 use crate::{
     machine::{Machine, Side, Sizes},
-    plan,
+    plan::{self, Row},
 };
 
 /// First and last port to masquerade with.
@@ -38,20 +38,19 @@ pub(crate) struct Outcome {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// A row with its key.
-pub(crate) type Row<F> = (
-    FlowKey<<F as datapath::address::Family>::Address>,
-    Flow<<F as datapath::address::Family>::Address>,
-);
-
 impl<F: Side> Bed<F> {
     pub(crate) fn new() -> Self {
         Self::sized(Sizes::default())
     }
 
     pub(crate) fn sized(sizes: Sizes) -> Self {
-        let mut bed =
-            Self { machine: Machine::new(sizes), settings: Settings::default(), services: 1, blocks: 16, generation: 0 };
+        let mut bed = Self {
+            machine: Machine::new(sizes),
+            settings: Settings::default(),
+            services: 1,
+            blocks: 16,
+            generation: 0,
+        };
         bed.settings.ipv6_checksum_flags = 0x10;
         bed.nat_ports(NAT_PORTS.0, NAT_PORTS.1);
         bed.device(Some(plan::node::<F>(0).addr));

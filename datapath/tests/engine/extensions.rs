@@ -67,8 +67,16 @@ fn chains_are_followed() {
         &[(43, routing(0))],
         &[(0, header(0)), (60, header(1)), (43, routing(0)), (60, header(0))],
         &[(0, header(31))],
-        &[(60, header(0)), (60, header(0)), (60, header(0)), (60, header(0)), (60, header(0)),
-          (60, header(0)), (60, header(0)), (60, header(0))],
+        &[
+            (60, header(0)),
+            (60, header(0)),
+            (60, header(0)),
+            (60, header(0)),
+            (60, header(0)),
+            (60, header(0)),
+            (60, header(0)),
+            (60, header(0)),
+        ],
     ];
     for chain in chains {
         for proto in [TCP, UDP] {

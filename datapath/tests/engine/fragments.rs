@@ -88,7 +88,8 @@ fn fragments_are_masqueraded<F: Side>() {
 fn a_fragment_before_its_first_is_refused_where_all_is_ours<F: Side>() {
     let mut bed = Bed::<F>::new();
     bed.cluster_ip(vip::<F>(53), UDP, &[local(near::<F>(5353))]);
-    let pieces = Datagram::<F>::udp(client::<F>(1), vip::<F>(53)).with_payload(&[1; 100]).fragments(64);
+    let pieces =
+        Datagram::<F>::udp(client::<F>(1), vip::<F>(53)).with_payload(&[1; 100]).fragments(64);
     bed.drops(POD_IN, &pieces[1], Reason::FragmentWithoutFirst);
     assert_eq!(bed.rows(), (0, 0));
 }
@@ -96,9 +97,12 @@ fn a_fragment_before_its_first_is_refused_where_all_is_ours<F: Side>() {
 fn a_fragment_before_its_first_passes_where_not_all_is_ours<F: Side>() {
     let mut bed = Bed::<F>::new();
     bed.node_port(30_053, UDP, &[local(near::<F>(5353))]);
-    let pieces = Datagram::<F>::udp(outside::<F>(1), node::<F>(30_053)).with_payload(&[1; 100]).fragments(64);
+    let pieces = Datagram::<F>::udp(outside::<F>(1), node::<F>(30_053))
+        .with_payload(&[1; 100])
+        .fragments(64);
     bed.passes(UP_IN, &pieces[1]);
-    let pieces = Datagram::<F>::udp(near::<F>(5353), outside::<F>(1)).with_payload(&[1; 100]).fragments(64);
+    let pieces =
+        Datagram::<F>::udp(near::<F>(5353), outside::<F>(1)).with_payload(&[1; 100]).fragments(64);
     bed.passes(UP_OUT, &pieces[1]);
 }
 
@@ -121,7 +125,8 @@ fn datagrams_with_equal_ids_are_told_apart<F: Side>() {
 fn fragments_of_refused_packets_are_refused<F: Side>() {
     let mut bed = Bed::<F>::new();
     bed.cluster_ip(vip::<F>(53), UDP, &[]);
-    let pieces = Datagram::<F>::udp(client::<F>(1), vip::<F>(53)).with_payload(&[1; 100]).fragments(64);
+    let pieces =
+        Datagram::<F>::udp(client::<F>(1), vip::<F>(53)).with_payload(&[1; 100]).fragments(64);
     bed.answers(POD_IN, &pieces[0], Reason::NoEndpoints);
     bed.drops(POD_IN, &pieces[1], Reason::FragmentWithoutFirst);
 }

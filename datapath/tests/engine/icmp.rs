@@ -209,8 +209,7 @@ fn as_short_as_errors_may_be<F: Side>() {
         let header = if F::V6 { 40 } else { 20 };
         let checksum_end = header + if proto == TCP { 18 } else { 8 };
         for length in header + 4..request.bytes().len() {
-            let make =
-                |src, quote: Datagram<F>| error::<F>(src, c.addr, &quote.bytes()[..length]);
+            let make = |src, quote: Datagram<F>| error::<F>(src, c.addr, &quote.bytes()[..length]);
             let came = make(b.addr, request.clone().to(b));
             if length == checksum_end - 1 {
                 // Half a checksum is nobody's.
@@ -255,7 +254,10 @@ fn about_options_and_extensions<F: Side>() {
     let mut bed = flow::<F>(TCP, c, v, b);
     let mut request = Datagram::<F>::tcp(c, v, ACK);
     request.options = vec![0x94, 4, 0, 0, 1, 1, 1, 0];
-    request.extensions = vec![(0, vec![0, 0, 5, 2, 0, 0, 1, 0]), (60, vec![0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])];
+    request.extensions = vec![
+        (0, vec![0, 0, 5, 2, 0, 0, 1, 0]),
+        (60, vec![0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ];
     let came = error::<F>(b.addr, c.addr, &request.clone().to(b).bytes());
     bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
 }

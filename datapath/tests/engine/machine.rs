@@ -5,7 +5,7 @@ use datapath::{
     counter::{Hook, Reason, drop_index},
     device::Device,
     egress::egress,
-    flow::{Flow, FlowKey},
+    flow::FlowKey,
     frontend::{AddressUse, Frontend, FrontendKey},
     host::{buffer::Buffer, frame::Sample, memory::Memory},
     ingress::ingress,
@@ -16,6 +16,8 @@ use datapath::{
 };
 
 pub(crate) use datapath::host::memory::Sizes;
+
+use crate::plan::Row;
 
 /// What a test needs of a family, wherever it runs.
 pub(crate) trait Side: Sample {}
@@ -79,7 +81,7 @@ impl<F: Side> Machine<F> {
         self.memory.stats.get(&service).copied().unwrap_or_default()
     }
 
-    pub(crate) fn rows(&mut self, store: Store) -> Vec<(FlowKey<F::Address>, Flow<F::Address>)> {
+    pub(crate) fn rows(&mut self, store: Store) -> Vec<Row<F>> {
         match store {
             Store::Answered => self.memory.flows.iter().map(|(k, v)| (*k, *v)).collect(),
             Store::Pending => self.memory.pending.iter().map(|(k, v)| (*k, *v)).collect(),

@@ -1,11 +1,11 @@
 //! Who is who in the cases.
 
 use datapath::{
-    address::Be16,
+    address::{Be16, Family, Ipv4, Ipv6},
     backend::{Backend, backend_flags},
     counter::Hook,
     device::Device,
-    flow::Place,
+    flow::{Flow, FlowKey, Place},
     host::frame::Sample,
 };
 
@@ -26,6 +26,9 @@ pub(crate) const POD_IN: Hook = Hook::PodIngress;
 pub(crate) const POD_OUT: Hook = Hook::PodEgress;
 pub(crate) const UP_IN: Hook = Hook::UplinkIngress;
 pub(crate) const UP_OUT: Hook = Hook::UplinkEgress;
+
+/// A row with its key.
+pub(crate) type Row<F> = (FlowKey<<F as Family>::Address>, Flow<<F as Family>::Address>);
 
 pub(crate) fn at<F: Sample>(net: u8, host: u16, port: u16) -> Place<F::Address> {
     Place::new(F::address(net, host), Be16::new(port))
@@ -79,12 +82,10 @@ pub(crate) fn remote<A>(place: Place<A>) -> Backend<A> {
 pub(crate) fn device<F: Sample>(address: F::Address) -> Device {
     let octets = F::octets(address);
     let mut device = Device::default();
-    match <[u8; 4]>::try_from(octets.as_slice()) {
-        Ok(octets) => device.masquerade4 = datapath::address::Ipv4::from_bytes(octets),
-        Err(_) => {
-            let octets = octets.try_into().expect("sixteen bytes");
-            device.masquerade6 = datapath::address::Ipv6::from_bytes(octets);
-        }
+    if let Ok(octets) = octets.as_slice().try_into() {
+        device.masquerade4 = Ipv4::from_bytes(octets);
+    } else {
+        device.masquerade6 = Ipv6::from_bytes(octets.try_into().expect("sixteen bytes"));
     }
     device
 }

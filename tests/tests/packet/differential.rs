@@ -135,21 +135,25 @@ impl<F: Side> Pair<F> {
         self.host.memory.now = tick();
         let kernel = self.kernel.run(hook, bytes);
         let host = self.host.run(hook, bytes);
-        if kernel != host {
-            panic!(
-                "{hook:?} of {}\nkernel {:?}, host {:?}: {}",
-                describe::<F>(bytes),
-                kernel.0,
-                host.0,
-                difference::<F>(&host.1, &kernel.1).unwrap_or_default()
-            );
-        }
+        assert!(
+            kernel == host,
+            "{hook:?} of {}\nkernel {:?}, host {:?}: {}",
+            describe::<F>(bytes),
+            kernel.0,
+            host.0,
+            difference::<F>(&host.1, &kernel.1).unwrap_or_default()
+        );
         kernel
     }
 
     fn same_tables(&mut self) {
         for hook in Hook::ALL {
-            assert_eq!(self.kernel.drops(hook), self.host.drops(hook), "{hook:?} by {:?}", Reason::ALL);
+            assert_eq!(
+                self.kernel.drops(hook),
+                self.host.drops(hook),
+                "{hook:?} by {:?}",
+                Reason::ALL
+            );
         }
         for service in 1..self.services {
             assert_eq!(self.kernel.counters(service), self.host.counters(service));
@@ -191,7 +195,7 @@ fn tick() -> u32 {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: the call writes the structure given.
         unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
-        let now = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
+        let now = time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned();
         if now % TICK_NS < TICK_NS - 50_000_000 {
             return (now / TICK_NS) as u32;
         }
@@ -241,8 +245,14 @@ fn complaint<F: Side>(dice: &mut Dice, about: &[u8]) -> Option<Datagram<F>> {
 
 /// A packet from somebody to somebody, most likely to a frontend.
 fn request<F: Side>(dice: &mut Dice) -> Datagram<F> {
-    let clients =
-        [client::<F>(0), client::<F>(0), near::<F>(0), far::<F>(0), outside::<F>(0), at::<F>(8, 8, 0)];
+    let clients = [
+        client::<F>(0),
+        client::<F>(0),
+        near::<F>(0),
+        far::<F>(0),
+        outside::<F>(0),
+        at::<F>(8, 8, 0),
+    ];
     let frontends = [
         (vip::<F>(80), TCP),
         (vip::<F>(80), TCP),
@@ -318,7 +328,7 @@ fn next<F: Side>(dice: &mut Dice, recent: &[Vec<u8>]) -> Option<(Hook, Vec<u8>)>
     let mut bytes = packet.bytes();
     if dice.below(8) == 0 && header::has_ports(packet.proto) {
         let pieces = packet.with_payload(&[7; 200]).fragments(8 * (1 + dice.below(20)));
-        bytes = pieces[dice.below(pieces.len())].clone();
+        bytes.clone_from(&pieces[dice.below(pieces.len())]);
     }
     match dice.below(12) {
         0 => {
@@ -346,13 +356,23 @@ fn compare<F: Side>() {
     pair.expose(at::<F>(96, 2, 80), TCP, Some(remote(far::<F>(8080))), 0);
     pair.expose(at::<F>(96, 2, 53), UDP, Some(remote(far::<F>(5353))), 0);
     pair.expose(at::<F>(96, 3, 80), TCP, None, 0);
-    pair.expose(at::<F>(96, 4, 80), TCP, Some(local(near::<F>(8080))), service_flags::INTERNAL_LOCAL);
+    pair.expose(
+        at::<F>(96, 4, 80),
+        TCP,
+        Some(local(near::<F>(8080))),
+        service_flags::INTERNAL_LOCAL,
+    );
     pair.expose(at::<F>(96, 5, 80), TCP, Some(local(client::<F>(8080))), 0);
     pair.expose(at::<F>(96, 5, 53), UDP, Some(local(client::<F>(5353))), 0);
     pair.expose(node::<F>(30_080), TCP, Some(local(near::<F>(8080))), 0);
     pair.expose(node::<F>(30_081), TCP, Some(remote(far::<F>(8080))), 0);
     pair.expose(node::<F>(30_053), UDP, Some(remote(far::<F>(5353))), 0);
-    pair.expose(node::<F>(30_054), UDP, Some(local(near::<F>(5353))), service_flags::EXTERNAL_LOCAL);
+    pair.expose(
+        node::<F>(30_054),
+        UDP,
+        Some(local(near::<F>(5353))),
+        service_flags::EXTERNAL_LOCAL,
+    );
     let mut dice = Dice(0x006d_696c_6c72_6163);
     let mut recent: Vec<Vec<u8>> = Vec::new();
     let mut verdicts = [0_u64; 4];

@@ -21,7 +21,10 @@ use datapath::{
 
 pub(crate) use datapath::host::memory::Sizes;
 
-use crate::object::{ETHERNET, Loaded, Row, test_run};
+use crate::{
+    object::{ETHERNET, Loaded, Row, test_run},
+    plan,
+};
 
 /// What a test needs of a family, wherever it runs.
 pub(crate) trait Side: Sample {}
@@ -30,7 +33,10 @@ impl<F: Sample> Side for F {}
 
 /// A table of one family.
 type Rows<K, V> = MapTable<Row<K>, Row<V>>;
-type Flows<F> = Rows<FlowKey<<F as datapath::address::Family>::Address>, Flow<<F as datapath::address::Family>::Address>>;
+type Flows<F> = Rows<
+    FlowKey<<F as datapath::address::Family>::Address>,
+    Flow<<F as datapath::address::Family>::Address>,
+>;
 
 /// `TCX_NEXT`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
 const NEXT: i32 = -1;
@@ -39,6 +45,7 @@ const REDIRECT: i32 = 7;
 
 /// The interface index of a namespace's `lo`, on which test runs take place.
 const LOOPBACK: u32 = 1;
+static NO_MARKS: [u8; MARKS_LEN] = [0; MARKS_LEN];
 /// Rows of `SERVICES` and `STATS` that cases use.
 const SERVICES: u32 = 64;
 
@@ -94,8 +101,7 @@ impl<F: Side> Machine<F> {
             loaded: Some(loaded),
         };
         machine.clear();
-        machine.counted_before =
-            Hook::ALL.iter().map(|hook| machine.counted(*hook)).collect();
+        machine.counted_before = Hook::ALL.iter().map(|hook| machine.counted(*hook)).collect();
         machine
     }
 
@@ -110,7 +116,7 @@ impl<F: Side> Machine<F> {
             write(&mut self.stats, index, ServiceCounters::default());
         }
         write(&mut self.settings, 0, Settings::default());
-        write(&mut self.address_marks, 0, [0; MARKS_LEN]);
+        write(&mut self.address_marks, 0, NO_MARKS);
     }
 
     /// Forgets all flows.
@@ -118,7 +124,7 @@ impl<F: Side> Machine<F> {
         clear(&mut self.flows);
         clear(&mut self.pending);
         clear(&mut self.fragments);
-        write(&mut self.marks, 0, [0; MARKS_LEN]);
+        write(&mut self.marks, 0, NO_MARKS);
         write(&mut self.walks, u32::from(F::V6), Walk::default());
     }
 
@@ -186,7 +192,11 @@ impl<F: Side> Machine<F> {
     /// What a hook has counted since the machine was made, by reason.
     pub(crate) fn drops(&mut self, hook: Hook) -> Vec<u64> {
         let counted = self.counted(hook);
-        counted.iter().zip(&self.counted_before[hook as usize]).map(|(now, then)| now - then).collect()
+        counted
+            .iter()
+            .zip(&self.counted_before[hook as usize])
+            .map(|(now, then)| now - then)
+            .collect()
     }
 
     fn counted(&self, hook: Hook) -> Vec<u64> {
@@ -208,7 +218,7 @@ impl<F: Side> Machine<F> {
         }
     }
 
-    pub(crate) fn rows(&mut self, store: Store) -> Vec<(FlowKey<F::Address>, Flow<F::Address>)> {
+    pub(crate) fn rows(&mut self, store: Store) -> Vec<plan::Row<F>> {
         let rows = self.table(store).rows().expect("rows");
         rows.into_iter().map(|(Row(key), Row(value))| (key, value)).collect()
     }

@@ -50,9 +50,26 @@ fn path() -> PathBuf {
 
 /// The maps that cases fill and read.
 const MAPS: [&str; 20] = [
-    "FRONTENDS4", "FRONTENDS6", "ADDRESSES4", "ADDRESSES6", "SERVICES", "BACKENDS4", "BACKENDS6",
-    "STATS", "FLOWS4", "FLOWS6", "PENDING4", "PENDING6", "FRAGMENTS4", "FRAGMENTS6", "DEVICES",
-    "SETTINGS", "MARKS", "ADDRESSMARKS", "WALKS", "NAMES",
+    "FRONTENDS4",
+    "FRONTENDS6",
+    "ADDRESSES4",
+    "ADDRESSES6",
+    "SERVICES",
+    "BACKENDS4",
+    "BACKENDS6",
+    "STATS",
+    "FLOWS4",
+    "FLOWS6",
+    "PENDING4",
+    "PENDING6",
+    "FRAGMENTS4",
+    "FRAGMENTS6",
+    "DEVICES",
+    "SETTINGS",
+    "MARKS",
+    "ADDRESSMARKS",
+    "WALKS",
+    "NAMES",
 ];
 
 impl Loaded {
@@ -81,7 +98,8 @@ impl Loaded {
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         for family in ["4", "6"] {
-            for (name, size) in [("FLOWS", sizes.flows), ("PENDING", sizes.pending), ("PEERS", 64)] {
+            for (name, size) in [("FLOWS", sizes.flows), ("PENDING", sizes.pending), ("PEERS", 64)]
+            {
                 // The loader keeps the name for as long as it lives.
                 let name: &'static str = Box::leak(format!("{name}{family}").into_boxed_str());
                 loader.map_max_entries(name, size as u32);
@@ -135,5 +153,5 @@ pub(crate) fn test_run(program: &SchedClassifier, frame: &[u8], out: &mut [u8]) 
             ..TestRunOptions::default()
         })
         .unwrap_or_else(|err| panic!("test run of {} bytes: {err:?}", frame.len()));
-    (result.return_value as i32, result.data_size_out as usize)
+    (result.return_value.cast_signed(), result.data_size_out as usize)
 }

@@ -23,7 +23,7 @@ use datapath::{
     backend::Backend,
     counter::Hook,
     flow::Place,
-    frontend::{AddressUse, Frontend, FrontendKey, address_mark, address_use, kind},
+    frontend::{AddressUse, Frontend, FrontendKey, address_use, kind},
     host::frame::Datagram,
     maps::MARKS_LEN,
     service::{Service, SetRef, service_flags},
@@ -34,6 +34,9 @@ use crate::{
     object::{ETHERNET, Loaded, Row, test_run},
     plan::vip,
 };
+
+/// Of every address the tables may know something.
+static ALL_MARKED: [u8; MARKS_LEN] = [1; MARKS_LEN];
 
 const SERVICE: u32 = 7;
 /// Blocks of this many slots; a set fills a part of one.
@@ -100,18 +103,22 @@ impl Bed {
         let key = FrontendKey::new(place.addr, place.port, protocol::UDP);
         let frontend = Frontend { service: SERVICE, kind: kind::CLUSTER_IP, pad: [0; 3] };
         let usage = AddressUse { flags: address_use::CLUSTER_IP };
-        let mut marks = [0_u8; MARKS_LEN];
-        marks[address_mark(place.addr)] = 1;
         let table = |name| loaded.map(name);
-        MapTable::new(table("FRONTENDS4")).and_then(|mut rows| {
-            rows.insert(&Row(key), &Row(frontend)).map_err(std::io::Error::other)
-        }).expect("a row");
-        MapTable::new(table("ADDRESSES4")).and_then(|mut rows| {
-            rows.insert(&Row(place.addr), &Row(usage)).map_err(std::io::Error::other)
-        }).expect("a row");
-        MapTable::new(table("ADDRESSMARKS")).and_then(|mut rows| {
-            rows.insert(&Row(0_u32), &Row(marks)).map_err(std::io::Error::other)
-        }).expect("a row");
+        MapTable::new(table("FRONTENDS4"))
+            .and_then(|mut rows| {
+                rows.insert(&Row(key), &Row(frontend)).map_err(std::io::Error::other)
+            })
+            .expect("a row");
+        MapTable::new(table("ADDRESSES4"))
+            .and_then(|mut rows| {
+                rows.insert(&Row(place.addr), &Row(usage)).map_err(std::io::Error::other)
+            })
+            .expect("a row");
+        MapTable::new(table("ADDRESSMARKS"))
+            .and_then(|mut rows| {
+                rows.insert(&Row(0_u32), &Row(ALL_MARKED)).map_err(std::io::Error::other)
+            })
+            .expect("a row");
         let mut services = Array::<Service>::map(table("SERVICES").as_fd()).expect("a mapping");
         let backends = Array::map(table("BACKENDS4").as_fd()).expect("a mapping");
         services.write(SERVICE, &Service { flags: service_flags::USED, ..Service::default() });
@@ -134,7 +141,8 @@ fn read(loaded: &Loaded, board: &Board, reader: u64) -> Seen {
         seen.reads += 1;
         // Only the address changes, so only its checksum would: nobody looks at that.
         let source = (seen.reads * READERS as u64 + reader) as u32;
-        frame[14 + 12..14 + 16].copy_from_slice(&(0xac10_0000 ^ source.rotate_left(16)).to_be_bytes());
+        frame[14 + 12..14 + 16]
+            .copy_from_slice(&(0xac10_0000 ^ source.rotate_left(16)).to_be_bytes());
         frame[14 + 20..14 + 22].copy_from_slice(&(1 + (source >> 8) as u16).to_be_bytes());
         let oldest = board.done.load(SeqCst);
         let met = board.met.load(SeqCst);
