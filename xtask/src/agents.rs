@@ -41,6 +41,11 @@ pub(crate) fn build_with_peer(machine: &Machine, object: &Path) -> Result<()> {
     build_binaries(machine, &["proxy-agent", "lab-peer"], Some(object), Profile::Release)
 }
 
+/// Builds the agents and the load of the benchmarks.
+pub(crate) fn build_with_load(machine: &Machine, object: &Path) -> Result<()> {
+    build_binaries(machine, &["proxy-agent", "lab-bench"], Some(object), Profile::Release)
+}
+
 fn build_binaries(
     machine: &Machine,
     names: &[&str],
@@ -69,7 +74,7 @@ fn build_binaries(
 
 /// The package that a binary belongs to.
 fn package(binary: &str) -> &str {
-    if binary == "lab-peer" { "lab" } else { binary }
+    if binary.starts_with("lab-") { "lab" } else { binary }
 }
 
 /// Copies a binary to `target/dist`, by rename: the old one may be running.

@@ -1,5 +1,17 @@
 //! `cargo xtask bench`: finds benchmarks by name and runs them.
 
+// Counts and times of a measurement have fewer digits than a float keeps.
+#![allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
+
+mod control;
+mod cost;
+mod fleet;
+mod report;
+mod service;
+mod stage;
+mod statistics;
+mod traffic;
+
 use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 
@@ -9,11 +21,22 @@ use crate::{machine::Machine, setup};
 struct Bench {
     name: &'static str,
     about: &'static str,
-    run: fn(&Machine) -> Result<()>,
+    run: fn(&Machine, Options) -> Result<()>,
+}
+
+/// How benchmarks are run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// A few rounds that show whether it works.
+    pub(crate) quick: bool,
 }
 
 /// Every benchmark there is, in the order they run.
-const BENCHES: &[Bench] = &[];
+const BENCHES: &[Bench] = &[Bench {
+    name: "service",
+    about: "what Services cost traffic, and how soon a change is in force",
+    run: service::run,
+}];
 
 /// The names that the command line may give.
 pub(crate) fn names() -> PossibleValuesParser {
@@ -21,15 +44,12 @@ pub(crate) fn names() -> PossibleValuesParser {
 }
 
 /// Runs those named, or all.
-pub(crate) fn run(machine: &Machine, names: &[String]) -> Result<()> {
+pub(crate) fn run(machine: &Machine, names: &[String], options: Options) -> Result<()> {
     setup::root("benchmarks run in a lab")?;
     machine.provide(&setup::lab())?;
     for bench in BENCHES.iter().filter(|b| names.is_empty() || names.contains(&b.name.into())) {
         println!("== {} == {}", bench.name, bench.about);
-        (bench.run)(machine)?;
-    }
-    if BENCHES.is_empty() {
-        println!("there is no benchmark yet");
+        (bench.run)(machine, options)?;
     }
     Ok(())
 }

@@ -82,6 +82,9 @@ struct BenchArgs {
     /// Which benchmarks; all of them unless some are named
     #[arg(value_name = "NAME", value_parser = bench::names())]
     names: Vec<String>,
+    /// Few rounds, to see that it works; the figures mean nothing
+    #[arg(long)]
+    quick: bool,
     #[command(flatten)]
     setup: SetupArgs,
 }
@@ -118,7 +121,10 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
             let tally = tidy::run(&Machine::new(args.offline)?)?;
             anyhow::ensure!(tally.failed == 0, "{} checks failed", tally.failed);
         }
-        Task::Bench(args) => bench::run(&Machine::new(args.setup.offline)?, &args.names)?,
+        Task::Bench(args) => {
+            let options = bench::Options { quick: args.quick };
+            bench::run(&Machine::new(args.setup.offline)?, &args.names, options)?;
+        }
         Task::Lab(task) => return lab::run(task),
     }
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,165 @@
+//! The control plane: from a started process to Services that answer, from a changed file to
+//! traffic that follows, and the memory that it takes.
+
+use std::{collections::BTreeMap, fs, io, path::Path, process::Command, thread, time::Duration};
+
+use anyhow::{Context, Result};
+use lab::{agent::SocketLb, bench::clock};
+use serde_json::Value;
+
+use super::stage::Stage;
+use crate::command;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    pub(super) services: u32,
+    pub(super) starts: usize,
+    /// Of each way to change a file.
+    pub(super) changes: usize,
+}
+
+/// Seconds, unless another unit is named.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Found {
+    pub(super) services: u32,
+    /// From the start of the process to the last Service that answered, nothing pinned.
+    pub(super) cold: Vec<f64>,
+    /// From the start of the process to traffic that follows what changed while it was away.
+    pub(super) warm: Vec<f64>,
+    pub(super) renamed: Vec<f64>,
+    pub(super) written: Vec<f64>,
+    /// Of the agent, in bytes.
+    pub(super) resident: u64,
+    pub(super) proportional: u64,
+    /// Name and bytes of kernel memory of each map that the agent holds, by its id.
+    pub(super) maps: BTreeMap<u64, (String, u64)>,
+}
+
+/// Every so many-th Service is watched while the agent starts.
+const WATCHED: u32 = 250;
+
+pub(super) fn measure(plan: Plan, stage: &mut Stage) -> Result<Found> {
+    let mut found = Found { services: plan.services, ..Found::default() };
+    stage.grow(plan.services)?;
+    for _ in 0..plan.starts {
+        found.cold.push(cold(stage)?);
+        tell("cold start", &found.cold);
+        found.warm.push(warm(stage)?);
+        tell("start with pinned state", &found.warm);
+    }
+    // Memory that the start took is given back by then, if it ever is.
+    thread::sleep(Duration::from_secs(10));
+    memory(stage, &mut found)?;
+    for number in 0..plan.changes {
+        found.renamed.push(change(stage, number, rename)?);
+        found.written.push(change(stage, number, write)?);
+    }
+    tell("change by rename", &found.renamed);
+    tell("change by write", &found.written);
+    stage.remove_agent()?;
+    Ok(found)
+}
+
+fn tell(what: &str, seconds: &[f64]) {
+    let last = seconds.last().copied().unwrap_or_default();
+    println!("  {what}: {:.1} ms ({} times)", last * 1e3, seconds.len());
+}
+
+fn seconds(from: u64, to: u64) -> f64 {
+    to.saturating_sub(from) as f64 / 1e9
+}
+
+/// Starts an agent where there is nothing. Watching all Services would take the agent's
+/// processor, so some are, and when they have answered the rest must do so at once.
+fn cold(stage: &mut Stage) -> Result<f64> {
+    stage.remove_agent()?;
+    stage.prepare_agent(SocketLb::On)?;
+    stage.begin_scan((stage.fleet() / WATCHED).max(1))?;
+    let began = clock();
+    stage.agent()?.launch()?;
+    let mut last = stage.end_scan()?.at;
+    stage.begin_scan(1)?;
+    let all = stage.end_scan()?;
+    if all.silent > 0 {
+        last = all.at;
+    }
+    stage.agent()?.wait_ready()?;
+    Ok(seconds(began, last))
+}
+
+/// Kills the agent, changes a file, and starts the agent again.
+fn warm(stage: &mut Stage) -> Result<f64> {
+    stage.agent()?.kill()?;
+    let (file, text, next) = stage.turn()?;
+    fs::write(file, text)?;
+    stage.begin_follow(next)?;
+    let began = clock();
+    stage.agent()?.launch()?;
+    let seen = stage.end_follow()?;
+    stage.agent()?.wait_ready()?;
+    Ok(seconds(began, seen.at))
+}
+
+/// Points the measured Service at its other backend; the time until traffic goes there.
+fn change(stage: &mut Stage, number: usize, put: Put) -> Result<f64> {
+    let (file, text, next) = stage.turn()?;
+    // Not in step with anything that the agent does at regular times.
+    thread::sleep(Duration::from_millis(20 + number as u64 * 7 % 41));
+    stage.begin_follow(next)?;
+    // The watcher is asking by then.
+    thread::sleep(Duration::from_millis(2));
+    let began = put(&file, &text).context("cannot change the slice")?;
+    Ok(seconds(began, stage.end_follow()?.at))
+}
+
+/// Puts a text into a file; returns when the clock began.
+type Put = fn(&Path, &str) -> io::Result<u64>;
+
+/// The clock begins at the rename: before that there is no change to be seen.
+fn rename(file: &Path, text: &str) -> io::Result<u64> {
+    let fresh = file.with_extension("new");
+    fs::write(&fresh, text)?;
+    let began = clock();
+    fs::rename(&fresh, file)?;
+    Ok(began)
+}
+
+fn write(file: &Path, text: &str) -> io::Result<u64> {
+    let began = clock();
+    fs::write(file, text)?;
+    Ok(began)
+}
+
+fn memory(stage: &mut Stage, found: &mut Found) -> Result<()> {
+    let pid = stage.agent()?.id().context("the agent is not running")?;
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let bytes = |word| number(&rollup, word).map(|kibibytes| kibibytes * 1024);
+    found.resident = bytes("Rss:").context("no Rss in smaps_rollup")?;
+    found.proportional = bytes("Pss:").context("no Pss in smaps_rollup")?;
+    let names = map_names()?;
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        // A descriptor may be gone by now.
+        let Ok(info) = fs::read_to_string(entry?.path()) else { continue };
+        if let (Some(id), Some(bytes)) = (number(&info, "map_id:"), number(&info, "memlock:")) {
+            let name = names.get(&id).cloned().unwrap_or_default();
+            found.maps.insert(id, (name, bytes));
+        }
+    }
+    Ok(())
+}
+
+fn map_names() -> Result<BTreeMap<u64, String>> {
+    let bpftool = command::find("bpftool").context("bpftool is missing")?;
+    let text = command::read(Command::new(bpftool).args(["-j", "map", "show"]))?;
+    let maps: Value = serde_json::from_str(&text).context("bpftool printed no JSON")?;
+    let maps = maps.as_array().context("bpftool lists maps")?;
+    let name = |map: &Value| Some((map["id"].as_u64()?, map["name"].as_str()?.to_owned()));
+    Ok(maps.iter().filter_map(name).collect())
+}
+
+/// The number behind a word at the begin of a line.
+fn number(text: &str, word: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(word))?;
+    line.split_whitespace().next()?.parse().ok()
+}

@@ -1,0 +1,165 @@
+//! A cluster's worth of manifests, one file for each Service and each slice, as
+//! `kubectl get -o yaml` prints them.
+
+use std::{fs, io, net::Ipv4Addr, path::Path};
+
+use lab::{bench::port, manifests};
+
+/// The Service that is measured; the others stand beside it.
+pub(super) const BENCH: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// Its slice's file.
+pub(super) const BENCH_SLICE: &str = "bench-slice.yaml";
+/// Address of Service 0 of the fleet; the others follow.
+pub(super) const FIRST: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 0);
+/// Endpoints of the fleet have addresses of their own in this network, two each Service.
+pub(super) const ENDPOINTS: &str = "10.244.128.0/17";
+const FIRST_ENDPOINT: Ipv4Addr = Ipv4Addr::new(10, 244, 128, 1);
+/// Nodes that the endpoints are spread over; only the first is a real one.
+const NODES: u32 = 100;
+const CREATED: &str = "2026-01-07T09:30:00Z";
+
+/// Writes Services `from..to` of the fleet with their slices.
+pub(super) fn write(directory: &Path, from: u32, to: u32) -> io::Result<()> {
+    for number in from..to {
+        let name = format!("fleet-{number:05}");
+        fs::write(directory.join(format!("{name}.yaml")), service(&name, number))?;
+        fs::write(directory.join(format!("{name}-slice.yaml")), slice(&name, number))?;
+    }
+    Ok(())
+}
+
+/// The Service that is measured and its only endpoint.
+pub(super) fn write_bench(directory: &Path, backend: Ipv4Addr) -> lab::Result<()> {
+    let ports = [
+        manifests::Port::tcp("connect", port::CONNECT, port::CONNECT),
+        manifests::Port::tcp("latency", port::LATENCY, port::LATENCY),
+        manifests::Port::tcp("bulk", port::BULK, port::BULK),
+        manifests::Port::udp("echo", port::ECHO, port::ECHO),
+    ];
+    let service = manifests::Service::new("bench").cluster_ip(BENCH.into());
+    let service = ports.into_iter().fold(service, manifests::Service::port);
+    manifests::write(directory, "bench.yaml", &[service.build()])?;
+    let slice = manifests::Slice::new("bench", false, &ports).endpoint(backend.into(), "node1");
+    manifests::write(directory, BENCH_SLICE, &[slice.build()])
+}
+
+fn after(first: Ipv4Addr, number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(first) + number)
+}
+
+fn uid(kind: u32, number: u32) -> String {
+    format!("5f0c{kind:04x}-8d1e-4b52-9a37-0000{number:08x}")
+}
+
+fn service(name: &str, number: u32) -> String {
+    let address = after(FIRST, number);
+    let port = port::ECHO;
+    let uid = uid(1, number);
+    let version = 100_000 + number;
+    format!(
+        "apiVersion: v1
+kind: Service
+metadata:
+  annotations:
+    meta.helm.sh/release-name: {name}
+    meta.helm.sh/release-namespace: fleet
+  creationTimestamp: \"{CREATED}\"
+  labels:
+    app.kubernetes.io/managed-by: Helm
+    app.kubernetes.io/name: {name}
+  name: {name}
+  namespace: fleet
+  resourceVersion: \"{version}\"
+  uid: {uid}
+spec:
+  clusterIP: {address}
+  clusterIPs:
+  - {address}
+  internalTrafficPolicy: Cluster
+  ipFamilies:
+  - IPv4
+  ipFamilyPolicy: SingleStack
+  ports:
+  - name: echo
+    port: {port}
+    protocol: UDP
+    targetPort: {port}
+  selector:
+    app.kubernetes.io/name: {name}
+  sessionAffinity: None
+  type: ClusterIP
+status:
+  loadBalancer: {{}}
+"
+    )
+}
+
+fn slice(name: &str, number: u32) -> String {
+    let mut text = String::from("addressType: IPv4\napiVersion: discovery.k8s.io/v1\nendpoints:\n");
+    for endpoint in [2 * number, 2 * number + 1] {
+        let address = after(FIRST_ENDPOINT, endpoint);
+        let node = endpoint % NODES + 1;
+        let uid = uid(3, endpoint);
+        text += &format!(
+            "- addresses:
+  - {address}
+  conditions:
+    ready: true
+    serving: true
+    terminating: false
+  nodeName: node{node}
+  targetRef:
+    kind: Pod
+    name: {name}-{endpoint}
+    namespace: fleet
+    uid: {uid}
+"
+        );
+    }
+    let port = port::ECHO;
+    let (own, owner) = (uid(2, number), uid(1, number));
+    let version = 200_000 + number;
+    text += &format!(
+        "kind: EndpointSlice
+metadata:
+  creationTimestamp: \"{CREATED}\"
+  generateName: {name}-
+  generation: 1
+  labels:
+    app.kubernetes.io/name: {name}
+    endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io
+    kubernetes.io/service-name: {name}
+  name: {name}-x7k2p
+  namespace: fleet
+  ownerReferences:
+  - apiVersion: v1
+    blockOwnerDeletion: true
+    controller: true
+    kind: Service
+    name: {name}
+    uid: {owner}
+  resourceVersion: \"{version}\"
+  uid: {own}
+ports:
+- name: echo
+  port: {port}
+  protocol: UDP
+"
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_thousand_services_have_addresses_of_their_own() {
+        let last = service("fleet-09999", 9_999);
+        assert!(last.contains("clusterIP: 10.96.40.15\n"));
+        let last = slice("fleet-09999", 9_999);
+        assert!(last.contains("- addresses:\n  - 10.244.206.31\n"), "{last}");
+        assert!(last.contains("- addresses:\n  - 10.244.206.32\n"), "{last}");
+        assert!(last.contains("nodeName: node100\n"));
+    }
+}

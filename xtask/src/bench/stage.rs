@@ -1,0 +1,243 @@
+//! A node with three pods: one that asks, two that answer. With an agent or without.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::{
+    Lab, LabSpec, NodeSpec, Process,
+    agent::{Agent, AgentOptions, SocketLb},
+    bench::{self, Driver, Order, Round, Seen, port},
+    manifests,
+};
+use serde_json::Value;
+
+use super::fleet;
+
+const NODE: &str = "node1";
+const ASKER: &str = "pod1a";
+pub(super) const ANSWERERS: [&str; 2] = ["pod1b", "pod1c"];
+
+/// Fields are dropped in this order: the lab goes last.
+pub(super) struct Stage {
+    driver: Driver,
+    _servers: Vec<Process>,
+    agent: Option<Agent>,
+    /// Services of the fleet that have their files.
+    services: u32,
+    /// Backend of the measured Service, as its file says.
+    backend: Ipv4Addr,
+    pub(super) lab: Lab,
+}
+
+/// What the counters of the measured Service say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) socket_connections: u64,
+    pub(super) packet_connections: u64,
+    pub(super) packets: u64,
+}
+
+impl Stage {
+    /// Client and server stay on the processor given, if one is.
+    pub(super) fn raise(cpus: [Option<usize>; 2]) -> Result<Self> {
+        let pods = [ASKER, ANSWERERS[0], ANSWERERS[1]];
+        let spec = LabSpec { nodes: vec![NodeSpec::new(NODE, &pods)], ..LabSpec::default() };
+        let lab = Lab::up(spec)?;
+        for pod in pods {
+            bench::prepare(&lab.place(pod)?)?;
+        }
+        let first = lab.addresses(ANSWERERS[0])?.v4;
+        // The first answerer has every address of the fleet's endpoints.
+        let endpoints = fleet::ENDPOINTS;
+        lab.shell(ANSWERERS[0], &format!("ip route add local {endpoints} dev lo"))?;
+        lab.shell(NODE, &format!("ip route add {endpoints} via {first}"))?;
+        let mut servers = Vec::new();
+        for pod in ANSWERERS {
+            servers.push(bench::serve(&lab.place(pod)?, cpus[1])?);
+        }
+        let driver = Driver::start(&lab.place(ASKER)?, cpus[0])?;
+        lab.publish("nodes.yaml", &manifests::nodes(&lab))?;
+        let stage =
+            Self { driver, _servers: servers, agent: None, services: 0, backend: first, lab };
+        fleet::write_bench(&stage.manifests(), first)?;
+        Ok(stage)
+    }
+
+    pub(super) fn answerer(&self, number: usize) -> Result<Ipv4Addr> {
+        Ok(self.lab.addresses(ANSWERERS[number])?.v4)
+    }
+
+    pub(super) fn manifests(&self) -> PathBuf {
+        self.lab.manifests(NODE)
+    }
+
+    /// The file of the measured Service's slice, and what it says when the Service is pointed
+    /// at the other of its two backends; the caller writes it.
+    pub(super) fn turn(&mut self) -> Result<(PathBuf, String, Ipv4Addr)> {
+        let [first, second] = [self.answerer(0)?, self.answerer(1)?];
+        let next = if self.backend == first { second } else { first };
+        let path = self.manifests().join(fleet::BENCH_SLICE);
+        let text = fs::read_to_string(&path)?;
+        let text = text.replace(&self.backend.to_string(), &next.to_string());
+        self.backend = next;
+        Ok((path, text, next))
+    }
+
+    /// Lets the fleet grow to so many Services, the measured one among them.
+    pub(super) fn grow(&mut self, services: u32) -> Result<()> {
+        let fleet = services.saturating_sub(1);
+        fleet::write(&self.manifests(), self.services, fleet)
+            .context("cannot write the manifests")?;
+        self.services = self.services.max(fleet);
+        Ok(())
+    }
+
+    /// Services of the fleet, beside the measured one.
+    pub(super) fn fleet(&self) -> u32 {
+        self.services
+    }
+
+    /// An agent that is not started yet.
+    pub(super) fn prepare_agent(&mut self, socket_lb: SocketLb) -> Result<()> {
+        let options =
+            AgentOptions { socket_lb, patience: Duration::from_mins(2), ..AgentOptions::default() };
+        self.agent = Some(Agent::prepare(&self.lab, NODE, options)?);
+        Ok(())
+    }
+
+    pub(super) fn agent(&mut self) -> Result<&mut Agent> {
+        self.agent.as_mut().context("no agent has been prepared")
+    }
+
+    /// Starts an agent and waits until the measured Service is programmed.
+    pub(super) fn start_agent(&mut self, socket_lb: SocketLb) -> Result<()> {
+        self.prepare_agent(socket_lb)?;
+        let agent = self.agent()?;
+        agent.launch()?;
+        agent.wait_ready()?;
+        let began = Instant::now();
+        while self.counts().is_err() {
+            ensure!(began.elapsed() < Duration::from_mins(1), "Service bench is not programmed");
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Ends the agent and removes what it left on the node: no program, no table.
+    pub(super) fn remove_agent(&mut self) -> Result<()> {
+        let Some(mut agent) = self.agent.take() else { return Ok(()) };
+        agent.kill()?;
+        let output = agent.ask(&["cleanup"])?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "proxy-agent cleanup failed: {}", errors.trim());
+        let pins = self.pins()?;
+        ensure!(pins.is_empty(), "proxy-agent cleanup left pins: {pins:?}");
+        Ok(())
+    }
+
+    /// Names of pinned links, maps and whatever else is below the node's directory of pins.
+    fn pins(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let mut left = vec![self.lab.bpffs(NODE)];
+        while let Some(directory) = left.pop() {
+            for entry in fs::read_dir(&directory)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    left.push(path);
+                } else {
+                    found.push(path.display().to_string());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a subcommand of the agent prints as JSON.
+    pub(super) fn show(&self, arguments: &[&str]) -> Result<Value> {
+        let agent = self.agent.as_ref().context("no agent has been prepared")?;
+        let output = agent.ask(&[arguments, &["-o", "json"]].concat())?;
+        if !output.status.success() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            bail!("proxy-agent {} failed: {}", arguments.join(" "), errors.trim());
+        }
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("proxy-agent {} printed no JSON", arguments.join(" ")))
+    }
+
+    /// Counters of the measured Service; an error unless all its ports have their backend.
+    pub(super) fn counts(&self) -> Result<Counts> {
+        let shown = self.show(&["services", "default/bench"])?;
+        let ports = shown.as_array().context("services are a list")?;
+        let ready = ports.iter().filter(|port| {
+            port["backends"].as_array().is_some_and(|backends| !backends.is_empty())
+        });
+        ensure!(ready.count() == 4, "Service bench is not programmed yet");
+        let sum = |field: &str| ports.iter().filter_map(|port| port[field].as_u64()).sum();
+        Ok(Counts {
+            socket_connections: sum("socket_connections"),
+            packet_connections: sum("packet_connections"),
+            packets: sum("packets"),
+        })
+    }
+
+    /// Ids and names of the programs that are attached.
+    pub(super) fn programs(&self) -> Result<BTreeMap<u64, String>> {
+        let status = self.show(&["status"])?;
+        let attachments = status["attachments"].as_array().context("status has attachments")?;
+        let program = |attachment: &Value| {
+            let name = attachment["program"].as_str()?;
+            Some((attachment["program_id"].as_u64()?, name.to_owned()))
+        };
+        Ok(attachments.iter().filter_map(program).collect())
+    }
+
+    /// Where a port of the measured Service is: behind its address, or on its pod.
+    pub(super) fn target(&self, by_service: bool, port: u16) -> Result<SocketAddrV4> {
+        let address = if by_service { fleet::BENCH } else { self.answerer(0)? };
+        Ok(SocketAddrV4::new(address, port))
+    }
+
+    pub(super) fn round(&mut self, order: &Order) -> Result<Round> {
+        Ok(self.driver.round(order)?)
+    }
+
+    /// Begins to wait for the measured Service's backend to be this one.
+    pub(super) fn begin_follow(&mut self, until: Ipv4Addr) -> Result<()> {
+        let to = self.target(true, port::ECHO)?;
+        let order = Order::Follow { to, until, patience_millis: 60_000 };
+        Ok(self.driver.order(&order)?)
+    }
+
+    /// What came of it.
+    pub(super) fn end_follow(&mut self) -> Result<Seen> {
+        let seen: Seen = self.driver.report()?;
+        ensure!(seen.complete, "the change has not reached traffic within a minute");
+        Ok(seen)
+    }
+
+    /// Begins to ask every `step`-th Service of the fleet until it has answered.
+    pub(super) fn begin_scan(&mut self, step: u32) -> Result<()> {
+        let order = Order::Scan {
+            first: fleet::FIRST,
+            count: self.services,
+            step,
+            port: port::ECHO,
+            patience_millis: 120_000,
+        };
+        Ok(self.driver.order(&order)?)
+    }
+
+    /// What came of it.
+    pub(super) fn end_scan(&mut self) -> Result<Seen> {
+        let seen: Seen = self.driver.report()?;
+        ensure!(seen.complete, "not every Service answered within two minutes");
+        Ok(seen)
+    }
+}

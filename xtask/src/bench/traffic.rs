@@ -1,0 +1,316 @@
+//! The data path: traffic through a Service, and traffic beside the agent, each as a ratio to
+//! the same traffic on a node that has no agent.
+//!
+//! There are two nodes, alike but for the agent. Rounds on one and the other alternate; after
+//! half of them the agent moves to the other node, so that what makes the nodes differ by
+//! chance (where their memory lies) falls out of the ratio.
+
+use std::{thread, time::Duration};
+
+use anyhow::{Result, ensure};
+use lab::{
+    agent::SocketLb,
+    bench::{CONNECTIONS_A_PIECE, Order, port},
+};
+
+use super::{
+    cost::{self, Cost},
+    stage::{Counts, Stage},
+    statistics::{Ratio, mean, median},
+};
+
+/// What is measured of traffic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Kind {
+    Connections,
+    Latency,
+    Bulk,
+}
+
+/// Whose traffic a round is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    /// Through the Service.
+    Service,
+    /// Pod to pod on the node that has the agent.
+    Beside,
+    /// Pod to pod on the node that has none.
+    Alone,
+}
+
+/// How much is measured.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) sizes: Vec<u32>,
+    pub(super) modes: Vec<SocketLb>,
+    /// Rounds on each node before the agent moves.
+    pub(super) batch: usize,
+    /// Rounds after which a ratio is taken as it is.
+    pub(super) most: usize,
+}
+
+/// A ratio is known well enough when its interval reaches this far to each side.
+pub(super) const REACH: f64 = 0.015;
+
+/// The times of one round each way, in seconds for each piece.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    service: Time,
+    beside: Time,
+    alone: Time,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Time {
+    median: f64,
+    mean: f64,
+}
+
+/// What was found about one kind of traffic.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) kind: Kind,
+    pub(super) way: Way,
+    pub(super) services: u32,
+    pub(super) socket_lb: SocketLb,
+    /// Of medians, to the same alone: of rates for connections and bulk, of times for latency.
+    pub(super) ratio: Ratio,
+    /// The same of means, which interruptions blur.
+    pub(super) of_means: Ratio,
+    pub(super) rounds: usize,
+    /// Medians of this and of the reference: connections a second, microseconds, bytes a second.
+    pub(super) value: f64,
+    pub(super) reference: f64,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 3] = [Self::Connections, Self::Latency, Self::Bulk];
+
+    fn port(self) -> u16 {
+        match self {
+            Self::Connections => port::CONNECT,
+            Self::Latency => port::LATENCY,
+            Self::Bulk => port::BULK,
+        }
+    }
+
+    /// About a quarter of a second.
+    fn order(self, stage: &Stage, way: Way) -> Result<Order> {
+        let to = stage.target(way == Way::Service, self.port())?;
+        Ok(match self {
+            Self::Connections => Order::Connect { to, count: CONNECTIONS },
+            Self::Latency => Order::Latency { to, count: ROUND_TRIPS },
+            Self::Bulk => Order::Bulk { to, parts: PARTS, bytes: PART },
+        })
+    }
+
+    /// Connections that a round opens.
+    fn connections(self) -> u64 {
+        if self == Self::Connections { CONNECTIONS.into() } else { 1 }
+    }
+
+    /// What is counted in a round: connections, round trips, mebibytes.
+    pub(super) fn units(self) -> f64 {
+        match self {
+            Self::Connections => CONNECTIONS.into(),
+            Self::Latency => ROUND_TRIPS.into(),
+            Self::Bulk => f64::from(PARTS) * f64::from(PART) / f64::from(1 << 20),
+        }
+    }
+
+    /// A piece's time as what is reported.
+    fn value(self, seconds: f64) -> f64 {
+        match self {
+            Self::Connections => f64::from(CONNECTIONS_A_PIECE) / seconds,
+            Self::Latency => seconds * 1e6,
+            Self::Bulk => f64::from(PART) / seconds,
+        }
+    }
+}
+
+const CONNECTIONS: u32 = 4_000;
+const ROUND_TRIPS: u32 = 20_000;
+const PARTS: u32 = 40;
+const PART: u32 = 16 << 20;
+
+/// Measures all there is in the plan.
+pub(super) fn measure(plan: &Plan, stages: &mut [Stage; 2]) -> Result<(Vec<Found>, Vec<Cost>)> {
+    let mut found = Vec::new();
+    let mut costs = Vec::new();
+    let largest = plan.sizes.iter().max();
+    for &services in &plan.sizes {
+        for stage in stages.iter_mut() {
+            stage.grow(services)?;
+        }
+        for &socket_lb in &plan.modes {
+            let mut cell = Cell { services, socket_lb, rounds: Default::default() };
+            cell.measure(plan, stages)?;
+            for kind in Kind::ALL {
+                for way in [Way::Service, Way::Beside] {
+                    found.extend(cell.found(kind, way));
+                }
+            }
+            if Some(&services) == largest {
+                stages[0].start_agent(socket_lb)?;
+                costs.extend(cost::measure(&mut stages[0], socket_lb)?);
+                stages[0].remove_agent()?;
+            }
+        }
+    }
+    Ok((found, costs))
+}
+
+/// One number of Services in one mode.
+struct Cell {
+    services: u32,
+    socket_lb: SocketLb,
+    /// By kind, by node that has the agent.
+    rounds: [[Vec<Times>; 2]; 3],
+}
+
+impl Cell {
+    fn measure(&mut self, plan: &Plan, stages: &mut [Stage; 2]) -> Result<()> {
+        loop {
+            let left: Vec<Kind> =
+                Kind::ALL.into_iter().filter(|&kind| self.is_wanting(plan, kind)).collect();
+            if left.is_empty() {
+                return Ok(());
+            }
+            for side in 0..2 {
+                stages[side].start_agent(self.socket_lb)?;
+                // What starting has set in motion comes to rest.
+                thread::sleep(Duration::from_secs(2));
+                self.measure_side(plan, stages, side, &left)?;
+                stages[side].remove_agent()?;
+            }
+            for &kind in &left {
+                self.tell(kind);
+            }
+        }
+    }
+
+    fn is_wanting(&self, plan: &Plan, kind: Kind) -> bool {
+        let rounds = self.count(kind);
+        let ways = [Way::Service, Way::Beside];
+        let is_known =
+            |way| self.ratio(kind, way, |time| time.median).is_some_and(|r| r.reach() < REACH);
+        rounds == 0 || (rounds < plan.most && !ways.into_iter().all(is_known))
+    }
+
+    /// Rounds on both nodes together.
+    fn count(&self, kind: Kind) -> usize {
+        self.rounds[kind as usize].iter().map(Vec::len).sum()
+    }
+
+    fn measure_side(
+        &mut self,
+        plan: &Plan,
+        stages: &mut [Stage; 2],
+        side: usize,
+        kinds: &[Kind],
+    ) -> Result<()> {
+        let before = stages[side].counts()?;
+        let mut connections = 0;
+        for &kind in kinds {
+            for way in [Way::Service, Way::Beside, Way::Alone] {
+                round(stages, side, kind, way)?;
+            }
+            for number in 0..plan.batch {
+                let times = times(stages, side, kind, number % 2 == 1)?;
+                self.rounds[kind as usize][side].push(times);
+            }
+            connections += kind.connections() * (plan.batch as u64 + 1);
+        }
+        self.check(before, stages[side].counts()?, connections)
+    }
+
+    /// The programs counted what they did: no round passed them by.
+    fn check(&self, before: Counts, after: Counts, wanted: u64) -> Result<()> {
+        let (path, counted) = match self.socket_lb {
+            SocketLb::On => ("socket", after.socket_connections - before.socket_connections),
+            _ => ("packet", after.packet_connections - before.packet_connections),
+        };
+        ensure!(
+            counted >= wanted,
+            "the {path} path counted {counted} connections of {wanted}: the figures are not its"
+        );
+        Ok(())
+    }
+
+    /// The logarithms of one way's times over those alone. A round on one node and its
+    /// counterpart on the other make one sample.
+    fn ratio(&self, kind: Kind, way: Way, of: fn(Time) -> f64) -> Option<Ratio> {
+        let log = |times: &Times| {
+            let time = if way == Way::Service { times.service } else { times.beside };
+            let log = (of(time) / of(times.alone)).ln();
+            if kind == Kind::Latency { log } else { -log }
+        };
+        let [left, right] = &self.rounds[kind as usize];
+        let logs: Vec<f64> =
+            left.iter().zip(right).map(|(a, b)| f64::midpoint(log(a), log(b))).collect();
+        Ratio::of_logs(&logs)
+    }
+
+    fn found(&self, kind: Kind, way: Way) -> Option<Found> {
+        let all = || self.rounds[kind as usize].iter().flatten();
+        let own = |times: &Times| if way == Way::Service { times.service } else { times.beside };
+        let own: Vec<f64> = all().map(|times| own(times).median).collect();
+        let alone: Vec<f64> = all().map(|times| times.alone.median).collect();
+        Some(Found {
+            kind,
+            way,
+            services: self.services,
+            socket_lb: self.socket_lb,
+            ratio: self.ratio(kind, way, |time| time.median)?,
+            of_means: self.ratio(kind, way, |time| time.mean)?,
+            rounds: self.count(kind),
+            value: kind.value(median(&own)),
+            reference: kind.value(median(&alone)),
+        })
+    }
+
+    fn tell(&self, kind: Kind) {
+        let text = |way| {
+            self.ratio(kind, way, |time| time.median).map_or("unknown".into(), |ratio| {
+                format!("{:.3} ± {:.1} %", ratio.value, ratio.reach() * 100.0)
+            })
+        };
+        println!(
+            "  {:>6} Services, socket-lb {:<4} {:<11} through the Service {}, beside the agent {} \
+             ({} rounds)",
+            self.services,
+            self.socket_lb.name(),
+            format!("{kind:?}:").to_lowercase(),
+            text(Way::Service),
+            text(Way::Beside),
+            self.count(kind),
+        );
+    }
+}
+
+fn times(stages: &mut [Stage; 2], side: usize, kind: Kind, is_reversed: bool) -> Result<Times> {
+    let mut ways = [Way::Service, Way::Beside, Way::Alone];
+    if is_reversed {
+        ways.reverse();
+    }
+    let mut times = [Time::default(); 3];
+    for way in ways {
+        times[way as usize] = round(stages, side, kind, way)?;
+    }
+    let [service, beside, alone] = times;
+    Ok(Times { service, beside, alone })
+}
+
+fn round(stages: &mut [Stage; 2], side: usize, kind: Kind, way: Way) -> Result<Time> {
+    let stage = &mut stages[if way == Way::Alone { 1 - side } else { side }];
+    let order = kind.order(stage, way)?;
+    let pieces = stage.round(&order)?.pieces;
+    let seconds: Vec<f64> = pieces.iter().map(|&nanos| nanos as f64 / 1e9).collect();
+    Ok(Time { median: median(&seconds), mean: mean(&seconds) })
+}
+
+/// One round, for those who count what it makes run.
+pub(super) fn single(stage: &mut Stage, kind: Kind, way: Way) -> Result<()> {
+    let order = kind.order(stage, way)?;
+    stage.round(&order).map(drop)
+}
