@@ -132,7 +132,11 @@ impl<F: Side> Pair<F> {
 
     /// Sends a packet through both, and returns what became of it.
     fn run(&mut self, hook: Hook, bytes: &[u8]) -> (Verdict, Vec<u8>) {
-        self.host.memory.now = tick();
+        let now = tick();
+        // Which flows a walk over the table meets first is its order's affair: none is made.
+        let walk = Walk { in_vain: now, ..Walk::default() };
+        self.kernel.set_walk(walk);
+        (self.host.memory.now, self.host.memory.walk) = (now, walk);
         let kernel = self.kernel.run(hook, bytes);
         let host = self.host.run(hook, bytes);
         assert!(
@@ -175,7 +179,6 @@ impl<F: Side> Pair<F> {
         memory.pending.clear();
         memory.fragments.clear();
         memory.marks.fill(false);
-        memory.walk = Walk::default();
     }
 
     fn pass(&mut self, ticks: u32) {
@@ -185,7 +188,6 @@ impl<F: Side> Pair<F> {
         for row in answered.chain(memory.pending.iter_mut().map(|(_, row)| row)) {
             row.last = row.last.wrapping_sub(ticks);
         }
-        memory.walk.in_vain = memory.walk.in_vain.wrapping_sub(ticks);
     }
 }
 

@@ -128,6 +128,11 @@ impl<F: Side> Machine<F> {
         write(&mut self.walks, u32::from(F::V6), Walk::default());
     }
 
+    /// Sets what the programs know of their last walk over the flows.
+    pub(crate) fn set_walk(&mut self, walk: Walk) {
+        write(&mut self.walks, u32::from(F::V6), walk);
+    }
+
     fn loaded(&self) -> &Loaded {
         self.loaded.as_ref().expect("given back at the end only")
     }
