@@ -95,32 +95,15 @@ status:
 }
 
 fn slice(name: &str, number: u32) -> String {
-    let mut text = String::from("addressType: IPv4\napiVersion: discovery.k8s.io/v1\nendpoints:\n");
-    for endpoint in [2 * number, 2 * number + 1] {
-        let address = after(FIRST_ENDPOINT, endpoint);
-        let node = endpoint % NODES + 1;
-        let uid = uid(3, endpoint);
-        text += &format!(
-            "- addresses:
-  - {address}
-  conditions:
-    ready: true
-    serving: true
-    terminating: false
-  nodeName: node{node}
-  targetRef:
-    kind: Pod
-    name: {name}-{endpoint}
-    namespace: fleet
-    uid: {uid}
-"
-        );
-    }
+    let endpoints = [2 * number, 2 * number + 1].map(|number| endpoint(name, number)).concat();
     let port = port::ECHO;
     let (own, owner) = (uid(2, number), uid(1, number));
     let version = 200_000 + number;
-    text += &format!(
-        "kind: EndpointSlice
+    format!(
+        "addressType: IPv4
+apiVersion: discovery.k8s.io/v1
+endpoints:
+{endpoints}kind: EndpointSlice
 metadata:
   creationTimestamp: \"{CREATED}\"
   generateName: {name}-
@@ -145,8 +128,28 @@ ports:
   port: {port}
   protocol: UDP
 "
-    );
-    text
+    )
+}
+
+fn endpoint(name: &str, number: u32) -> String {
+    let address = after(FIRST_ENDPOINT, number);
+    let node = number % NODES + 1;
+    let uid = uid(3, number);
+    format!(
+        "- addresses:
+  - {address}
+  conditions:
+    ready: true
+    serving: true
+    terminating: false
+  nodeName: node{node}
+  targetRef:
+    kind: Pod
+    name: {name}-{number}
+    namespace: fleet
+    uid: {uid}
+"
+    )
 }
 
 #[cfg(test)]
