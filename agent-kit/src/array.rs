@@ -43,13 +43,13 @@ impl Mapping {
         };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at a place of the kernel's choice overlaps nothing of ours.
-        let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), words * WORD, protection, kind, fd, 0)
-        };
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), words * WORD, protection, kind, fd, 0) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let base =
+            NonNull::new(base.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         Ok(Self { base, words })
     }
 

@@ -38,6 +38,6 @@ impl Barrier {
     /// Takes some 8 ms: once per batch of changes, never once per Service.
     pub fn wait(&self) -> io::Result<()> {
         use std::os::fd::AsRawFd;
-        bpf::map_update(self.outer.as_fd(), &0_u32, &(self.inner.as_raw_fd() as u32))
+        bpf::map_update(self.outer.as_fd(), &0_u32, &self.inner.as_raw_fd().cast_unsigned())
     }
 }

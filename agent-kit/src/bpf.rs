@@ -75,7 +75,7 @@ fn owned(result: c_long) -> OwnedFd {
 }
 
 fn raw(fd: BorrowedFd<'_>) -> u32 {
-    fd.as_raw_fd() as u32
+    fd.as_raw_fd().cast_unsigned()
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
@@ -381,8 +381,7 @@ pub fn link_create_cgroup(
         attach_type: u32,
         flags: u32,
     }
-    let mut attr =
-        Attr { prog_fd: raw(program), target_fd: raw(cgroup), attach_type, flags: 0 };
+    let mut attr = Attr { prog_fd: raw(program), target_fd: raw(cgroup), attach_type, flags: 0 };
     bpf(command::LINK_CREATE, &mut attr).map(owned)
 }
 
@@ -395,8 +394,7 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
         flags: u32,
         old_prog_fd: u32,
     }
-    let mut attr =
-        Attr { link_fd: raw(link), new_prog_fd: raw(program), flags: 0, old_prog_fd: 0 };
+    let mut attr = Attr { link_fd: raw(link), new_prog_fd: raw(program), flags: 0, old_prog_fd: 0 };
     bpf(command::LINK_UPDATE, &mut attr).map(drop)
 }
 

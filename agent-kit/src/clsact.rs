@@ -37,9 +37,8 @@ pub fn attach(
     let id = match program.attach_with_options(device, hook, TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
         Err(first) => {
-            let link =
-                SchedClassifierLink::attached(device, hook, priority as u16, handle, None)
-                    .map_err(TcError::IoError)?;
+            let link = SchedClassifierLink::attached(device, hook, priority as u16, handle, None)
+                .map_err(TcError::IoError)?;
             program.attach_to_link(link).map_err(|_| first)?
         }
     };

@@ -135,8 +135,7 @@ impl Links {
         cgroup: &Path,
         attach_type: u32,
     ) -> Result<PinnedLink, LinkError> {
-        let failed =
-            |source| LinkError::Cgroup { pin: name.into(), cgroup: cgroup.into(), source };
+        let failed = |source| LinkError::Cgroup { pin: name.into(), cgroup: cgroup.into(), source };
         let dir = fs::File::open(cgroup).map_err(failed)?;
         // A cgroup's id is the inode number of its directory.
         let id = dir.metadata().map_err(failed)?.ino();

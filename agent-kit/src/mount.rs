@@ -37,8 +37,8 @@ pub fn provide_bpffs(path: &Path) -> Result<(), MountError> {
         return Ok(());
     }
     let failed = |source| MountError::Mount { path: path.into(), source };
-    let target = CString::new(path.as_os_str().as_bytes())
-        .map_err(|err| failed(io::Error::other(err)))?;
+    let target =
+        CString::new(path.as_os_str().as_bytes()).map_err(|err| failed(io::Error::other(err)))?;
     // SAFETY: all strings are live and end in zero; no data is passed.
     let result = unsafe {
         libc::mount(

@@ -26,7 +26,10 @@ pub enum ObjectError {
     #[error("cannot use pin {path}: {source}")]
     Pin { path: PathBuf, source: io::Error },
     #[error("{}", chain(source))]
-    Load { #[from] source: EbpfError },
+    Load {
+        #[from]
+        source: EbpfError,
+    },
 }
 
 /// aya's errors tell the errno only in their sources.

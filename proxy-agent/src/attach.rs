@@ -80,7 +80,7 @@ pub const DEVICE_HOOKS: [DeviceHook; 4] = [
 pub enum AttachError {
     #[error("the object holds no program {0}; the agent and its object are of different builds")]
     NoProgram(&'static str),
-    #[error("the kernel refuses program {name}: {}", chain(source))]
+    #[error("the kernel refuses program {name}: {}", refusal(source))]
     Load { name: String, source: ProgramError },
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -96,6 +96,21 @@ pub enum AttachError {
 fn chain(err: &dyn std::error::Error) -> String {
     let errors = std::iter::successors(Some(err), |err| err.source());
     errors.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Lines of the verifier's log that tell the reason; it explains itself at its end.
+const REASON_LINES: usize = 6;
+
+fn refusal(err: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = err else { return chain(err) };
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.lines().collect();
+    let reason = lines[lines.len().saturating_sub(REASON_LINES)..].join("\n  ");
+    let hint = match io_error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => " (CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed)",
+        _ => "",
+    };
+    format!("{io_error}{hint}; the verifier's last words:\n  {reason}")
 }
 
 /// Loads every program of the object, which is when the kernel verifies it: a second for them
@@ -322,10 +337,11 @@ impl Devices {
 
 /// Takes our filters off a device, those of one role or all; true if there were any.
 pub fn detach_clsact(device: &str, role: Option<Role>) -> bool {
-    DEVICE_HOOKS
-        .iter()
-        .filter(|hook| role.is_none_or(|role| hook.role == role))
-        .fold(false, |any, hook| clsact::detach(device, hook.clsact(), hook.program) || any)
+    let mut any = false;
+    for hook in DEVICE_HOOKS.iter().filter(|hook| role.is_none_or(|role| hook.role == role)) {
+        any |= clsact::detach(device, hook.clsact(), hook.program);
+    }
+    any
 }
 
 /// `HOOK_IFINDEX`.

@@ -90,7 +90,12 @@ fn kernel() -> Finding {
 const CAPABILITIES: [(&str, u32, Verdict, &str); 4] = [
     ("CAP_NET_ADMIN", 12, Verdict::Missing, "no program can be attached to devices or cgroups"),
     ("CAP_BPF", 39, Verdict::Missing, "no map can be made and no program loaded"),
-    ("CAP_PERFMON", 38, Verdict::Missing, "the kernel refuses programs that use pointers as ours do"),
+    (
+        "CAP_PERFMON",
+        38,
+        Verdict::Missing,
+        "the kernel refuses programs that use pointers as ours do",
+    ),
     (
         "CAP_SYS_ADMIN",
         21,
@@ -237,21 +242,24 @@ fn programs() -> Finding {
 }
 
 fn forwarding() -> Vec<Finding> {
-    [("IPv4 forwarding", "net/ipv4/ip_forward"), ("IPv6 forwarding", "net/ipv6/conf/all/forwarding")]
-        .into_iter()
-        .map(|(subject, path)| {
-            let value = fs::read_to_string(Path::new("/proc/sys").join(path));
-            let advice = format!(
-                "packets do not pass between pods and uplinks: sysctl -w {}=1",
-                path.replace('/', ".")
-            );
-            match value.as_deref().map(str::trim) {
-                Ok("1") => ok(subject, "on"),
-                Ok(_) => lacking(subject, Verdict::Warning, "off", advice),
-                Err(err) => lacking(subject, Verdict::Unknown, err.to_string(), advice),
-            }
-        })
-        .collect()
+    [
+        ("IPv4 forwarding", "net/ipv4/ip_forward"),
+        ("IPv6 forwarding", "net/ipv6/conf/all/forwarding"),
+    ]
+    .into_iter()
+    .map(|(subject, path)| {
+        let value = fs::read_to_string(Path::new("/proc/sys").join(path));
+        let advice = format!(
+            "packets do not pass between pods and uplinks: sysctl -w {}=1",
+            path.replace('/', ".")
+        );
+        match value.as_deref().map(str::trim) {
+            Ok("1") => ok(subject, "on"),
+            Ok(_) => lacking(subject, Verdict::Warning, "off", advice),
+            Err(err) => lacking(subject, Verdict::Unknown, err.to_string(), advice),
+        }
+    })
+    .collect()
 }
 
 fn ports(args: &CheckArgs) -> Finding {

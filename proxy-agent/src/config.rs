@@ -208,9 +208,8 @@ pub enum ConfigError {
 impl RunArgs {
     /// The directory to read, if everything asked for can be done.
     pub fn validate(&self) -> Result<PathBuf, ConfigError> {
-        let missing = |flag: &str, instead| {
-            Err(ConfigError::NotBuilt { flag: flag.to_owned(), instead })
-        };
+        let missing =
+            |flag: &str, instead| Err(ConfigError::NotBuilt { flag: flag.to_owned(), instead });
         if self.config.is_some() {
             return missing("--config", "flags");
         }
@@ -403,8 +402,9 @@ impl CapacityOf {
 
 fn parse_capacity(text: &str) -> Result<(CapacityOf, u32), String> {
     let (table, rows) = text.split_once('=').ok_or("expected TABLE=ROWS")?;
-    let table = CapacityOf::from_str(table, true)
-        .map_err(|_| format!("no table {table:?}; there are services, backends, frontends, flows"))?;
+    let table = CapacityOf::from_str(table, true).map_err(|_| {
+        format!("no table {table:?}; there are services, backends, frontends, flows")
+    })?;
     match rows.parse() {
         Ok(rows) if (1..=16_777_216).contains(&rows) => Ok((table, rows)),
         _ => Err(format!("{rows:?} is no number of rows from 1 to 16777216")),

@@ -163,8 +163,8 @@ fn node_addresses(network: &Network, wish: &Wish, uplinks: &BTreeSet<u32>) -> Ve
         .filter_map(|family| {
             // The device of the family's default route knows best what the node is called.
             let routed = network.default_routes.iter().filter(|route| route.0 == family);
-            let devices = routed.map(|route| &route.1).chain(uplinks);
-            devices.filter_map(|&device| first_global(network, device, family)).next()
+            let mut devices = routed.map(|route| &route.1).chain(uplinks);
+            devices.find_map(|&device| first_global(network, device, family))
         })
         .collect()
 }

@@ -23,7 +23,7 @@ const BIND_AGAIN: Duration = Duration::from_secs(5);
 
 /// Changes that have waited this long to be programmed make the agent unhealthy: twice
 /// kube-proxy's sync period.
-const STALE: Duration = Duration::from_secs(60);
+const STALE: Duration = Duration::from_mins(1);
 
 /// What the answers are made of.
 #[derive(Clone)]
@@ -46,10 +46,20 @@ pub fn serve(metrics: SocketAddr, healthz: SocketAddr, answers: Answers) {
         .route("/status", get(status));
     let problem = answers.board.clone();
     let is_same = metrics == healthz;
-    tokio::spawn(listen("--metrics-bind-address", metrics, all.with_state(answers.clone()), problem));
+    tokio::spawn(listen(
+        "--metrics-bind-address",
+        metrics,
+        all.with_state(answers.clone()),
+        problem,
+    ));
     if !is_same {
         let problem = answers.board.clone();
-        tokio::spawn(listen("--healthz-bind-address", healthz, health.with_state(answers), problem));
+        tokio::spawn(listen(
+            "--healthz-bind-address",
+            healthz,
+            health.with_state(answers),
+            problem,
+        ));
     }
 }
 

@@ -42,8 +42,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         None => agent(cli.run),
         Some(Command::Run(args)) => agent(*args),
         Some(Command::Status(args)) => {
-            let status =
-                show::status::read(args.metrics_bind_address, &args.show.pins.bpffs)?;
+            let status = show::status::read(args.metrics_bind_address, &args.show.pins.bpffs)?;
             print(args.show.output.output, &status, show::status::print)
         }
         Some(Command::Services(args)) => {

@@ -3,10 +3,7 @@
 
 use std::{
     path::Path,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::AtomicU64,
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -32,6 +29,8 @@ use crate::{
 };
 
 type Labels = Vec<(&'static str, String)>;
+/// A table's name, rows and capacity.
+type Fill = (String, u32, u32);
 type Gauge64 = Gauge<f64, AtomicU64>;
 
 /// Counting rows of a flow table walks it, so it is done this often at most.
@@ -59,11 +58,7 @@ fn fine_seconds() -> Histogram {
 }
 
 impl Metrics {
-    pub fn new(
-        maps: &Path,
-        services: ArrayView<ServiceCounters>,
-        board: Arc<Board>,
-    ) -> Self {
+    pub fn new(maps: &Path, services: ArrayView<ServiceCounters>, board: Arc<Board>) -> Self {
         let mut registry = Registry::default();
         let metrics = Self {
             sync_duration: fine_seconds(),
@@ -165,7 +160,7 @@ struct Tables {
     counters: Option<Counters>,
     maps: std::path::PathBuf,
     board: Arc<Board>,
-    flows: Mutex<Option<(Instant, Vec<(String, u32, u32)>)>>,
+    flows: Mutex<Option<(Instant, Vec<Fill>)>>,
 }
 
 impl Collector for Tables {
@@ -183,7 +178,7 @@ impl Collector for Tables {
         for kind in Problem::kinds() {
             let count = problems.iter().filter(|problem| problem.kind == kind).count();
             let labels: Labels = vec![("kind", kind.to_owned())];
-            ConstGauge::new(count as i64).encode(family.encode_family(&labels)?)?;
+            ConstGauge::new(count.cast_signed() as i64).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }
@@ -214,7 +209,6 @@ impl Tables {
                 ConstCounter::new(value).encode(family.encode_family(&label(name, path))?)?;
             }
         }
-        drop(family);
         let mut family = encoder.encode_descriptor(
             "millrace_service_packets",
             "Packets translated, both directions",
@@ -225,7 +219,6 @@ impl Tables {
             let labels = label(name, "packet");
             ConstCounter::new(count.packets).encode(family.encode_family(&labels)?)?;
         }
-        drop(family);
         let mut family = encoder.encode_descriptor(
             "millrace_service_bytes",
             "Their length from the network header on",
@@ -256,7 +249,7 @@ impl Tables {
     }
 
     fn encode_fill(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let mut tables: Vec<(String, u32, u32)> = self
+        let mut tables: Vec<Fill> = self
             .board
             .state()
             .tables
@@ -274,7 +267,6 @@ impl Tables {
             let labels: Labels = vec![("table", table.clone())];
             ConstGauge::new(i64::from(*entries)).encode(family.encode_family(&labels)?)?;
         }
-        drop(family);
         let mut family = encoder.encode_descriptor(
             "millrace_table_capacity",
             "Rows that fit",
@@ -288,7 +280,7 @@ impl Tables {
         Ok(())
     }
 
-    fn flows(&self) -> Vec<(String, u32, u32)> {
+    fn flows(&self) -> Vec<Fill> {
         let mut counted = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
         match &*counted {
             Some((at, flows)) if at.elapsed() < COUNT_EVERY => flows.clone(),
@@ -300,4 +292,3 @@ impl Tables {
         }
     }
 }
-

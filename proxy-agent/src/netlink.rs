@@ -18,6 +18,7 @@ use crate::desired::IpFamily;
 
 /// A device.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts, as the kernel tells them")]
 pub struct Link {
     pub index: u32,
     pub name: String,
@@ -162,8 +163,7 @@ fn address(message: &AddressMessage) -> Option<DeviceAddress> {
         _ => None,
     };
     let attributes = &message.attributes;
-    let address =
-        attributes.iter().find_map(own).or_else(|| attributes.iter().find_map(any))?;
+    let address = attributes.iter().find_map(own).or_else(|| attributes.iter().find_map(any))?;
     Some(DeviceAddress {
         ifindex: message.header.index,
         address,

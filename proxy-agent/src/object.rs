@@ -17,8 +17,16 @@ static OBJECT: &[u8] = &[];
 /// Tables whose rows name rows of each other, or that tell of each other's rows.
 const GROUPS: &[&[&str]] = &[
     &[
-        "SERVICES", "STATS", "NAMES", "BACKENDS4", "BACKENDS6", "FRONTENDS4", "FRONTENDS6",
-        "ADDRESSES4", "ADDRESSES6", "ADDRESSMARKS",
+        "SERVICES",
+        "STATS",
+        "NAMES",
+        "BACKENDS4",
+        "BACKENDS6",
+        "FRONTENDS4",
+        "FRONTENDS6",
+        "ADDRESSES4",
+        "ADDRESSES6",
+        "ADDRESSMARKS",
     ],
     &["FLOWS4", "FLOWS6", "PENDING4", "PENDING6", "MARKS"],
 ];
@@ -51,13 +59,8 @@ pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<Loaded, 
     let object = embedded().ok_or(LoadError::NotEmbedded)?;
     mount::provide_bpffs(bpffs)?;
     let pins = pins(bpffs);
-    let request = Request {
-        object,
-        pins: &pins,
-        layout: datapath::maps::LAYOUT,
-        capacities,
-        groups: GROUPS,
-    };
+    let request =
+        Request { object, pins: &pins, layout: datapath::maps::LAYOUT, capacities, groups: GROUPS };
     let mut loaded = object::load(&request)?;
     if let Err(err) = attach::load_programs(&mut loaded.ebpf) {
         loaded.discard();

@@ -13,16 +13,16 @@ const NEARLY_FULL_PERCENT: u64 = 80;
 
 /// Devices that are not attached to, and why.
 pub fn devices(roles: &Roles, errors: &[AttachError]) -> Vec<Problem> {
-    let problem =
-        |object: &str, message: String| Problem::new(Problem::DEVICE, object, message);
+    let problem = |object: &str, message: String| Problem::new(Problem::DEVICE, object, message);
     let foreign = roles.not_ethernet.iter().map(|device| {
         let message = "carries no Ethernet frames, which the programs need; name other devices \
                        with --uplink or --pod-link";
         problem(device, message.into())
     });
-    let missing = roles.missing.iter().map(|device| {
-        problem(device, "is named by --uplink and does not exist (yet)".into())
-    });
+    let missing = roles
+        .missing
+        .iter()
+        .map(|device| problem(device, "is named by --uplink and does not exist (yet)".into()));
     let failed = errors.iter().map(|err| problem("attach", err.to_string()));
     let none = roles.missing.is_empty() && !roles.has_uplink();
     let lonely = none.then(|| {
@@ -58,7 +58,8 @@ pub fn tables(refusals: &[Refusal], fill: &[Fill]) -> Vec<Problem> {
 
 fn remedy(table: &str, fill: &[Fill]) -> String {
     let held = fill.iter().find(|fill| fill.table == table);
-    let rows = held.map_or(String::new(), |held| format!(" ({} of {})", held.entries, held.capacity));
+    let rows =
+        held.map_or(String::new(), |held| format!(" ({} of {})", held.entries, held.capacity));
     match (CapacityOf::of_map(table), held) {
         (Some(capacity), Some(held)) => format!(
             "{rows}; restart the agent with --capacity {}={}",

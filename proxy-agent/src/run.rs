@@ -37,8 +37,7 @@ use crate::{
     metrics::Metrics,
     netlink::{Netlink, NetlinkError, Network},
     object::{self, LoadError},
-    report,
-    settings,
+    report, settings,
     source::{Feed, Source, node_addresses},
     status::{Board, Problem},
 };
@@ -48,7 +47,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// What failed is tried again, and devices are listed without being asked, this often.
 const RETRY: Duration = Duration::from_secs(5);
 /// Another proxy's rules are looked for this often.
-const LOOK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_mins(1);
 
 /// Why the agent cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -226,8 +225,8 @@ impl Agent {
 
     fn write_settings(&mut self) -> Result<(), RunError> {
         let RunArgs { socket_lb, nat_ports, .. } = self.args;
-        let settings = settings::settings(socket_lb, nat_ports, self.foreign_proxy)
-            .map_err(RunError::Node)?;
+        let settings =
+            settings::settings(socket_lb, nat_ports, self.foreign_proxy).map_err(RunError::Node)?;
         if self.programmed_settings != Some(settings) {
             self.settings.insert(&0, &settings).map_err(RunError::Settings)?;
             self.programmed_settings = Some(settings);
@@ -255,13 +254,14 @@ impl Agent {
 
     fn set_problems(&self, origin: &'static str, problems: Vec<Problem>) {
         let mut state = self.board.state();
-        let before = state.problems.insert(origin, problems.clone()).unwrap_or_default();
+        let before = state.problems.remove(origin).unwrap_or_default();
         for problem in problems.iter().filter(|problem| !before.contains(problem)) {
             warn!("{problem}");
         }
         for problem in before.iter().filter(|problem| !problems.contains(problem)) {
             info!("no longer: {problem}");
         }
+        state.problems.insert(origin, problems);
     }
 
     async fn list_devices(&mut self, netlink: &Netlink) {
@@ -321,8 +321,7 @@ impl Agent {
     }
 
     fn attach_sockets(&mut self) -> Result<(), Problem> {
-        let problem =
-            |object: &str, message: String| Problem::new(Problem::NODE, object, message);
+        let problem = |object: &str, message: String| Problem::new(Problem::NODE, object, message);
         if self.args.socket_lb == SocketLb::Off {
             attach::detach_sockets(&self.links)
                 .map_err(|err| problem("--socket-lb", err.to_string()))?;

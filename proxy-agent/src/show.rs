@@ -84,8 +84,7 @@ impl Counters {
     pub fn services(&self) -> BTreeMap<Name, ServiceCounters> {
         let mut services = BTreeMap::new();
         for (index, name) in self.names.rows().unwrap_or_default() {
-            let (Some(name), Some(count)) = (Name::decode(&name), self.services.read(index))
-            else {
+            let (Some(name), Some(count)) = (Name::decode(&name), self.services.read(index)) else {
                 continue;
             };
             let sum: &mut ServiceCounters = services.entry(name).or_default();

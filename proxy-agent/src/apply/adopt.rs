@@ -42,11 +42,8 @@ pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
         let name = names.remove(&index);
         let (namespace, service_name, port) =
             name.as_ref().and_then(decode_name).unwrap_or_default();
-        let family = if service.flags & service_flags::IPV6 == 0 {
-            IpFamily::V4
-        } else {
-            IpFamily::V6
-        };
+        let family =
+            if service.flags & service_flags::IPV6 == 0 { IpFamily::V4 } else { IpFamily::V6 };
         let key = ServicePortKey { namespace, name: service_name, port, proto, family };
         let mut row = Row::new(Arc::new(key));
         row.is_named = name.is_some();
@@ -111,10 +108,7 @@ fn placed(tables: &Tables, ledger: &mut Ledger, family: IpFamily, set: SetRef) -
     }
 }
 
-fn backend<A: Into<std::net::IpAddr>>(
-    row: Backend<A>,
-    generation: u16,
-) -> Option<DesiredBackend> {
+fn backend<A: Into<std::net::IpAddr>>(row: Backend<A>, generation: u16) -> Option<DesiredBackend> {
     (row.generation == generation).then(|| DesiredBackend {
         address: row.addr.into(),
         port: row.port.get(),

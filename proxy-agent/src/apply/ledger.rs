@@ -290,16 +290,10 @@ impl Ledger {
                 };
                 (is_free && row.frontends.iter().all(inherits)).then_some(index)
             });
-            let index = match heir_of {
-                Some(index) => index,
-                None => match self.indices.allocate() {
-                    Some(index) => index,
-                    None => {
-                        self.shortages.insert(Shortage::Services);
-                        self.homeless.insert(key, wanted);
-                        continue;
-                    }
-                },
+            let Some(index) = heir_of.or_else(|| self.indices.allocate()) else {
+                self.shortages.insert(Shortage::Services);
+                self.homeless.insert(key, wanted);
+                continue;
             };
             let key = Arc::new(key);
             let row = self.rows.entry(index).or_insert_with(|| Row::new(Arc::clone(&key)));

@@ -66,13 +66,32 @@ pub enum Scope {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Op {
     /// Writes a set into free space.
-    Block { family: IpFamily, first: u32, generation: u16, backends: Vec<DesiredBackend> },
+    Block {
+        family: IpFamily,
+        first: u32,
+        generation: u16,
+        backends: Vec<DesiredBackend>,
+    },
     /// Has a row use a set, at once.
-    Set { index: u32, scope: Scope, set: SetRef },
-    Flags { index: u32, flags: u32 },
-    ResetCounters { index: u32 },
-    Name { index: u32, name: Arc<ServicePortKey> },
-    RemoveName { index: u32 },
+    Set {
+        index: u32,
+        scope: Scope,
+        set: SetRef,
+    },
+    Flags {
+        index: u32,
+        flags: u32,
+    },
+    ResetCounters {
+        index: u32,
+    },
+    Name {
+        index: u32,
+        name: Arc<ServicePortKey>,
+    },
+    RemoveName {
+        index: u32,
+    },
     /// Rows of one family.
     PutFrontends(Vec<(FrontendAt, FrontendTo)>),
     /// Rows of one family.

@@ -132,7 +132,11 @@ impl Tables {
         self.counters.write(index, &ServiceCounters::default());
     }
 
-    pub(super) fn write_name(&mut self, index: u32, key: &ServicePortKey) -> Result<(), TableError> {
+    pub(super) fn write_name(
+        &mut self,
+        index: u32,
+        key: &ServicePortKey,
+    ) -> Result<(), TableError> {
         self.names.insert(&index, &encode_name(key))
     }
 
@@ -167,15 +171,18 @@ impl Tables {
         &mut self,
         rows: &[(IpAddr, u32)],
     ) -> (usize, Result<(), TableError>) {
-        let values: Vec<AddressUse> =
-            rows.iter().map(|&(_, flags)| AddressUse { flags }).collect();
+        let values: Vec<AddressUse> = rows.iter().map(|&(_, flags)| AddressUse { flags }).collect();
         let v4: Vec<Ipv4> = rows.iter().filter_map(|(address, _)| v4(address)).collect();
         if v4.len() == rows.len() {
-            v4.iter().for_each(|&address| self.mark(address_mark(address)));
+            for &address in &v4 {
+                self.mark(address_mark(address));
+            }
             self.addresses4.insert_all(&v4, &values)
         } else {
             let v6: Vec<Ipv6> = rows.iter().filter_map(|(address, _)| v6(address)).collect();
-            v6.iter().for_each(|&address| self.mark(address_mark(address)));
+            for &address in &v6 {
+                self.mark(address_mark(address));
+            }
             self.addresses6.insert_all(&v6, &values)
         }
     }

@@ -88,10 +88,8 @@ fn kernel(faults: Vec<bool>) -> Kernel {
     let mut tables = Tables::private(SERVICES, BACKENDS, FRONTENDS).unwrap();
     let faults = Arc::new(Mutex::new(faults));
     let faulty = || Arc::clone(&faults);
-    tables.frontends4 =
-        Box::new(Faulty { rows: MemoryTable::new(FRONTENDS), faults: faulty() });
-    tables.addresses4 =
-        Box::new(Faulty { rows: MemoryTable::new(FRONTENDS), faults: faulty() });
+    tables.frontends4 = Box::new(Faulty { rows: MemoryTable::new(FRONTENDS), faults: faulty() });
+    tables.addresses4 = Box::new(Faulty { rows: MemoryTable::new(FRONTENDS), faults: faulty() });
     Kernel { tables, faults }
 }
 
@@ -106,7 +104,7 @@ fn key(service: u8, port: u8) -> ServicePortKey {
 }
 
 fn backend(host: u8) -> DesiredBackend {
-    DesiredBackend { address: [10, 0, 0, host].into(), port: 80, local: host % 3 == 0 }
+    DesiredBackend { address: [10, 0, 0, host].into(), port: 80, local: host.is_multiple_of(3) }
 }
 
 fn set() -> impl Strategy<Value = DesiredSet> {

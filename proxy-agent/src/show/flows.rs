@@ -122,7 +122,7 @@ fn now() -> u32 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a live structure to be filled.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    let ns = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
+    let ns = time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned();
     (ns / TICK_NS) as u32
 }
 
@@ -137,8 +137,8 @@ pub fn print(flows: &[ShownFlow]) -> String {
             flow.source.map_or(String::new(), |source| source.to_string()),
             flow.service.clone(),
             flow.state.into(),
-            print::age(flow.age_seconds as f64),
-            print::age(flow.idle_seconds as f64),
+            print::whole_age(flow.age_seconds),
+            print::whole_age(flow.idle_seconds),
             flow.packets.to_string(),
             print::bytes(flow.bytes),
         ]

@@ -1,5 +1,7 @@
 //! Figures and tables for people.
 
+use std::time::Duration;
+
 use comfy_table::{Table, TableStyle};
 
 /// A table with aligned columns and no lines.
@@ -15,10 +17,16 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
 
 /// `3d4h`, `5m12s`, `1.4s`.
 pub fn age(seconds: f64) -> String {
-    let whole = seconds.max(0.0) as u64;
+    if seconds < 10.0 {
+        return format!("{seconds:.1}s");
+    }
+    whole_age(Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs())
+}
+
+/// `3d4h`, `5m12s`, `1s`.
+pub fn whole_age(whole: u64) -> String {
     match whole {
-        0..10 => format!("{seconds:.1}s"),
-        10..60 => format!("{whole}s"),
+        0..60 => format!("{whole}s"),
         60..3_600 => format!("{}m{}s", whole / 60, whole % 60),
         3_600..86_400 => format!("{}h{}m", whole / 3_600, whole % 3_600 / 60),
         _ => format!("{}d{}h", whole / 86_400, whole % 86_400 / 3_600),
@@ -36,13 +44,14 @@ pub fn bytes(count: u64) -> String {
     if count < 1024 {
         return format!("{count} B");
     }
-    let mut value = count as f64 / 1024.0;
+    // In tenths of a unit, which no figure that fits a counter can lose.
+    let mut tenths = u128::from(count) * 10 / 1024;
     let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
         unit += 1;
     }
-    format!("{value:.1} {}", UNITS[unit])
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
 #[cfg(test)]

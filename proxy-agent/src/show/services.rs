@@ -96,7 +96,7 @@ pub fn read(maps: &Path, name: Option<&str>) -> Result<Vec<ShownService>, ShowEr
     for (index, row) in names.rows()? {
         let Some(name) = Name::decode(&row) else { continue };
         let leads = frontends.remove(&index).unwrap_or_default();
-        shown.push(tables.show(index, name, leads));
+        shown.push(tables.show(index, name, &leads));
     }
     shown.sort_by(|a, b| {
         let key = |s: &ShownService| {
@@ -137,7 +137,7 @@ fn frontend<A: Into<IpAddr> + Copy>(key: &FrontendKey<A>, row: Frontend) -> (u8,
 }
 
 impl Tables {
-    fn show(&self, index: u32, name: Name, frontends: Vec<(u8, ShownFrontend)>) -> ShownService {
+    fn show(&self, index: u32, name: Name, frontends: &[(u8, ShownFrontend)]) -> ShownService {
         let service = self.services.read(index).unwrap_or_default();
         let count = self.counters.read(index).unwrap_or_default();
         let is_v6 = service.flags & service_flags::IPV6 != 0;

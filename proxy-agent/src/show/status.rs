@@ -65,46 +65,48 @@ pub fn print(status: &Status) -> String {
     if status.attachments.is_empty() {
         text += "none\n";
     } else {
-        text += &print::table(
-            &["TARGET", "HOOK", "ORDER", "PROGRAM", "PROG ID", "LINK ID", "PIN"],
-            status.attachments.iter().map(|attachment| {
-                vec![
-                    attachment.target.clone(),
-                    attachment.hook.clone(),
-                    attachment.order.clone(),
-                    attachment.program.clone(),
-                    attachment.program_id.to_string(),
-                    attachment.link_id.to_string(),
-                    attachment.pin.clone(),
-                ]
-            }),
-        );
+        text += &attachments_table(status);
     }
     if !status.tables.is_empty() {
         text += "\nTables\n";
-        text += &print::table(
-            &["TABLE", "ROWS", "CAPACITY", "FILL"],
-            status.tables.iter().map(|table| {
-                let percent = u64::from(table.entries) * 100 / u64::from(table.capacity.max(1));
-                vec![
-                    table.table.clone(),
-                    table.entries.to_string(),
-                    table.capacity.to_string(),
-                    format!("{percent} %"),
-                ]
-            }),
-        );
+        text += &tables(status);
     }
     if status.running {
         text += "\nProblems\n";
         if status.problems.is_empty() {
             text += "none\n";
         }
-        for problem in &status.problems {
-            text += &format!("{problem}\n");
-        }
+        text.extend(status.problems.iter().map(|problem| format!("{problem}\n")));
     }
     text
+}
+
+fn attachments_table(status: &Status) -> String {
+    let rows = status.attachments.iter().map(|attachment| {
+        vec![
+            attachment.target.clone(),
+            attachment.hook.clone(),
+            attachment.order.clone(),
+            attachment.program.clone(),
+            attachment.program_id.to_string(),
+            attachment.link_id.to_string(),
+            attachment.pin.clone(),
+        ]
+    });
+    print::table(&["TARGET", "HOOK", "ORDER", "PROGRAM", "PROG ID", "LINK ID", "PIN"], rows)
+}
+
+fn tables(status: &Status) -> String {
+    let rows = status.tables.iter().map(|table| {
+        let percent = u64::from(table.entries) * 100 / u64::from(table.capacity.max(1));
+        vec![
+            table.table.clone(),
+            table.entries.to_string(),
+            table.capacity.to_string(),
+            format!("{percent} %"),
+        ]
+    });
+    print::table(&["TABLE", "ROWS", "CAPACITY", "FILL"], rows)
 }
 
 fn head(status: &Status) -> String {
@@ -116,32 +118,31 @@ fn head(status: &Status) -> String {
         };
         return format!("proxy-agent is not running; {what}\n");
     }
-    let mut text = format!(
-        "proxy-agent {}, pid {}, up {}\n",
-        status.version,
-        status.pid,
-        print::age(status.uptime_seconds)
-    );
-    text += &format!("node       {} ({})\n", status.node, status.node_addresses.join(", "));
+    let age = print::age;
+    let mut lines = vec![
+        format!(
+            "proxy-agent {}, pid {}, up {}",
+            status.version,
+            status.pid,
+            age(status.uptime_seconds)
+        ),
+        format!("node       {} ({})", status.node, status.node_addresses.join(", ")),
+    ];
     if let Some(source) = &status.source {
         let state = if source.is_synced { "complete" } else { "not complete yet" };
-        text += &format!(
-            "source     {}, {state}, last change {} ago\n",
-            source.source,
-            print::age(source.age_seconds)
-        );
+        let last = age(source.age_seconds);
+        lines.push(format!("source     {}, {state}, last change {last} ago", source.source));
     }
-    match &status.last_sync {
-        Some(sync) => {
-            text += &format!(
-                "last sync  {} ago, {} changes in {}\n",
-                print::age(sync.age_seconds),
-                sync.changes,
-                print::duration(sync.duration_seconds)
-            );
-        }
-        None => text += "last sync  never\n",
-    }
-    text += &format!("socket-lb  {}\nnat-ports  {}\n", status.socket_lb, status.nat_ports);
-    text
+    lines.push(match &status.last_sync {
+        Some(sync) => format!(
+            "last sync  {} ago, {} changes in {}",
+            age(sync.age_seconds),
+            sync.changes,
+            print::duration(sync.duration_seconds)
+        ),
+        None => "last sync  never".into(),
+    });
+    lines.push(format!("socket-lb  {}", status.socket_lb));
+    lines.push(format!("nat-ports  {}", status.nat_ports));
+    lines.join("\n") + "\n"
 }
