@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     match execute(cli) {
         Ok(code) => code,
         Err(err) => {
-            let _ = writeln!(io::stderr(), "proxy-agent: {err:#}");
+            let _ = writeln!(io::stderr(), "proxy-agent: {err}");
             let is_usage = err.downcast_ref::<ConfigError>().is_some()
                 || matches!(err.downcast_ref(), Some(RunError::Config(_)))
                 || matches!(err.downcast_ref(), Some(CleanupError::KubeProxy));
@@ -88,7 +88,11 @@ fn print<T: Serialize>(
     match io::stdout().write_all(text.as_bytes()) {
         // The reader has seen enough (`proxy-agent flows | head`).
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        result => result.context("cannot write to standard output").map(|()| ExitCode::SUCCESS),
+        result => result
+            .context(
+                "cannot write to standard output: the file system is full or the pipe is broken",
+            )
+            .map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -3,7 +3,7 @@
 //! A notification is only a reason to look again: the whole list is read anew, so that none
 //! that was lost (the socket's buffer overran) is missed for good.
 
-use std::{io, net::IpAddr};
+use std::{io, net::IpAddr, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
 use netlink_packet_route::{
@@ -42,6 +42,9 @@ pub struct DeviceAddress {
     pub is_global: bool,
 }
 
+/// Notifications this close together are one reason to look.
+const COALESCE: Duration = Duration::from_millis(5);
+
 /// Everything, as it was at one moment.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Network {
@@ -64,6 +67,8 @@ pub enum NetlinkError {
 pub struct Netlink {
     handle: Handle,
     events: UnboundedReceiver<Notification>,
+    /// Word came, and no list was asked for since.
+    is_due: bool,
 }
 
 type Notification = (
@@ -84,14 +89,20 @@ impl Netlink {
         // Requests have a socket of their own, so that notifications cannot crowd out answers.
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle, events })
+        Ok(Self { handle, events, is_due: false })
     }
 
-    /// Returns when something may have changed; `None` once the kernel says no more.
+    /// Returns when something may have changed; `None` once the kernel says no more. May be
+    /// dropped half way: no word is lost by that.
     pub async fn changed(&mut self) -> Option<()> {
-        self.events.next().await?;
-        // Devices come with a burst of notifications.
+        if !self.is_due {
+            self.events.next().await?;
+            self.is_due = true;
+        }
+        // Devices come with a burst of notifications, and routing daemons send many.
+        tokio::time::sleep(COALESCE).await;
         while self.events.try_recv().is_ok() {}
+        self.is_due = false;
         Some(())
     }
 
