@@ -6,6 +6,7 @@ pub mod blocks;
 pub mod indices;
 pub mod ledger;
 pub mod op;
+mod plan;
 pub mod quarantine;
 pub mod tables;
 #[cfg(test)]
