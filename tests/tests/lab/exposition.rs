@@ -18,6 +18,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Sample>, String> {
     let mut samples: Vec<Sample> = Vec::new();
     let mut families: BTreeMap<String, String> = BTreeMap::new();
     let mut family = String::new();
+    let mut about = String::new();
     let mut seen = BTreeSet::new();
     for line in body.lines() {
         let wrong = |why: &str| format!("{why}: {line}");
@@ -26,12 +27,18 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Sample>, String> {
             if families.insert(name.to_owned(), kind.to_owned()).is_some() {
                 return Err(wrong("a family in two places"));
             }
+            if !about.is_empty() && about != name {
+                return Err(wrong("not of the family described above it"));
+            }
             name.clone_into(&mut family);
         } else if let Some(rest) = line.strip_prefix("# HELP ").or(line.strip_prefix("# UNIT ")) {
-            if rest.split(' ').next() != Some(family.as_str()) {
-                return Err(wrong("not about the family above it"));
-            }
+            // Before its type or behind it.
+            rest.split(' ').next().unwrap_or_default().clone_into(&mut about);
         } else {
+            if !about.is_empty() && about != family {
+                return Err(wrong("a description without its type"));
+            }
+            about.clear();
             let sample = sample(line).ok_or_else(|| wrong("no sample"))?;
             let kind = families.get(&family).ok_or_else(|| wrong("a sample before its type"))?;
             let suffix = sample.name.strip_prefix(family.as_str());
@@ -111,8 +118,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
 #[test]
 fn what_is_not_the_format_is_refused() {
     let good = "# HELP a b\n# TYPE a counter\na_total{x=\"1\\\"\"} 2\n# EOF\n";
-    let good = good.replace("# HELP a b\n# TYPE a counter\n", "# TYPE a counter\n# HELP a b\n");
-    assert_eq!(parse(&good).map(|samples| samples[0].value), Ok(2.0));
+    assert_eq!(parse(good).map(|samples| samples[0].value), Ok(2.0));
     for bad in ["# EOF", "a 1\n# EOF\n", "# TYPE a counter\na 1\n# EOF\n"] {
         assert!(parse(bad).is_err(), "{bad}");
     }

@@ -28,10 +28,16 @@ mod application;
 mod change;
 mod cluster;
 mod cluster_ip;
+mod device;
 mod exposition;
+mod inspect;
+mod manifest;
 mod mark;
 mod node_port;
 mod packet;
+mod privilege;
+mod raw;
 mod refusal;
+mod restart;
 mod service;
-
+mod table;

@@ -87,6 +87,20 @@ fn send(mut stream: &TcpStream, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// How many of the bytes, the first of which is number `at`, are as in the pattern.
+fn same(mut bytes: &[u8], pattern: &[u8], at: u64) -> usize {
+    let mut rest = &pattern[(at % pattern.len() as u64) as usize..];
+    let mut right = 0;
+    while !bytes.is_empty() {
+        let part = bytes.len().min(rest.len());
+        if bytes[..part] != rest[..part] {
+            return right + bytes.iter().zip(rest).take_while(|(a, b)| a == b).count();
+        }
+        (right, bytes, rest) = (right + part, &bytes[part..], pattern);
+    }
+    right
+}
+
 fn receive(reader: &mut impl Read, bytes: u64) -> io::Result<u64> {
     let pattern = pattern();
     let mut buffer = vec![0; 1 << 16];
@@ -99,9 +113,7 @@ fn receive(reader: &mut impl Read, bytes: u64) -> io::Result<u64> {
             break;
         }
         if right == came {
-            let start = (came % pattern.len() as u64) as usize;
-            let wanted = pattern[start..].iter().chain(pattern.iter().cycle());
-            right += buffer[..count].iter().zip(wanted).take_while(|(a, b)| a == b).count() as u64;
+            right += same(&buffer[..count], &pattern, came) as u64;
         }
         came += count as u64;
     }

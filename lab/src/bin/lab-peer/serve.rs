@@ -5,8 +5,8 @@
 //! both at once with a known pattern, `reset` ends the connection by RST.
 
 use std::{
-    io::{self, BufRead, BufReader, IoSliceMut, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
     process::ExitCode,
     thread,
@@ -18,7 +18,8 @@ use lab::peer::Greeting;
 use nix::{
     cmsg_space,
     sys::socket::{
-        ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt,
+        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg,
+        setsockopt,
         sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo},
     },
 };
@@ -185,7 +186,7 @@ fn answer_datagrams(socket: &Socket, port: u16, name: &str) -> io::Result<()> {
         let mut answer = line(&greeting).into_bytes();
         answer.resize(wanted.clamp(answer.len(), 65_000.max(answer.len())), b' ');
         // An error here belongs to one client (its port may be closed by now).
-        let _ = socket.send_to(&answer, &source.into());
+        let _ = answer_from(socket, local, source, &answer);
     }
 }
 
@@ -217,6 +218,38 @@ fn receive(
     match (source, ip) {
         (Some(source), Some(ip)) => Ok((message.bytes, source, SocketAddr::new(ip, port))),
         _ => Err(io::Error::other("a datagram without addresses")),
+    }
+}
+
+/// Answers from the address that was asked: on a node the route to the client may suggest
+/// another of its addresses, and the client would not know it.
+fn answer_from(
+    socket: &Socket,
+    local: SocketAddr,
+    to: SocketAddr,
+    answer: &[u8],
+) -> nix::Result<usize> {
+    let slices = [IoSlice::new(answer)];
+    let fd = socket.as_raw_fd();
+    let to = SockaddrStorage::from(to);
+    match local.ip() {
+        IpAddr::V4(ip) => {
+            let info = nix::libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: nix::libc::in_addr { s_addr: u32::from(ip).to_be() },
+                ipi_addr: nix::libc::in_addr { s_addr: 0 },
+            };
+            let control = [ControlMessage::Ipv4PacketInfo(&info)];
+            sendmsg(fd, &slices, &control, MsgFlags::empty(), Some(&to))
+        }
+        IpAddr::V6(ip) => {
+            let info = nix::libc::in6_pktinfo {
+                ipi6_addr: nix::libc::in6_addr { s6_addr: ip.octets() },
+                ipi6_ifindex: 0,
+            };
+            let control = [ControlMessage::Ipv6PacketInfo(&info)];
+            sendmsg(fd, &slices, &control, MsgFlags::empty(), Some(&to))
+        }
     }
 }
 

@@ -1,0 +1,188 @@
+//! What an operator sees: the agent's own commands and metrics, and those of stock tools.
+
+use std::collections::BTreeMap;
+
+use lab::{
+    agent::SocketLb,
+    peer::{Protocol, Question},
+};
+use serde_json::Value;
+
+use crate::{
+    cluster::{Cluster, Plan, ok, show},
+    exposition,
+    service::{FAMILIES, Target, cluster_ips, expose, name, node_port},
+};
+
+both! {
+    bpftool_prints_named_fields,
+    status_ids_are_those_of_bpftool_link_show,
+    no_netfilter_rules,
+    metrics_are_valid_and_count_what_was_sent,
+    services_backends_and_flows_show_what_was_done,
+}
+
+fn json(cluster: &Cluster, place: &str, line: &str) -> Value {
+    let text = ok(cluster.lab.shell(place, line));
+    serde_json::from_str(&text).unwrap_or_else(|err| panic!("{line}: {err}: {text}"))
+}
+
+fn bpftool_prints_named_fields(mode: SocketLb) {
+    let cluster = Plan::new(mode).up(&[expose(10, &["pod1b"]), expose(11, &["pod2a"])]);
+    for family in FAMILIES {
+        let to = Target::NodePort("node1", 10).address(&cluster.lab, family);
+        assert!(cluster.ask("client", Protocol::Tcp, to).answer.is_some());
+    }
+    let maps = cluster.lab.bpffs("node1").join("proxy/maps");
+    for (map, fields) in [
+        ("FRONTENDS4", &["addr", "port", "proto"][..]),
+        ("FRONTENDS6", &["addr", "port", "proto"]),
+        ("SERVICES", &["cluster", "local", "flags"]),
+        ("BACKENDS4", &["addr", "port", "flags"]),
+        ("BACKENDS6", &["addr", "port", "flags"]),
+        ("FLOWS4", &["src", "dst", "src_port", "dst_port", "proto", "to", "service", "last"]),
+        ("FLOWS6", &["src", "dst", "src_port", "dst_port", "proto", "to", "service", "last"]),
+        ("DEVICES", &["masquerade4", "masquerade6"]),
+        ("SETTINGS", &["nat_port_first", "socket_lb"]),
+    ] {
+        let pin = maps.join(map);
+        let rows = json(&cluster, "node1", &format!("bpftool -j map dump pinned {}", pin.display()));
+        let first = &rows.as_array().and_then(|rows| rows.first()).cloned().unwrap_or_default();
+        let formatted = first["formatted"].to_string();
+        assert!(formatted.len() > 20, "{map} has no rows with names: {first}");
+        for field in fields {
+            assert!(formatted.contains(&format!("\"{field}\"")), "{map}: {field}: {formatted}");
+        }
+    }
+}
+
+fn status_ids_are_those_of_bpftool_link_show(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1b"])]);
+    let links = json(&cluster, "node1", "bpftool -j link show");
+    let by_id: BTreeMap<u64, u64> = links
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|link| Some((link["id"].as_u64()?, link["prog_id"].as_u64()?)))
+        .collect();
+    for agent in &cluster.agents {
+        let status = show(agent, &["status"]);
+        let attachments = status["attachments"].as_array().expect("a list");
+        assert_eq!(attachments.len(), 8 + 2 * 3, "{status}");
+        for attachment in attachments {
+            let id = attachment["link_id"].as_u64().expect("a number");
+            assert_eq!(by_id.get(&id), attachment["program_id"].as_u64().as_ref(), "{attachment}");
+            let pin = attachment["pin"].as_str().expect("a path");
+            assert!(std::path::Path::new(pin).exists(), "{pin}");
+        }
+        assert_eq!(status["running"], true);
+        assert_eq!(status["source"]["is_synced"], true, "{status}");
+        assert_eq!(status["problems"], Value::Array(Vec::new()), "{status}");
+    }
+}
+
+fn no_netfilter_rules(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1b", "pod2a"])]);
+    cluster.answers("pod1a", Target::ClusterIp(10), &["pod1b", "pod2a"]);
+    cluster.answers("client", Target::NodePort("node1", 10), &["pod1b", "pod2a"]);
+    for node in ["node1", "node2"] {
+        for line in ["iptables-save", "ip6tables-save", "nft list ruleset"] {
+            assert_eq!(ok(cluster.lab.shell(node, line)), "", "{line} on {node}");
+        }
+        let ipvs = ok(cluster.lab.shell(node, "cat /proc/net/ip_vs 2>/dev/null || true"));
+        assert!(ipvs.lines().count() <= 3, "{ipvs}");
+    }
+}
+
+fn metrics_are_valid_and_count_what_was_sent(mode: SocketLb) {
+    const COUNT: u32 = 25;
+    let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
+    let text = ok(cluster.agents[0].metrics());
+    let samples = exposition::parse(&text).unwrap_or_else(|err| panic!("{err}"));
+    for wanted in [
+        "millrace_service_packets_total",
+        "millrace_service_bytes_total",
+        "millrace_service_connections_total",
+        "millrace_drops_total",
+        "millrace_table_entries",
+        "millrace_table_capacity",
+        "millrace_sync_duration_seconds_count",
+        "millrace_change_to_programmed_seconds_count",
+        "millrace_problems",
+        "millrace_build_info",
+        "kubeproxy_sync_proxy_rules_duration_seconds_count",
+        "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+    ] {
+        assert!(samples.iter().any(|sample| sample.name == wanted), "{wanted} is missing:\n{text}");
+    }
+    let connections = |path| {
+        let name = name(10);
+        let labels =
+            [("namespace", "default"), ("service", name.as_str()), ("port", "tcp"), ("path", path)];
+        cluster.metric("millrace_service_connections_total", &labels)
+    };
+    let (socket, packet) = (connections("socket"), connections("packet"));
+    let question = Question { count: Some(COUNT), ..Question::default() };
+    for family in FAMILIES {
+        for (from, target) in
+            [("pod1a", Target::ClusterIp(10)), ("client", Target::NodePort("node1", 10))]
+        {
+            let to = target.address(&cluster.lab, family);
+            cluster.ask_with(from, Protocol::Tcp, to, &question);
+        }
+    }
+    let each = f64::from(2 * COUNT);
+    let expected = if mode == SocketLb::On { (each, each) } else { (0.0, 2.0 * each) };
+    let counted = (connections("socket") - socket, connections("packet") - packet);
+    assert_eq!(counted, expected, "connections of the socket path and the packet path");
+    let labels = [("service", "web10"), ("port", "tcp")];
+    let packets = cluster.metric("millrace_service_packets_total", &labels);
+    // Handshake, greeting, line and echo, and the end: no fewer than eight for a connection.
+    assert!(packets >= expected.1 * 8.0, "{packets} packets");
+    assert!(cluster.metric("millrace_service_bytes_total", &labels) >= packets * 40.0);
+}
+
+fn services_backends_and_flows_show_what_was_done(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1b", "pod2a"]), expose(11, &[])]);
+    let shown = cluster.show(&["services", "default/web10:tcp"]);
+    let shown = shown.as_array().expect("a list");
+    assert_eq!(shown.len(), 2, "one for each family: {shown:?}");
+    for (service, (family, v6)) in shown.iter().zip([("IPv4", false), ("IPv6", true)]) {
+        assert_eq!(service["family"], family);
+        assert_eq!(service["protocol"], "TCP");
+        let frontends = service["frontends"].to_string();
+        let ip = cluster_ips(10)[usize::from(v6)].to_string();
+        assert!(frontends.contains(&ip) && frontends.contains(&node_port(10).to_string()));
+        assert_eq!(service["backends"].as_array().map(Vec::len), Some(2));
+        assert_eq!(service["local_backends"].as_array().map(Vec::len), Some(1));
+    }
+    let empty = cluster.show(&["services", "web11"]);
+    assert!(empty.as_array().is_some_and(|all| {
+        all.iter().all(|service| service["without_backends"] == "reject")
+    }));
+    let missing = ok(cluster.agents[0].ask(&["services", "no-such-service"]));
+    assert_eq!(missing.status.code(), Some(1));
+    let backends = cluster.show(&["backends"]);
+    assert_eq!(backends.as_array().map(Vec::len), Some(8), "2 pods, 2 families, 2 protocols");
+
+    for family in FAMILIES {
+        let to = Target::NodePort("node1", 10).address(&cluster.lab, family);
+        let question = Question { source_port: Some(40_123), ..Question::default() };
+        let answer = cluster.ask_with("client", Protocol::Udp, to, &question).remove(0);
+        let greeting = answer.answer.as_ref().unwrap_or_else(|| panic!("{answer:?}"));
+        let flows = cluster.show(&["flows"]);
+        let client = std::net::SocketAddr::new(cluster.address("client", family), 40_123);
+        let flow = flows.as_array().into_iter().flatten().find(|flow| {
+            flow["client"] == client.to_string() && flow["frontend"] == to.to_string()
+        });
+        let flow = flow.unwrap_or_else(|| panic!("{client} to {to} is not in {flows}"));
+        let backend = std::net::SocketAddr::new(cluster.address(&greeting.name, family), 8080);
+        assert_eq!(flow["backend"], backend.to_string());
+        assert_eq!(flow["service"], "default/web10:udp");
+        assert_eq!(flow["state"], "answered");
+        assert_eq!(flow["protocol"], "UDP");
+        assert_eq!(flow["packets"], 2, "{flow}");
+        let source = flow["source"].as_str();
+        assert_eq!(source, (greeting.name == "pod2a").then(|| greeting.source.to_string()).as_deref());
+    }
+}

@@ -1,0 +1,117 @@
+//! What the agent needs to run, and what it says when it lacks it.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
+
+use lab::{
+    Lab,
+    agent::{Agent, AgentOptions, SocketLb},
+};
+use serde_json::Value;
+
+use crate::{
+    cluster::{Plan, ok},
+    service::{Target, expose},
+};
+
+both! { runs_with_three_capabilities }
+
+/// A command that runs the agent with these capabilities and no others.
+fn confined(lab: &Lab, capabilities: &str) -> PathBuf {
+    let agent = AgentOptions::default().binary;
+    let path = lab.directory("node1").join(format!("agent-{capabilities}"));
+    let bounds = format!("--bounding-set=-all{capabilities} --inh-caps=-all");
+    let text = format!("#!/bin/sh\nexec setpriv {bounds} -- {} \"$@\"\n", agent.display());
+    ok(fs::write(&path, text));
+    ok(fs::set_permissions(&path, fs::Permissions::from_mode(0o755)));
+    path
+}
+
+fn runs_with_three_capabilities(mode: SocketLb) {
+    let plan = Plan::single(mode);
+    let options = plan.options();
+    let mut cluster = plan.without_agents(&[expose(10, &["pod1b"])]);
+    let binary = confined(&cluster.lab, ",+net_admin,+bpf,+perfmon");
+    let options = AgentOptions { binary, ..options };
+    cluster.agents.push(ok(Agent::start(&cluster.lab, "node1", options)));
+    cluster.wait_programmed(&expose(10, &["pod1b"]));
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    cluster.reaches("client", Target::NodePort("node1", 10), &["pod1b"], "client");
+    let status = cluster.show(&["status"]);
+    assert_eq!(status["problems"], Value::Array(Vec::new()));
+    let attachments = status["attachments"].as_array().map_or(0, Vec::len);
+    assert_eq!(attachments, 8 + 2 * 3, "eight socket hooks, two on each of three devices");
+    let pid = cluster.agents[0].id().expect("it runs");
+    let proc = ok(fs::read_to_string(format!("/proc/{pid}/status")));
+    assert!(proc.contains("CapEff:\t000000c000001000"), "{proc}");
+    // It adopts what it left as well, and lists what it did.
+    ok(cluster.agents[0].restart());
+    cluster.publish(&expose(10, &["pod1a"]));
+    cluster.show(&["flows"]);
+    ok(cluster.agents[0].kill());
+    let cleaned = ok(cluster.agents[0].ask(&["cleanup"]));
+    assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+}
+
+#[test]
+fn check_names_what_is_missing() {
+    let cluster = Plan::single(SocketLb::On).without_agents(&[]);
+    let bpffs = cluster.lab.bpffs("node1");
+    let check = |binary: PathBuf| {
+        let mut check = Command::new(binary);
+        check.args(["check", "-o", "json", "--bpffs"]).arg(&bpffs);
+        let output = ok(cluster.lab.run("node1", check));
+        let findings: Vec<Value> = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|err| panic!("{err}: {output:?}"));
+        (output.status.success(), findings)
+    };
+    let (fit, findings) = check(AgentOptions::default().binary);
+    assert!(fit, "{findings:?}");
+    assert!(findings.iter().all(|finding| finding["verdict"] != "missing"), "{findings:?}");
+    let (fit, findings) = check(confined(&cluster.lab, ",+net_admin,+bpf,+perfmon"));
+    assert!(fit, "three capabilities are enough: {findings:?}");
+    for (left, missing) in [
+        (",+net_admin,+perfmon", "CAP_BPF"),
+        (",+bpf,+perfmon", "CAP_NET_ADMIN"),
+        (",+net_admin,+bpf", "CAP_PERFMON"),
+    ] {
+        let (fit, findings) = check(confined(&cluster.lab, left));
+        assert!(!fit, "{left} is not enough");
+        let finding = findings.iter().find(|finding| finding["subject"] == missing);
+        let finding = finding.unwrap_or_else(|| panic!("{missing}: {findings:?}"));
+        assert_eq!(finding["verdict"], "missing", "{finding}");
+        assert!(finding["advice"].as_str().is_some_and(|advice| !advice.is_empty()), "{finding}");
+    }
+}
+
+#[test]
+fn wrong_flags_exit_2_and_are_named() {
+    let agent = AgentOptions::default().binary;
+    for (arguments, named) in [
+        (&["--socket-lb", "sometimes"][..], "--socket-lb"),
+        (&["run", "--node-ip", "10.0.0"], "--node-ip"),
+        (&["--nat-ports", "9-1"], "--nat-ports"),
+        (&["--cluster-cidr", "10.0.0.0/99"], "--cluster-cidr"),
+        (&["--source", "ftp:x"], "--source"),
+        (&["--source", "etcd:http://localhost:2379"], "--source"),
+        (&["--source", "dir:/tmp", "--algorithm", "maglev"], "--algorithm"),
+        (&["--source", "dir:/tmp", "--xdp", "native"], "--xdp"),
+        (&["--source", "dir:/tmp", "--node-ip", "10.0.0.1,10.0.0.2"], "--node-ip"),
+        (&["--no-such-flag"], "--no-such-flag"),
+        (&["status", "-o", "yaml"], "--output"),
+        (&["flows", "--bpffs"], "--bpffs"),
+        (&["cleanup", "--kube-proxy"], "--kube-proxy"),
+    ] {
+        let output = ok(Command::new(&agent).args(arguments).output());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(named), "{arguments:?}: {text}");
+        assert!(output.stdout.is_empty(), "{arguments:?} writes errors to standard output");
+    }
+    for subcommand in ["", "run", "status", "services", "backends", "flows", "check", "cleanup"] {
+        let mut help = Command::new(&agent);
+        help.args([subcommand, "--help"].iter().filter(|argument| !argument.is_empty()));
+        let output = ok(help.output());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("Example"), "{subcommand}: {text}");
+    }
+}

@@ -1,0 +1,162 @@
+//! The agent dies, comes back, and ends: traffic does not notice.
+
+use lab::{
+    agent::{Agent, SocketLb},
+    peer,
+};
+use nix::sys::signal::Signal;
+
+use crate::{
+    change::{assert_nothing_lost, load_arguments},
+    cluster::{Cluster, Plan, backends, eventually, ok, show},
+    service::{Target, expose},
+};
+
+both! {
+    twenty_kills_under_traffic_lose_nothing,
+    restart_adopts_and_removes_only_after_the_first_full_list,
+    clean_exit_leaves_everything,
+    cleanup_removes_everything,
+    two_agents_do_not_disturb_each_other,
+}
+
+fn twenty_kills_under_traffic_lose_nothing(mode: SocketLb) {
+    let services = [expose(10, &["pod1b", "pod2a"]), expose(11, &["pod2b"])];
+    let mut cluster = Cluster::up(mode, &services);
+    let load = |cluster: &Cluster, from, target| {
+        let arguments = load_arguments(cluster, target);
+        let gentle = ["--rate=50", "--lasting=4", "--requests=50", "--datagrams=100"];
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(gentle).collect();
+        ok(peer::load(&cluster.place(from), &arguments))
+    };
+    let loads = [
+        load(&cluster, "pod1a", Target::ClusterIp(10)),
+        load(&cluster, "client", Target::NodePort("node1", 11)),
+    ];
+    for kill in 0..20_u64 {
+        let agent = &mut cluster.agents[0];
+        ok(agent.kill());
+        ok(agent.launch());
+        // Killed again at a different moment of its start each time, and ready every other.
+        if kill % 2 == 0 {
+            ok(agent.wait_ready());
+        } else {
+            std::thread::sleep(std::time::Duration::from_millis(40 * kill));
+        }
+    }
+    let agent = &mut cluster.agents[0];
+    ok(agent.wait_ready());
+    let mut sum = peer::Load::default();
+    for load in loads {
+        let load = ok(load.stop());
+        sum.connections += load.connections;
+        sum.requests += load.requests;
+        sum.failed += load.failed;
+        sum.resets += load.resets;
+        sum.udp_sent += load.udp_sent;
+        sum.udp_missing += load.udp_missing;
+        sum.errors.extend(load.errors);
+    }
+    println!(
+        "20 kills, --socket-lb {}, {} connections, {} requests, {} datagrams: {} failed \
+         requests, {} resets, {} missing UDP sequence numbers",
+        mode.name(),
+        sum.connections,
+        sum.requests,
+        sum.udp_sent,
+        sum.failed,
+        sum.resets,
+        sum.udp_missing
+    );
+    assert_nothing_lost(&sum);
+}
+
+fn restart_adopts_and_removes_only_after_the_first_full_list(mode: SocketLb) {
+    let (old, kept) = (expose(10, &["pod2a"]), expose(11, &["pod1b"]));
+    let mut cluster = Cluster::up(mode, &[old.clone(), kept]);
+    let programs = |agent: &Agent| show(agent, &["status"])["attachments"].clone();
+    let before = programs(&cluster.agents[0]);
+    ok(cluster.agents[0].kill());
+    // What is programmed goes on, whatever the manifests say meanwhile.
+    ok(cluster.lab.withdraw(&old.file()));
+    cluster.write(&expose(12, &["pod2b"]));
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod2a"], "pod1a");
+    cluster.reaches("client", Target::NodePort("node1", 10), &["pod2a"], "node1");
+    // A directory that cannot be read yet is no empty list.
+    let manifests = cluster.lab.manifests("node1");
+    let aside = manifests.with_extension("aside");
+    ok(std::fs::rename(&manifests, &aside));
+    ok(cluster.agents[0].launch());
+    eventually("the agent answers", || cluster.agents[0].health("/livez").ok());
+    assert!(backends(&cluster.agents[0], 10).is_some(), "removed before the first list");
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod2a"], "pod1a");
+    cluster.reaches("pod1a", Target::ClusterIp(11), &["pod1b"], "pod1a");
+    ok(std::fs::rename(&aside, &manifests));
+    ok(cluster.agents[0].wait_ready());
+    cluster.wait_programmed(&expose(12, &["pod2b"]));
+    eventually("the old Service is gone", || {
+        backends(&cluster.agents[0], 10).is_none().then_some(())
+    });
+    cluster.reaches("pod1a", Target::ClusterIp(11), &["pod1b"], "pod1a");
+    cluster.reaches("pod1a", Target::ClusterIp(12), &["pod2b"], "pod1a");
+    let links = |shown: &serde_json::Value| -> Vec<u64> {
+        shown.as_array().into_iter().flatten().filter_map(|one| one["link_id"].as_u64()).collect()
+    };
+    assert_eq!(links(&programs(&cluster.agents[0])), links(&before), "links were made anew");
+}
+
+fn clean_exit_leaves_everything(mode: SocketLb) {
+    let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1b"])]);
+    let agent = &mut cluster.agents[0];
+    let pid = agent.id().expect("it runs");
+    ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGTERM));
+    eventually("the agent ends when asked to", || {
+        agent.log().contains("stopping").then_some(())
+    });
+    ok(agent.kill());
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    cluster.answers("node1", Target::NodePort("node1", 10), &["pod1b"]);
+}
+
+fn cleanup_removes_everything(mode: SocketLb) {
+    let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1b"])]);
+    let reserved = "cat /proc/sys/net/ipv4/ip_local_reserved_ports";
+    assert!(ok(cluster.lab.shell("node1", reserved)).contains("50000-59999"));
+    let ids: Vec<u64> = link_ids(&cluster.show(&["status"]));
+    assert!(ids.len() > 8, "{ids:?}");
+    ok(cluster.agents[0].kill());
+    // Twice: what is gone already is no error.
+    for _ in 0..2 {
+        let output = ok(cluster.agents[0].ask(&["cleanup"]));
+        assert!(output.status.success(), "{output:?}");
+    }
+    assert!(!cluster.lab.bpffs("node1").exists(), "pins are left");
+    assert_eq!(ok(cluster.lab.shell("node1", reserved)).trim(), "");
+    let links = ok(cluster.lab.shell("node1", "bpftool -j link show"));
+    let links: serde_json::Value = ok(serde_json::from_str(&links));
+    let all: Vec<u64> =
+        links.as_array().into_iter().flatten().filter_map(|link| link["id"].as_u64()).collect();
+    assert!(ids.iter().all(|id| !all.contains(id)), "{ids:?} of {all:?} are still there");
+}
+
+fn link_ids(status: &serde_json::Value) -> Vec<u64> {
+    let attachments = status["attachments"].as_array().into_iter().flatten();
+    attachments.filter_map(|one| one["link_id"].as_u64()).collect()
+}
+
+fn two_agents_do_not_disturb_each_other(mode: SocketLb) {
+    let mut cluster = Cluster::up(mode, &[expose(10, &["pod1b", "pod2b"])]);
+    let all = ["pod1b", "pod2b"];
+    let second = show(&cluster.agents[1], &["status"]);
+    ok(cluster.agents[0].kill());
+    let output = ok(cluster.agents[0].ask(&["cleanup"]));
+    assert!(output.status.success(), "{output:?}");
+    // The other node has all it had; the first has no proxy any more.
+    assert_eq!(show(&cluster.agents[1], &["status"])["attachments"], second["attachments"]);
+    cluster.reaches("pod2a", Target::ClusterIp(10), &all, "pod2a");
+    cluster.answers("node2", Target::NodePort("node2", 10), &all);
+    ok(cluster.agents[0].launch());
+    ok(cluster.agents[0].wait_ready());
+    cluster.wait_programmed(&expose(10, &all));
+    cluster.reaches("pod1a", Target::ClusterIp(10), &all, "pod1a");
+}
