@@ -33,6 +33,7 @@ pub(crate) fn provide(machine: &Machine) -> Result<PathBuf> {
 }
 
 fn fetch(machine: &Machine, series: &str, image: &Path) -> Result<()> {
+    machine.refresh_packages();
     let package = package(series)?;
     eprintln!("missing: kernel {series} (the programs must load on it); package {package}");
     if machine.offline {

@@ -84,8 +84,8 @@ impl Machine {
     }
 
     /// Fetches the package lists, once. A source that fails may be one we do not need.
-    fn refresh_packages(&self) {
-        if self.refreshed.replace(true) || command::find("apt-get").is_none() {
+    pub(crate) fn refresh_packages(&self) {
+        if self.offline || self.refreshed.replace(true) || command::find("apt-get").is_none() {
             return;
         }
         eprintln!("fetching package lists: apt-get update");
