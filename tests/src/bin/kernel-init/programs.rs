@@ -1,0 +1,191 @@
+//! The object's programs: loaded as the agent does, with what the verifier has to say about
+//! each, and attached, by links where the kernel has them.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use agent_kit::{
+    bpf::{self, Place, attach_type},
+    clsact::{self, Priority},
+    link::Links,
+    object::{self, Pins, Request},
+};
+use anyhow::{Context, Result, anyhow, ensure};
+use aya::{
+    Ebpf,
+    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, TcAttachType},
+};
+
+use crate::Report;
+
+/// The object to load.
+pub(crate) const OBJECT: &str = "/proxy.o";
+const CGROUP: &str = "/sys/fs/cgroup";
+const PINS: &str = "/sys/fs/bpf/millrace";
+
+/// The verifier may follow a million instructions. Ours stay far below, because the agent
+/// waits for it whenever it starts.
+const INSTRUCTIONS: u32 = 100_000;
+
+/// Programs on cgroups, with their hooks.
+const ON_CGROUPS: [(&str, u32); 8] = [
+    ("sock_connect4", attach_type::CGROUP_INET4_CONNECT),
+    ("sock_connect6", attach_type::CGROUP_INET6_CONNECT),
+    ("sock_sendmsg4", attach_type::CGROUP_UDP4_SENDMSG),
+    ("sock_sendmsg6", attach_type::CGROUP_UDP6_SENDMSG),
+    ("sock_recvmsg4", attach_type::CGROUP_UDP4_RECVMSG),
+    ("sock_recvmsg6", attach_type::CGROUP_UDP6_RECVMSG),
+    ("sock_peername4", attach_type::CGROUP_INET4_GETPEERNAME),
+    ("sock_peername6", attach_type::CGROUP_INET6_GETPEERNAME),
+];
+
+/// Programs on devices: the pods' on `lo`, which has traffic, the uplink's on one without.
+const ON_DEVICES: [(&str, &str, bool); 4] = [
+    ("pod_ingress", "lo", true),
+    ("pod_egress", "lo", false),
+    ("uplink_ingress", "dummy0", true),
+    ("uplink_egress", "dummy0", false),
+];
+
+/// The object in the kernel.
+pub(crate) struct Object {
+    ebpf: Ebpf,
+    /// Where its maps are pinned.
+    pub(crate) maps: PathBuf,
+}
+
+/// Loads the object and each of its programs; `None` if one is refused.
+pub(crate) fn load(report: &mut Report) -> Option<Object> {
+    let loaded = report.check("maps", load_maps())?;
+    let object::Loaded { mut ebpf, maps, .. } = loaded;
+    let mut names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+    names.sort();
+    let mut all = true;
+    for name in names {
+        let result = ebpf.program_mut(&name).context("no such program").and_then(load_program);
+        all &= report.check(format_args!("{name} loads"), result).is_some();
+    }
+    all.then_some(Object { ebpf, maps })
+}
+
+fn load_maps() -> Result<object::Loaded> {
+    let bytes = fs::read(OBJECT).context(OBJECT)?;
+    let pins = Pins::new(PINS.into());
+    let request = Request {
+        object: &bytes,
+        pins: &pins,
+        layout: datapath::maps::LAYOUT,
+        capacities: &BTreeMap::new(),
+        groups: &[],
+    };
+    Ok(object::load(&request)?)
+}
+
+fn load_program(program: &mut Program) -> Result<()> {
+    let began = Instant::now();
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => return Err(anyhow!("of a type that we do not use")),
+    };
+    loaded.map_err(last_words)?;
+    let time = began.elapsed();
+    let info = program.info()?;
+    let instructions = info.verified_instruction_count().unwrap_or(0);
+    println!(
+        "program {} followed {instructions} instructions in {} ms, holds {}",
+        info.name_as_str().unwrap_or("?"),
+        time.as_millis(),
+        info.size_translated().unwrap_or(0) / 8
+    );
+    ensure!(
+        instructions < INSTRUCTIONS,
+        "the verifier followed {instructions} instructions; {INSTRUCTIONS} is all we allow"
+    );
+    Ok(())
+}
+
+/// A refusal with the end of the verifier's log, which says why.
+fn last_words(err: ProgramError) -> anyhow::Error {
+    let ProgramError::LoadError { io_error, verifier_log } = &err else { return err.into() };
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.lines().collect();
+    let end = lines[lines.len().saturating_sub(12)..].join("\n");
+    anyhow!("{io_error}; the verifier's last words:\n{end}")
+}
+
+/// Attaches all programs.
+pub(crate) fn attach(report: &mut Report, object: &mut Object) {
+    let links = Links::new(Path::new(PINS).join("links"));
+    for (name, hook) in ON_CGROUPS {
+        let result = attach_to_cgroup(&object.ebpf, &links, name, hook);
+        report.check(format_args!("{name} attaches"), result);
+    }
+    for (name, device, is_ingress) in ON_DEVICES {
+        let result = attach_to_device(&mut object.ebpf, &links, name, device, is_ingress);
+        if let Some(kind) = report.check(format_args!("{name} attaches"), result) {
+            println!("program {name} is on {device} by {kind}");
+        }
+    }
+}
+
+fn attach_to_cgroup(ebpf: &Ebpf, links: &Links, name: &str, hook: u32) -> Result<()> {
+    let program: &CgroupSockAddr = ebpf.program(name).context("no such program")?.try_into()?;
+    let link = links.attach_cgroup(name, program.fd()?.as_fd(), Path::new(CGROUP), hook)?;
+    ensure!(link.is_attached(), "the link is on nothing");
+    Ok(())
+}
+
+/// Gives the way it went: tcx since Linux 6.6, clsact before.
+fn attach_to_device(
+    ebpf: &mut Ebpf,
+    links: &Links,
+    name: &str,
+    device: &str,
+    is_ingress: bool,
+) -> Result<&'static str> {
+    let program = classifier(ebpf, name)?;
+    let (tcx, place, hook) = if is_ingress {
+        (attach_type::TCX_INGRESS, Place::First, TcAttachType::Ingress)
+    } else {
+        (attach_type::TCX_EGRESS, Place::Last, TcAttachType::Egress)
+    };
+    let ifindex = nix::net::if_::if_nametoindex(device)?;
+    match links.attach_device(name, program.fd()?.as_fd(), ifindex, tcx, place) {
+        Ok(link) => {
+            ensure!(link.is_attached(), "the link is on nothing");
+            Ok("tcx")
+        }
+        Err(err) if err.is_unsupported() && !has_tcx()? => {
+            clsact::attach(program, device, hook, Priority::Outer)?;
+            Ok("clsact")
+        }
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// True if the running kernel must have tcx, so that its lack is a fault of ours.
+fn has_tcx() -> Result<bool> {
+    let system = nix::sys::utsname::uname()?;
+    let release = system.release().to_string_lossy();
+    let mut numbers = release.split('.').map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    Ok(version >= (6, 6))
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    Ok(ebpf.program_mut(name).context("no such program")?.try_into()?)
+}
+
+/// Runs the program that is attached nowhere.
+pub(crate) fn sweep(object: &Object) -> Result<()> {
+    let program: &SchedClassifier =
+        object.ebpf.program("flow_sweep").context("no such program")?.try_into()?;
+    bpf::prog_test_run(program.fd()?.as_fd(), &[0; 64])?;
+    Ok(())
+}
