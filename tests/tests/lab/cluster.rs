@@ -24,8 +24,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_millis(400);
 /// Over a veth the answer to a SYN comes while the kernel still holds the socket, and the error
 /// is taken note of only when the SYN is sent again, after a second; kube-proxy's rules have
-/// the same effect. The socket path refuses within the call.
-const AT_ONCE_MICROS: u64 = 1_800_000;
+/// the same effect.
+const AT_ONCE: Duration = Duration::from_millis(1_800);
+/// The socket path refuses within the call, without any packet.
+pub(crate) const THE_CALL: Duration = Duration::from_millis(500);
 
 /// The value, or the end of the case with the error as people read it.
 #[track_caller]
@@ -89,7 +91,9 @@ impl Plan {
             let agent = ok(Agent::start(&cluster.lab, &node, options.clone()));
             cluster.agents.push(agent);
         }
-        services.iter().for_each(|service| cluster.wait_programmed(service));
+        for service in services {
+            cluster.wait_programmed(service);
+        }
         cluster
     }
 
@@ -103,10 +107,13 @@ impl Plan {
         let lab = ok(Lab::up(self.spec));
         ok(lab.publish("nodes.yaml", &manifests::nodes(&lab)));
         let mut cluster = Cluster { agents: Vec::new(), servers: BTreeMap::new(), lab };
-        services.iter().for_each(|service| cluster.write(service));
-        let pods = cluster.lab.spec().nodes().flat_map(|(_, node)| {
-            node.pods().map(|(_, pod)| pod.to_owned()).collect::<Vec<_>>()
-        });
+        for service in services {
+            cluster.write(service);
+        }
+        let pods =
+            cluster.lab.spec().nodes().flat_map(|(_, node)| {
+                node.pods().map(|(_, pod)| pod.to_owned()).collect::<Vec<_>>()
+            });
         for pod in pods.collect::<Vec<_>>() {
             cluster.serve(&pod);
         }
@@ -154,7 +161,9 @@ impl Cluster {
     pub(crate) fn withdraw(&self, service: &Exposed) {
         ok(self.lab.withdraw(&service.file()));
         for agent in &self.agents {
-            eventually("the Service is gone", || backends(agent, service.number).is_none().then_some(()));
+            eventually("the Service is gone", || {
+                backends(agent, service.number).is_none().then_some(())
+            });
         }
     }
 
@@ -230,13 +239,18 @@ impl Cluster {
     /// TCP and UDP are refused at once in both families.
     #[track_caller]
     pub(crate) fn is_refused(&self, from: &str, target: Target) {
+        self.is_refused_within(from, target, AT_ONCE);
+    }
+
+    #[track_caller]
+    pub(crate) fn is_refused_within(&self, from: &str, target: Target, time: Duration) {
         for family in FAMILIES {
             let to = target.address(&self.lab, family);
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let answer = self.ask(from, protocol, to);
                 let what = format!("{from} asks {to} by {}: {answer:?}", protocol.name());
                 assert!(answer.is_refused(), "{what}");
-                assert!(answer.micros < AT_ONCE_MICROS, "{what}");
+                assert!(Duration::from_micros(answer.micros) < time, "{what}");
             }
         }
     }
@@ -318,8 +332,15 @@ impl Drop for Cluster {
             for arguments in [&["status"][..], &["services"], &["flows"]] {
                 if let Ok(output) = agent.ask(arguments) {
                     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-                    let head: String = text.lines().take(60).map(|line| format!("{line}\n")).collect();
-                    eprintln!("--- {arguments:?} on {node}:\n{head}");
+                    let head: Vec<&str> = text.lines().take(60).collect();
+                    eprintln!(
+                        "--- {arguments:?} on {node}:
+{}",
+                        head.join(
+                            "
+"
+                        )
+                    );
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Cluster IPs from pods, nodes and their own backends.
 
-use lab::agent::SocketLb;
 use lab::address;
+use lab::agent::SocketLb;
 
 use crate::{
     cluster::Cluster,

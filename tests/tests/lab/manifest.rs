@@ -33,7 +33,8 @@ fn write(cluster: &Cluster, file: &str, text: &str) {
 /// A Service with its slices as YAML.
 fn yaml(cluster: &Cluster, service: &Exposed) -> String {
     let documents = service.documents(&cluster.lab);
-    documents.iter().map(|one| format!("---\n{}", ok(serde_saphyr::to_string(one)))).collect()
+    let texts: Vec<String> = documents.iter().map(|one| ok(serde_saphyr::to_string(one))).collect();
+    format!("---\n{}", texts.join("---\n"))
 }
 
 fn problems(cluster: &Cluster) -> Vec<Value> {
@@ -159,7 +160,11 @@ fn impossible_port_is_reported_and_the_last_good_version_stays(mode: SocketLb) {
     let cluster = Plan::single(mode).up(&[expose(10, &["pod1b"])]);
     for (field, value, words) in [
         ("/spec/ports/0/port", json!(99_999), ["web10.yaml", "ports[0].port", "99999"]),
-        ("/spec/clusterIPs/0", json!("10.96.0.999"), ["web10.yaml", "clusterIPs[0]", "10.96.0.999"]),
+        (
+            "/spec/clusterIPs/0",
+            json!("10.96.0.999"),
+            ["web10.yaml", "clusterIPs[0]", "10.96.0.999"],
+        ),
     ] {
         let mut bad = expose(10, &["pod1a"]).with(|service| service.set(field, value));
         if field.contains("clusterIPs") {

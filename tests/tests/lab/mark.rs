@@ -108,7 +108,7 @@ impl Tap {
         address.sll_family = libc::AF_PACKET as u16;
         address.sll_protocol = protocol;
         // SAFETY: the name ends with zero.
-        address.sll_ifindex = unsafe { libc::if_nametoindex(name.as_ptr()) } as i32;
+        address.sll_ifindex = unsafe { libc::if_nametoindex(name.as_ptr()) }.cast_signed();
         // SAFETY: the pointer is to a live address of the length given.
         let bound = unsafe {
             libc::bind(

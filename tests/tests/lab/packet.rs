@@ -43,7 +43,11 @@ fn udp_fragments_follow_their_first(mode: SocketLb) {
             let to = target.address(&cluster.lab, family);
             for answer in cluster.ask_with(from, Protocol::Udp, to, &question) {
                 let what = format!("{from} asks {to}: {answer:?}");
-                assert_eq!(answer.answer.as_ref().map(|answer| answer.bytes), Some(8_000), "{what}");
+                assert_eq!(
+                    answer.answer.as_ref().map(|answer| answer.bytes),
+                    Some(8_000),
+                    "{what}"
+                );
                 assert_eq!(answer.from, Some(to), "{what}");
             }
         }
@@ -87,7 +91,7 @@ fn port_unreachable_comes_back_translated(mode: SocketLb) {
 }
 
 fn bulk_tcp_both_directions_is_intact(mode: SocketLb) {
-    const BYTES: u64 = 24 << 20;
+    const BYTES: u32 = 24 << 20;
     let cluster = Cluster::up(mode, &[expose(10, &["pod2a"]), expose(11, &["pod1b"])]);
     for (from, target) in [
         ("pod1a", Target::ClusterIp(10)),
@@ -97,14 +101,14 @@ fn bulk_tcp_both_directions_is_intact(mode: SocketLb) {
     ] {
         for family in FAMILIES {
             let to = target.address(&cluster.lab, family);
-            let outcome = ok(peer::exchange(&cluster.place(from), to, BYTES));
-            assert_eq!(outcome, Exchange::whole(BYTES), "{from} to {to}");
+            let outcome = ok(peer::exchange(&cluster.place(from), to, BYTES.into()));
+            assert_eq!(outcome, Exchange::whole(BYTES.into()), "{from} to {to}");
         }
     }
     // Segments of full size went through the programs, not one packet for each.
     let bytes = cluster.metric("millrace_service_bytes_total", &[("path", "packet")]);
     let packets = cluster.metric("millrace_service_packets_total", &[("path", "packet")]);
-    assert!(bytes > 4.0 * BYTES as f64, "{bytes} bytes in {packets} packets");
+    assert!(bytes > 4.0 * f64::from(BYTES), "{bytes} bytes in {packets} packets");
 }
 
 /// Sockets made here belong to no pod's cgroup, so all goes the packet path.

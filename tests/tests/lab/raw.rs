@@ -16,7 +16,11 @@ const TCP_HEADER: usize = 20;
 /// Sends so many SYNs to an address, each from another forged address and port. Returns how
 /// many the kernel took.
 pub(crate) fn syn_flood(to: SocketAddr, count: u32) -> io::Result<u32> {
-    let socket = Socket::new(Domain::for_address(to), Type::from(libc::SOCK_RAW), Some(Protocol::from(RAW)))?;
+    let socket = Socket::new(
+        Domain::for_address(to),
+        Type::from(libc::SOCK_RAW),
+        Some(Protocol::from(RAW)),
+    )?;
     socket.set_send_buffer_size(4 << 20)?;
     // A raw v6 socket refuses a destination with a port.
     let target = SocketAddr::new(to.ip(), 0).into();
@@ -36,7 +40,7 @@ fn syn(to: SocketAddr, number: u32) -> Vec<u8> {
     match to.ip() {
         IpAddr::V4(dst) => {
             // 198.18.0.0/15 is for tests of this kind (RFC 2544).
-            let src = [198, 18 | (a & 1), b, c];
+            let src = [198, 18 + (a & 1), b, c];
             let mut packet = vec![0x45, 0, 0, 40, b, c, 0, 0, 64, TCP, 0, 0];
             packet.extend(src);
             packet.extend(dst.octets());

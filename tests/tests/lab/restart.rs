@@ -109,10 +109,8 @@ fn clean_exit_leaves_everything(mode: SocketLb) {
     let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1b"])]);
     let agent = &mut cluster.agents[0];
     let pid = agent.id().expect("it runs");
-    ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGTERM));
-    eventually("the agent ends when asked to", || {
-        agent.log().contains("stopping").then_some(())
-    });
+    ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), Signal::SIGTERM));
+    eventually("the agent ends when asked to", || agent.log().contains("stopping").then_some(()));
     ok(agent.kill());
     cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
     cluster.answers("node1", Target::NodePort("node1", 10), &["pod1b"]);

@@ -32,9 +32,8 @@ fn spoofed_syn_flood_leaves_new_connections_working(mode: SocketLb) {
     let question = Question { count: Some(20), ..Question::default() };
     for family in FAMILIES {
         // One with a local backend, one that is masqueraded.
-        let targets = [10, 11].map(|number| {
-            Target::NodePort("node1", number).address(&cluster.lab, family)
-        });
+        let targets =
+            [10, 11].map(|number| Target::NodePort("node1", number).address(&cluster.lab, family));
         let arguments = targets.map(|to| format!("--tcp={to}"));
         let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let udp = format!("--udp={}", targets[0]);
@@ -76,8 +75,8 @@ fn now() -> u32 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a live structure to be filled.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    let ns = time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64;
-    (ns / TICK_NS) as u32
+    let ns = time.tv_sec * 1_000_000_000 + time.tv_nsec;
+    (ns.cast_unsigned() / TICK_NS) as u32
 }
 
 /// Fills both flow tables of a node with answered TCP flows of strangers, last seen `idle`
@@ -178,8 +177,8 @@ fn table_full_of_live_rows_refuses_and_counts(mode: SocketLb) {
     assert!(refused >= 2.0, "{refused} refusals counted");
     let status = cluster.show(&["status"]);
     for table in ["FLOWS4", "FLOWS6"] {
-        let tables = status["tables"].as_array().into_iter().flatten();
-        let row = tables.filter(|row| row["table"] == table).next_back();
+        let mut tables = status["tables"].as_array().into_iter().flatten();
+        let row = tables.rfind(|row| row["table"] == table);
         let (entries, capacity) = row
             .and_then(|row| Some((row["entries"].as_u64()?, row["capacity"].as_u64()?)))
             .unwrap_or_else(|| panic!("{table} is not shown: {status}"));
