@@ -30,11 +30,12 @@ pub(super) fn write(directory: &Path, from: u32, to: u32) -> io::Result<()> {
 
 /// The Service that is measured and its only endpoint.
 pub(super) fn write_bench(directory: &Path, backend: Ipv4Addr) -> lab::Result<()> {
+    let behind = port::behind_service;
     let ports = [
-        manifests::Port::tcp("connect", port::CONNECT, port::CONNECT),
-        manifests::Port::tcp("latency", port::LATENCY, port::LATENCY),
-        manifests::Port::tcp("bulk", port::BULK, port::BULK),
-        manifests::Port::udp("echo", port::ECHO, port::ECHO),
+        manifests::Port::tcp("connect", port::CONNECT, behind(port::CONNECT)),
+        manifests::Port::tcp("latency", port::LATENCY, behind(port::LATENCY)),
+        manifests::Port::tcp("bulk", port::BULK, behind(port::BULK)),
+        manifests::Port::udp("echo", port::ECHO, behind(port::ECHO)),
     ];
     let service = manifests::Service::new("bench").cluster_ip(BENCH.into());
     let service = ports.into_iter().fold(service, manifests::Service::port);

@@ -137,18 +137,18 @@ impl Stage {
         let output = agent.ask(&["cleanup"])?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "proxy-agent cleanup failed: {}", errors.trim());
-        let pins = self.pins()?;
+        let pins = self.pins();
         ensure!(pins.is_empty(), "proxy-agent cleanup left pins: {pins:?}");
         Ok(())
     }
 
     /// Names of pinned links, maps and whatever else is below the node's directory of pins.
-    fn pins(&self) -> Result<Vec<String>> {
+    fn pins(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut left = vec![self.lab.bpffs(NODE)];
         while let Some(directory) = left.pop() {
-            for entry in fs::read_dir(&directory)? {
-                let path = entry?.path();
+            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+                let path = entry.path();
                 if path.is_dir() {
                     left.push(path);
                 } else {
@@ -156,7 +156,7 @@ impl Stage {
                 }
             }
         }
-        Ok(found)
+        found
     }
 
     /// What a subcommand of the agent prints as JSON.

@@ -21,12 +21,15 @@ use crate::rounds::BULK_BUFFER;
 
 /// Listens, says `ready`, and serves until ended.
 pub(crate) fn run() -> io::Result<()> {
-    listen(port::CONNECT, answer_once)?;
-    listen(port::LATENCY, answer)?;
-    listen(port::BULK, swallow)?;
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port::ECHO))?;
-    setsockopt(&socket, Ipv4PacketInfo, &true)?;
-    thread::spawn(move || echo(&socket));
+    let itself: fn(u16) -> u16 = |port| port;
+    for at in [itself, port::behind_service] {
+        listen(at(port::CONNECT), answer_once)?;
+        listen(at(port::LATENCY), answer)?;
+        listen(at(port::BULK), swallow)?;
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, at(port::ECHO)))?;
+        setsockopt(&socket, Ipv4PacketInfo, &true)?;
+        thread::spawn(move || echo(&socket));
+    }
     println!("ready");
     io::stdout().flush()?;
     loop {
