@@ -5,11 +5,16 @@
 //! JSON; what decides against them is that second pass, and that they refuse an object for a
 //! field nobody here reads. Everything is optional: manifests say `null` where they may.
 
-use serde::Deserialize;
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor, value::MapAccessDeserializer},
+};
 
 /// Enough of an object to tell which it is.
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Head {
     pub api_version: Option<String>,
     pub kind: Option<String>,
@@ -17,14 +22,14 @@ pub struct Head {
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct HeadMetadata {
     pub name: Option<String>,
     pub namespace: Option<String>,
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Document {
     pub api_version: Option<String>,
     pub kind: Option<String>,
@@ -44,7 +49,7 @@ pub struct Document {
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Metadata {
     pub name: Option<String>,
     pub namespace: Option<String>,
@@ -54,7 +59,7 @@ pub struct Metadata {
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct Labels {
     #[serde(rename = "service.kubernetes.io/service-proxy-name")]
     pub service_proxy_name: Option<String>,
@@ -68,7 +73,7 @@ pub struct Labels {
 
 /// Of Services and of Nodes.
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Spec {
     pub r#type: Option<String>,
     #[serde(rename = "clusterIP")]
@@ -92,7 +97,7 @@ pub struct Spec {
 
 /// Numbers are wide, so that one out of range can be named by its field.
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct ServicePort {
     pub name: Option<String>,
     pub protocol: Option<String>,
@@ -101,54 +106,54 @@ pub struct ServicePort {
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct SessionAffinityConfig {
     #[serde(rename = "clientIP")]
     pub client_ip: Option<ClientIpConfig>,
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct ClientIpConfig {
     pub timeout_seconds: Option<i64>,
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct Taint {
     pub key: Option<String>,
 }
 
 /// Of Services and of Nodes.
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Status {
     pub load_balancer: Option<LoadBalancerStatus>,
     pub addresses: Option<Vec<NodeAddress>>,
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct LoadBalancerStatus {
     pub ingress: Option<Vec<LoadBalancerIngress>>,
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct LoadBalancerIngress {
     pub ip: Option<String>,
     pub ip_mode: Option<String>,
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct NodeAddress {
     pub r#type: Option<String>,
     pub address: Option<String>,
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Endpoint {
     pub addresses: Option<Vec<String>>,
     pub conditions: Option<Conditions>,
@@ -157,7 +162,7 @@ pub struct Endpoint {
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct Conditions {
     pub ready: Option<bool>,
     pub serving: Option<bool>,
@@ -165,21 +170,21 @@ pub struct Conditions {
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct EndpointHints {
     pub for_zones: Option<Vec<Hint>>,
     pub for_nodes: Option<Vec<Hint>>,
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct Hint {
     pub name: Option<String>,
 }
 
 /// Of EndpointSlices and of Endpoints.
 #[derive(Deserialize, Default, Debug)]
-#[serde(default)]
+#[serde(default, remote = "Self")]
 pub struct EndpointPort {
     pub name: Option<String>,
     pub protocol: Option<String>,
@@ -187,7 +192,7 @@ pub struct EndpointPort {
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Subset {
     pub addresses: Option<Vec<EndpointAddress>>,
     pub not_ready_addresses: Option<Vec<EndpointAddress>>,
@@ -195,8 +200,48 @@ pub struct Subset {
 }
 
 #[derive(Deserialize, Default, Debug)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct EndpointAddress {
     pub ip: Option<String>,
     pub node_name: Option<String>,
+}
+
+/// Derived code would take an array for a structure, field by field, and serde_json hands it
+/// one: `conditions: [true]` is a mistake, not a ready endpoint.
+struct Mapping<T>(PhantomData<T>);
+
+trait FromMap: Sized {
+    fn from_map<'de, A: MapAccess<'de>>(map: A) -> Result<Self, A::Error>;
+}
+
+impl<'de, T: FromMap> Visitor<'de> for Mapping<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::from_map(map)
+    }
+}
+
+macro_rules! only_from_mappings {
+    ($($name:ident)*) => {$(
+        impl FromMap for $name {
+            fn from_map<'de, A: MapAccess<'de>>(map: A) -> Result<Self, A::Error> {
+                Self::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_map(Mapping(PhantomData))
+            }
+        }
+    )*};
+}
+
+only_from_mappings! {
+    Head HeadMetadata Document Metadata Labels Spec ServicePort SessionAffinityConfig ClientIpConfig Taint Status LoadBalancerStatus LoadBalancerIngress NodeAddress Endpoint Conditions EndpointHints Hint EndpointPort Subset EndpointAddress
 }
