@@ -6,7 +6,7 @@ use lab::{
 };
 
 use crate::{
-    cluster::{Cluster, ok},
+    cluster::{Cluster, eventually, ok},
     service::{FAMILIES, Target, expose},
 };
 
@@ -32,28 +32,48 @@ pub(crate) fn assert_nothing_lost(load: &Load) {
 }
 
 fn established_stays_with_its_backend_when_the_set_changes(mode: SocketLb) {
+    const GENTLE: [&str; 4] = ["--rate=20", "--lasting=4", "--requests=50", "--datagrams=50"];
     let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
-    let gentle = ["--rate=20", "--lasting=4", "--requests=50", "--datagrams=50"].map(String::from);
-    let load = |from, target| {
-        let mut arguments = load_arguments(&cluster, target);
-        arguments.extend(gentle.clone());
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let load = |from, target, protocols: &str| {
+        let all = load_arguments(&cluster, target);
+        let chosen = all.iter().filter(|argument| argument.starts_with(protocols));
+        let arguments: Vec<&str> = chosen.map(String::as_str).chain(GENTLE).collect();
         ok(peer::load(&cluster.place(from), &arguments))
     };
-    let loads =
-        [load("pod1a", Target::ClusterIp(10)), load("client", Target::NodePort("node1", 10))];
-    // The load has its connections when the backend counts them.
-    crate::cluster::eventually("the load is under way", || {
-        let sockets = ok(cluster.lab.shell("pod2a", "ss -Htn state established | wc -l"));
-        (sockets.trim().parse::<u32>().ok()? >= 16).then_some(())
-    });
-    for pods in [&["pod2b"][..], &["pod1b", "pod2b"], &["pod1b"], &["pod2a", "pod1b"]] {
+    let both = |protocols| {
+        let pod = load("pod1a", Target::ClusterIp(10), protocols);
+        [pod, load("client", Target::NodePort("node1", 10), protocols)]
+    };
+    // The loads have their connections when the backend counts them.
+    let under_way = || {
+        eventually("the load is under way", || {
+            let sockets = ok(cluster.lab.shell("pod2a", "ss -Htn state established | wc -l"));
+            (sockets.trim().parse::<u32>().ok()? >= 16).then_some(())
+        });
+    };
+    let loads = both("--");
+    under_way();
+    for pods in [&["pod2a", "pod2b"][..], &["pod1b", "pod2a", "pod2b"], &["pod1b", "pod2a"]] {
         cluster.publish(&expose(10, pods));
     }
+    cluster.publish(&expose(10, &["pod2a"]));
     for load in loads {
         let load = ok(load.stop());
         assert_nothing_lost(&load);
         assert_eq!(load.udp_moved, 0, "a datagram of an answered flow went elsewhere: {load:?}");
+    }
+    // A connection also outlives its backend's place in the set: the pod may be terminating.
+    let loads = both("--tcp");
+    under_way();
+    cluster.publish(&expose(10, &["pod1b"]));
+    cluster.publish(&expose(10, &[]));
+    cluster.publish(&expose(10, &["pod2b"]));
+    for load in loads {
+        let load = ok(load.stop());
+        assert_eq!(load.resets, 0, "{load:?}");
+        // While the set was empty, new connections were refused.
+        let refused = load.errors.get("ECONNREFUSED").copied().unwrap_or(0);
+        assert!(load.requests > 0 && load.failed == refused, "{load:?}");
     }
 }
 

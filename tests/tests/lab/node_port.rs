@@ -32,9 +32,12 @@ fn client_reaches_cluster_ip_through_a_node(mode: SocketLb) {
 }
 
 fn pod_and_node_reach_own_node_port(mode: SocketLb) {
-    let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
+    let cluster = Cluster::up(mode, &[expose(10, &["pod2a"]), expose(11, &["pod1b"])]);
     cluster.reaches("pod1a", Target::NodePort("node1", 10), &["pod2a"], "pod1a");
     cluster.reaches("node1", Target::NodePort("node1", 10), &["pod2a"], "node1");
+    cluster.reaches("pod1a", Target::NodePort("node1", 11), &["pod1b"], "pod1a");
+    cluster.answers("pod1b", Target::NodePort("node1", 11), &["pod1b"]);
+    cluster.answers("node1", Target::NodePort("node1", 11), &["pod1b"]);
 }
 
 fn pod_and_node_reach_node_port_of_other_node(mode: SocketLb) {
