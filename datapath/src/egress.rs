@@ -155,11 +155,8 @@ fn known<F: Network, T: Tables<F>>(
     length: u32,
 ) -> Result<Place<F::Address>, Step> {
     let now = tables.now();
-    let (row, pending) = match tables.flow(Store::Answered, key) {
-        Some(_) => (tables.flow(Store::Answered, key), false),
-        None => (tables.flow(Store::Pending, key), true),
-    };
-    let Some(row) = row else { return Err(Step::Done) };
+    let Some((row, store)) = tables.find(key) else { return Err(Step::Done) };
+    let pending = store == Store::Pending;
     let (source, service) = (Place::new(row.to, row.to_port), row.service);
     let reply = row.role == role::REPLY;
     if !reply && source.port.raw() == 0 {

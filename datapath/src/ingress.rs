@@ -201,11 +201,8 @@ fn known<F: Network, T: Tables<F>>(
     // A later fragment has no ports by which `restart` and `settle` would find its row: its
     // first fragment has seen to the flow.
     let first = look == Look::First && transport.part != Part::Later;
-    let (row, pending) = match tables.flow(Store::Answered, key) {
-        Some(_) => (tables.flow(Store::Answered, key), false),
-        None => (tables.flow(Store::Pending, key), true),
-    };
-    let Some(row) = row else { return Err(Step::Open) };
+    let Some((row, store)) = tables.find(key) else { return Err(Step::Open) };
+    let pending = store == Store::Pending;
     if first && row.role == role::ORIGINAL {
         // Of a UDP flow that nobody has answered yet, an eviction may have taken the reply's
         // row, for which no reply can settle it: looked after once a tick.

@@ -68,6 +68,16 @@ pub trait Tables<F: Network> {
     fn backend(&mut self, index: u32) -> Option<Backend<F::Address>>;
 
     fn flow(&mut self, store: Store, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
+    /// The same wherever the row is, and where that is. Here so that programs can do it with as
+    /// few look-ups as there are tables: the compiler, for the sake of safety, asks for one more.
+    #[inline(always)]
+    fn find(&mut self, key: &FlowKey<F::Address>) -> Option<(&mut Flow<F::Address>, Store)> {
+        let store = match self.flow(Store::Answered, key) {
+            Some(_) => Store::Answered,
+            None => Store::Pending,
+        };
+        self.flow(store, key).map(|row| (row, store))
+    }
     /// The parties of the flow that rows are being written for: kept here and not with the
     /// caller, because a program has little stack.
     fn parties(&mut self) -> &mut Parties<F::Address>;

@@ -197,6 +197,16 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
+    fn find(&mut self, key: &FlowKey<F::Address>) -> Option<(&mut Flow<F::Address>, Store)> {
+        let (row, store) = match F::FLOWS.get_ptr_mut(key) {
+            Some(row) => (row, Store::Answered),
+            None => (F::PENDING.get_ptr_mut(key)?, Store::Pending),
+        };
+        // SAFETY: as for `flow`.
+        Some((unsafe { &mut *row }, store))
+    }
+
+    #[inline(always)]
     fn parties(&mut self) -> &mut Parties<F::Address> {
         let Some(scratch) = F::SCRATCH.get_ptr_mut(0) else {
             // SAFETY: leaves the function as any other exit does. It never comes to that: the
