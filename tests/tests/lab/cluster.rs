@@ -329,6 +329,12 @@ impl Drop for Cluster {
             let lines: Vec<&str> = log.lines().collect();
             let tail = &lines[lines.len().saturating_sub(20)..];
             eprintln!("--- log of proxy-agent on {node}, its end:\n{}", tail.join("\n"));
+            let metrics = agent.metrics().unwrap_or_default();
+            let drops: Vec<&str> = metrics
+                .lines()
+                .filter(|line| line.starts_with("millrace_drops_total") && !line.ends_with(" 0"))
+                .collect();
+            eprintln!("--- drops on {node}:\n{}", drops.join("\n"));
             for arguments in [&["status"][..], &["services"], &["flows"]] {
                 if let Ok(output) = agent.ask(arguments) {
                     let text = String::from_utf8_lossy(&output.stdout).into_owned();
