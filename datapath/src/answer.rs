@@ -120,8 +120,6 @@ fn write_reset<F: Network, P: Packet>(
     let [c0, c1] = (!fold(sum)).to_ne_bytes();
     packet.store(
         F::HEADER,
-        &[
-            p2, p3, p0, p1, s0, s1, s2, s3, a0, a1, a2, a3, 0x50, reset, 0, 0, c0, c1, 0, 0,
-        ],
+        &[p2, p3, p0, p1, s0, s1, s2, s3, a0, a1, a2, a3, 0x50, reset, 0, 0, c0, c1, 0, 0],
     )
 }

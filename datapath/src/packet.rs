@@ -30,6 +30,7 @@ pub enum Covers {
 
 /// Access to a packet. Offsets count from the network header. `None` means that the bytes are
 /// not there, or that the kernel would not let them be changed.
+#[expect(clippy::len_without_is_empty, reason = "a packet has a header at least")]
 pub trait Packet {
     /// Length from the network header on, as it stands in the buffer (a GSO packet's is that of
     /// all its segments).

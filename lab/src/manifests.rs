@@ -230,7 +230,7 @@ pub fn write(directory: &Path, file: &str, documents: &[Value]) -> Result<()> {
     let path = directory.join(file);
     let mut text = String::new();
     for document in documents {
-        let yaml = serde_saphyr::to_string(document)
+        let yaml = yaml_serde::to_string(document)
             .map_err(|err| Error::Yaml { path: path.clone(), message: err.to_string() })?;
         text.push_str("---\n");
         text.push_str(&yaml);

@@ -35,6 +35,14 @@ impl Kernel {
         self.dir.join("vmlinuz")
     }
 
+    /// Keeps what the machine wrote beside the kernel, for people.
+    pub(crate) fn keep_log(&self, text: &str) {
+        let path = self.dir.join("console.log");
+        if let Err(err) = fs::write(&path, text) {
+            println!("{}: {err}", path.display());
+        }
+    }
+
     /// `kernel-init` as the first process, the object and the packet tier for it to run, and
     /// the libraries of both: the binaries are those that run here, not built anew.
     pub(crate) fn initramfs(&self) -> Vec<u8> {

@@ -26,12 +26,12 @@ const QEMU: &[&str] = &[
     "none",
 ];
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 panic=-1 loglevel=4";
-/// Lines of the console that a failure shows.
+/// Lines of the console that a failure shows; all of them are in a file.
 const TAIL: usize = 60;
 
-/// What a machine wrote until it ended.
+/// What a machine wrote until it ended, and when.
 pub(crate) struct Console {
-    text: String,
+    lines: Vec<(Duration, String)>,
     in_time: bool,
 }
 
@@ -59,14 +59,11 @@ pub(crate) fn run(kernel: &Path, initramfs: &[u8], deadline: Duration) -> Consol
             }
         }
     });
-    let end = Instant::now() + deadline;
-    let mut console = Console { text: String::new(), in_time: true };
+    let began = Instant::now();
+    let mut console = Console { lines: Vec::new(), in_time: true };
     loop {
-        match inbox.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok(line) => {
-                console.text.push_str(line.trim_end());
-                console.text.push('\n');
-            }
+        match inbox.recv_timeout(deadline.saturating_sub(began.elapsed())) {
+            Ok(line) => console.lines.push((began.elapsed(), line.trim_end().to_owned())),
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
                 console.in_time = false;
@@ -83,13 +80,17 @@ pub(crate) fn run(kernel: &Path, initramfs: &[u8], deadline: Duration) -> Consol
 }
 
 impl Console {
-    pub(crate) fn text(&self) -> &str {
-        &self.text
+    pub(crate) fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(|(_, line)| line.as_str())
+    }
+
+    /// All of it, with the seconds since the machine was started.
+    pub(crate) fn log(&self) -> String {
+        log(&self.lines)
     }
 
     pub(crate) fn tail(&self) -> String {
-        let lines: Vec<&str> = self.text.lines().collect();
-        lines[lines.len().saturating_sub(TAIL)..].join("\n")
+        log(&self.lines[self.lines.len().saturating_sub(TAIL)..])
     }
 
     /// Fine if `kernel-init` came to its end and has found nothing wrong.
@@ -97,16 +98,20 @@ impl Console {
         if !self.in_time {
             return Err("the machine was not done in time".into());
         }
-        let failures: Vec<&str> =
-            self.text.lines().filter(|line| line.contains(": FAILED: ")).collect();
+        let failures: Vec<&str> = self.lines().filter(|line| line.contains(": FAILED: ")).collect();
         if !failures.is_empty() {
             return Err(failures.join("; "));
         }
-        let end = self.text.lines().find_map(|line| line.strip_prefix("kernel-init: "));
+        let end = self.lines().find_map(|line| line.strip_prefix("kernel-init: "));
         match end {
             Some(counts) if counts.ends_with(" passed, 0 failed") => Ok(()),
             Some(counts) => Err(counts.to_owned()),
             None => Err("the machine ended before its checks did".into()),
         }
     }
+}
+
+fn log(lines: &[(Duration, String)]) -> String {
+    let line = |(at, text): &(Duration, String)| format!("{:7.1} {text}\n", at.as_secs_f64());
+    lines.iter().map(line).collect()
 }

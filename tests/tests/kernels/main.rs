@@ -30,7 +30,8 @@ fn on(series: &str) {
     let kernel = image::Kernel::find(series);
     let initramfs = kernel.initramfs();
     let console = machine::run(&kernel.vmlinuz(), &initramfs, DEADLINE);
-    for line in console.text().lines().filter(|line| line.starts_with("program ")) {
+    kernel.keep_log(&console.log());
+    for line in console.lines().filter(|line| line.starts_with("program ")) {
         println!("{series}: {line}");
     }
     if let Err(why) = console.verdict() {

@@ -33,7 +33,7 @@ fn write(cluster: &Cluster, file: &str, text: &str) {
 /// A Service with its slices as YAML.
 fn yaml(cluster: &Cluster, service: &Exposed) -> String {
     let documents = service.documents(&cluster.lab);
-    let texts: Vec<String> = documents.iter().map(|one| ok(serde_saphyr::to_string(one))).collect();
+    let texts: Vec<String> = documents.iter().map(|one| ok(yaml_serde::to_string(one))).collect();
     format!("---\n{}", texts.join("---\n"))
 }
 
@@ -112,7 +112,7 @@ fn list_and_several_documents_and_json_are_read(mode: SocketLb) {
     let [list, several, single] = [10, 11, 12].map(|number| expose(number, &["pod1b"]));
     let items = list.documents(&cluster.lab);
     let document = json!({"apiVersion": "v1", "kind": "List", "items": items});
-    write(&cluster, "list.yaml", &ok(serde_saphyr::to_string(&document)));
+    write(&cluster, "list.yaml", &ok(yaml_serde::to_string(&document)));
     write(&cluster, "several.yml", &yaml(&cluster, &several));
     let items = single.documents(&cluster.lab);
     let document = json!({"apiVersion": "v1", "kind": "List", "items": items});
