@@ -48,10 +48,16 @@ impl Claimant {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Contest {
     holder: Option<Name>,
     claimants: Vec<Claimant>,
+}
+
+impl Default for Contest {
+    fn default() -> Self {
+        Self { holder: None, claimants: Vec::with_capacity(1) }
+    }
 }
 
 /// All claims and who holds what.

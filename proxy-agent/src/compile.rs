@@ -108,6 +108,7 @@ fn frontends(held: &[Claim], port: usize, family: IpFamily) -> Vec<DesiredFronte
         .map(|claim| claim.frontend)
         .collect();
     frontends.sort_unstable();
+    frontends.shrink_to_fit();
     frontends
 }
 
@@ -138,7 +139,8 @@ fn row(
     }
 }
 
-fn verdict(backends: Vec<DesiredBackend>, any: bool) -> DesiredSet {
+fn verdict(mut backends: Vec<DesiredBackend>, any: bool) -> DesiredSet {
+    backends.shrink_to_fit();
     match (backends.is_empty(), any) {
         (false, _) => DesiredSet::Backends(backends),
         (true, true) => DesiredSet::Drop,

@@ -15,7 +15,7 @@ use datapath::address::protocol;
 use crate::{
     manifest::{
         self, Entry, Fault,
-        document::{Document, Labels, Metadata},
+        document::{Document, HeadMetadata, Labels, Metadata},
     },
     model::{Name, Object, ObjectKey, ObjectKind, Strings},
     problem::{Problem, ProblemKind},
@@ -55,7 +55,7 @@ pub fn read(text: &str, strings: &mut Strings) -> Result<Reading, Problem> {
             Entry::Fault(head, fault) => {
                 let kind = object_kind(head.api_version.as_deref(), head.kind.as_deref());
                 let metadata = head.metadata.unwrap_or_default();
-                reading.take_fault(&kind, &metadata.namespace, &metadata.name, fault, strings);
+                reading.take_fault(&kind, &metadata, fault, strings);
             }
         }
     }
@@ -135,14 +135,14 @@ impl Reading {
     fn take_fault(
         &mut self,
         kind: &Kind,
-        namespace: &Option<String>,
-        name: &Option<String>,
+        metadata: &HeadMetadata,
         fault: Fault,
         strings: &mut Strings,
     ) {
-        let object = match (kind, name) {
+        let namespace = metadata.namespace.as_deref();
+        let object = match (kind, &metadata.name) {
             (Kind::Other, _) => return,
-            (Kind::Ours(kind), Some(name)) => Some(key(*kind, namespace.as_deref(), name, strings)),
+            (Kind::Ours(kind), Some(name)) => Some(key(*kind, namespace, name, strings)),
             _ => None,
         };
         self.unidentified |= object.is_none();

@@ -25,7 +25,8 @@ pub struct State {
     facts: NodeFacts,
     node: Option<Arc<Node>>,
     services: HashMap<Name, Arc<Service>>,
-    /// By Service, sorted by the object's key.
+    /// By Service, sorted by the object's key. Nearly always one, and so are the other lists
+    /// that begin with room for one: empty room would be a third of all memory.
     sets: HashMap<Name, Vec<(ObjectKey, Arc<EndpointSet>)>>,
     /// The Service that an object of endpoints belongs to.
     owners: HashMap<ObjectKey, Name>,
@@ -99,7 +100,7 @@ impl State {
 
     fn put(&mut self, key: ObjectKey, object: Object, dirty: &mut BTreeSet<Name>) {
         match object {
-            Object::Service(service) => self.put_service(service, dirty),
+            Object::Service(service) => self.put_service(&service, dirty),
             Object::Endpoints(set) => self.put_endpoints(key, set, dirty),
             Object::Node(node) => {
                 if *node.name == *self.facts.name {
@@ -109,11 +110,11 @@ impl State {
         }
     }
 
-    fn put_service(&mut self, service: Arc<Service>, dirty: &mut BTreeSet<Name>) {
+    fn put_service(&mut self, service: &Arc<Service>, dirty: &mut BTreeSet<Name>) {
         let name = service.name.clone();
-        let old = self.services.insert(name.clone(), Arc::clone(&service));
+        let old = self.services.insert(name.clone(), Arc::clone(service));
         let old = old.map(|old| claims(&old, &self.facts)).unwrap_or_default();
-        self.claims.replace(&service, &old, &claims(&service, &self.facts));
+        self.claims.replace(service, &old, &claims(service, &self.facts));
         dirty.insert(name);
     }
 
@@ -123,7 +124,7 @@ impl State {
             self.delete(&key, dirty);
         }
         self.owners.insert(key.clone(), service.clone());
-        let sets = self.sets.entry(service.clone()).or_default();
+        let sets = self.sets.entry(service.clone()).or_insert_with(|| Vec::with_capacity(1));
         match sets.binary_search_by(|(other, _)| other.cmp(&key)) {
             Ok(index) => sets[index].1 = set,
             Err(index) => sets.insert(index, (key, set)),

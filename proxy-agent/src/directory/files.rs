@@ -44,17 +44,23 @@ struct File {
     problems: Vec<Problem>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Standing {
     /// Files that have a version of the object, by name. The first counts.
     files: Vec<Arc<str>>,
     told: Version,
 }
 
+impl Default for Standing {
+    fn default() -> Self {
+        Self { files: Vec::with_capacity(1), told: None }
+    }
+}
+
 /// All files, and the objects that are in force because of them.
 #[derive(Debug, Default)]
 pub struct Files {
-    files: BTreeMap<Arc<str>, File>,
+    known: BTreeMap<Arc<str>, File>,
     objects: HashMap<ObjectKey, Standing>,
     /// Files that are empty or gone, and when that counts.
     waiting: BTreeMap<Arc<str>, (Instant, bool)>,
@@ -74,7 +80,7 @@ impl Files {
             }
             Seen::Broken(problem) => {
                 self.waiting.remove(file);
-                self.files.entry(Arc::clone(file)).or_default();
+                self.known.entry(Arc::clone(file)).or_default();
                 self.set_problems(file, vec![problem]);
             }
             Seen::Empty => self.wait(file, now + EMPTY_GRACE, false),
@@ -83,7 +89,7 @@ impl Files {
     }
 
     fn wait(&mut self, file: &Arc<str>, at: Instant, gone: bool) {
-        if !self.files.contains_key(file) {
+        if !self.known.contains_key(file) {
             return;
         }
         match self.waiting.get(file) {
@@ -100,7 +106,7 @@ impl Files {
         for (file, (_, gone)) in due {
             self.replace(&file, Reading::default());
             if gone {
-                self.files.remove(&file);
+                self.known.remove(&file);
             }
         }
     }
@@ -113,11 +119,11 @@ impl Files {
 
     /// Files that are there, as far as is known.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.files.keys()
+        self.known.keys()
     }
 
     fn replace(&mut self, file: &Arc<str>, reading: Reading) {
-        let old = std::mem::take(&mut self.files.entry(Arc::clone(file)).or_default().versions);
+        let old = std::mem::take(&mut self.known.entry(Arc::clone(file)).or_default().versions);
         let (versions, problems) = versions(&old, reading);
         let keys: BTreeSet<ObjectKey> = versions.iter().map(|(key, _)| key.clone()).collect();
         for (key, _) in old {
@@ -128,7 +134,7 @@ impl Files {
         for key in keys {
             self.enter(key, file);
         }
-        if let Some(entry) = self.files.get_mut(file) {
+        if let Some(entry) = self.known.get_mut(file) {
             entry.versions = versions;
         }
         self.set_problems(file, problems);
@@ -143,7 +149,7 @@ impl Files {
         } else {
             self.troubled.insert(Arc::clone(file));
         }
-        if let Some(entry) = self.files.get_mut(file)
+        if let Some(entry) = self.known.get_mut(file)
             && entry.problems != problems
         {
             entry.problems = problems;
@@ -185,7 +191,7 @@ impl Files {
 
     fn change(&mut self, key: ObjectKey) -> Option<Change> {
         let standing = self.objects.get_mut(&key)?;
-        let first = standing.files.first().and_then(|file| self.files.get(file));
+        let first = standing.files.first().and_then(|file| self.known.get(file));
         let version = first.and_then(|file| version(&file.versions, &key)).cloned().flatten();
         let before = std::mem::replace(&mut standing.told, version.clone());
         if standing.files.is_empty() {
@@ -205,7 +211,7 @@ impl Files {
 
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        let files = self.troubled.iter().filter_map(|file| self.files.get(file));
+        let files = self.troubled.iter().filter_map(|file| self.known.get(file));
         let own = files.flat_map(|file| file.problems.iter().cloned());
         own.chain(self.shared.iter().filter_map(|key| self.duplicate(key))).collect()
     }

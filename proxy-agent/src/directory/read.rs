@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File, Metadata, OpenOptions},
+    hash::{DefaultHasher, Hash, Hasher},
     io::{self, Read},
     num::NonZero,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -20,23 +21,19 @@ use crate::{
     reflect,
 };
 
-/// Tells one content of a file from another without reading it.
+/// Tells one content of a file from another without reading it: a hash of where it lies, its
+/// size and its times.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Stamp {
-    inode: (u64, u64),
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
+pub(super) struct Stamp(u64);
 
 impl Stamp {
     fn of(metadata: &Metadata) -> Self {
-        Self {
-            inode: (metadata.dev(), metadata.ino()),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
+        let inode = (metadata.dev(), metadata.ino(), metadata.size());
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        let mut hasher = DefaultHasher::new();
+        (inode, modified, changed).hash(&mut hasher);
+        Self(hasher.finish())
     }
 
     /// Of what the name leads to, through symbolic links.
@@ -130,7 +127,7 @@ fn look(text: &[u8], strings: &mut Strings) -> Seen {
         return Seen::Empty;
     }
     let text = str::from_utf8(text).map_err(|error| {
-        let line = text[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
+        let line = text[..error.valid_up_to()].split(|&byte| byte == b'\n').count();
         let message = format!("line {line} is not UTF-8; what it said before stays in force");
         problem(ProblemKind::Syntax, message)
     });

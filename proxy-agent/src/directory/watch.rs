@@ -137,10 +137,10 @@ impl Watcher {
         if news.away || !is_current {
             self.went("the directory is gone");
             self.open(now);
-        } else if news.everything || now >= self.compare_at {
-            if let Err(error) = self.compare(now, GONE_GRACE) {
-                self.went(&error.to_string());
-            }
+        } else if (news.everything || now >= self.compare_at)
+            && let Err(error) = self.compare(now, GONE_GRACE)
+        {
+            self.went(&error.to_string());
         }
     }
 

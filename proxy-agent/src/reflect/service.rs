@@ -199,12 +199,11 @@ fn ports(spec: &Spec, report: &mut Report) -> Box<[ServicePort]> {
 
 fn port(document: &PortDocument, field: &str, report: &mut Report) -> Option<ServicePort> {
     let proto = report.protocol(&format!("{field}.protocol"), document.protocol.as_deref())?;
-    let port = match document.port {
-        Some(number) => report.port(&format!("{field}.port"), number),
-        None => {
-            report.refuse(format!("{field}.port"), "is missing; write 1 to 65535");
-            0
-        }
+    let port = if let Some(number) = document.port {
+        report.port(&format!("{field}.port"), number)
+    } else {
+        report.refuse(format!("{field}.port"), "is missing; write 1 to 65535");
+        0
     };
     let node_port = match document.node_port {
         None | Some(0) => 0,

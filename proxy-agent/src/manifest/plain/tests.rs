@@ -131,8 +131,9 @@ fn text() -> impl Strategy<Value = String> {
     let end = select(vec![
         "\n", "\n", "\n", "\n", "\n", "\n\n", "\r\n", "\n# c\n", "\n---\n", "\n...\n", "",
     ]);
-    vec((indent, key, value, end), 0..8).prop_map(|lines| {
-        lines.iter().map(|(indent, key, value, end)| format!("{indent}{key}{value}{end}")).collect()
+    (vec((indent, key, value, end), 0..8)).prop_map(|lines| {
+        let pieces = lines.iter().flat_map(|(indent, key, value, end)| [indent, key, value, end]);
+        pieces.copied().collect()
     })
 }
 
