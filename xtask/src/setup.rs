@@ -44,7 +44,7 @@ pub(crate) fn kernels() -> Vec<Need> {
     vec![
         Need::program("qemu-system-x86_64", "boots older kernels", &["qemu-system-x86"]),
         Need::program("xz", "unpacks modules of older kernels", &["xz-utils"]),
-        Need::program("cpio", "packs the file system they boot", &["cpio"]),
+        Need::program("strip", "makes binaries small enough to boot with", &["binutils"]),
     ]
 }
 
