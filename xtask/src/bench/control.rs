@@ -74,6 +74,7 @@ fn seconds(from: u64, to: u64) -> f64 {
 /// processor, so some are, and when they have answered the rest must do so at once.
 fn cold(stage: &mut Stage) -> Result<f64> {
     stage.remove_agent()?;
+    stage.await_silence()?;
     stage.prepare_agent(SocketLb::On)?;
     stage.begin_scan((stage.fleet() / WATCHED).max(1))?;
     let began = clock();

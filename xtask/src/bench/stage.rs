@@ -222,16 +222,22 @@ impl Stage {
         Ok(seen)
     }
 
+    /// Waits until no Service answers: the kernel detaches programs some time after their
+    /// pins are gone.
+    pub(super) fn await_silence(&mut self) -> Result<()> {
+        let order = scan(1, 1, 50);
+        for _ in 0..100 {
+            if !self.driver.see(&order)?.complete {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        bail!("a Service answers though the agent and all it left are gone")
+    }
+
     /// Begins to ask every `step`-th Service of the fleet until it has answered.
     pub(super) fn begin_scan(&mut self, step: u32) -> Result<()> {
-        let order = Order::Scan {
-            first: fleet::FIRST,
-            count: self.services,
-            step,
-            port: port::ECHO,
-            patience_millis: 120_000,
-        };
-        Ok(self.driver.order(&order)?)
+        Ok(self.driver.order(&scan(self.services, step, 120_000))?)
     }
 
     /// What came of it.
@@ -240,4 +246,8 @@ impl Stage {
         ensure!(seen.complete, "not every Service answered within two minutes");
         Ok(seen)
     }
+}
+
+fn scan(count: u32, step: u32, patience_millis: u64) -> Order {
+    Order::Scan { first: fleet::FIRST, count, step, port: port::ECHO, patience_millis }
 }
