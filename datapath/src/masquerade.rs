@@ -14,6 +14,10 @@ use crate::{
 /// backend, one attempt in 2^32 fails.
 const TRIES: u32 = 32;
 
+/// The last of the tries take a port from a flow that has not been answered, if it comes to
+/// that: a flood of such flows may push out its like, but not keep others from beginning.
+const FORCED: u32 = 4;
+
 /// Gives the flow whose `ORIGINAL_SOURCE` row is at `key` in `PENDING` a source: the address
 /// of the device it leaves by, and a port that no other flow to the backend uses.
 #[inline(never)]
@@ -39,7 +43,7 @@ pub fn assign<F: Network, T: Tables<F>>(
         let step = start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
         let offset = ((step as u64 * ports as u64) >> 32) as u16;
         tables.parties().source = Place::new(address, Be16::new(first.wrapping_add(offset)));
-        if tables.claim(service) {
+        if tables.claim(service, attempt >= TRIES - FORCED) {
             note::<F, T>(tables);
             return Ok(());
         }
@@ -48,15 +52,20 @@ pub fn assign<F: Network, T: Tables<F>>(
 }
 
 /// Takes the source that stands in [`Tables::parties`], unless another flow or a socket of this
-/// node has it: the row for the replies is the claim.
+/// node has it: the row for the replies is the claim. With `force` a flow that has not been
+/// answered loses it, and is forgotten.
 #[inline(always)]
-pub fn claim<F: Network, T: Tables<F>>(tables: &mut T, service: u32) -> bool {
+pub fn claim<F: Network, T: Tables<F>>(tables: &mut T, service: u32, force: bool) -> bool {
     let (now, flags) = (tables.now(), flow_flags::MASQUERADE);
     let opening = Opening { role: role::REPLY_TARGET, service, flags, now, replace: false };
     let key = tables.parties().reply_target();
-    tables.flow(Store::Answered, &key).is_none()
-        && !tables.socket_holds(&key)
-        && tables.begin(opening)
+    if tables.flow(Store::Answered, &key).is_some() || tables.socket_holds(&key) {
+        return false;
+    }
+    if force {
+        track::forget_all::<F, T, { role::REPLY_TARGET }>(tables, &key);
+    }
+    tables.begin(opening)
 }
 
 /// Tells the flow's other rows its source.

@@ -140,10 +140,10 @@ pub trait Tables<F: Network> {
 
     /// [`masquerade::claim`].
     #[inline(always)]
-    fn claim(&mut self, service: u32) -> bool
+    fn claim(&mut self, service: u32, force: bool) -> bool
     where
         Self: Sized,
     {
-        masquerade::claim::<F, Self>(self, service)
+        masquerade::claim::<F, Self>(self, service, force)
     }
 }

@@ -131,7 +131,10 @@ pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8, const HEIR: boo
 
 /// Removes all rows of the flow whose row of role `ROLE` is at `key`, that one last.
 #[inline(always)]
-fn forget_all<F: Network, T: Tables<F>, const ROLE: u8>(tables: &mut T, key: &FlowKey<F::Address>) {
+pub fn forget_all<F: Network, T: Tables<F>, const ROLE: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) {
     forget_sibling::<F, T, ROLE, { role::ORIGINAL }>(tables, key);
     forget_sibling::<F, T, ROLE, { role::REPLY }>(tables, key);
     forget_sibling::<F, T, ROLE, { role::ORIGINAL_SOURCE }>(tables, key);

@@ -50,9 +50,9 @@ fn open<F: FamilyMaps>(service: u32, flags: u16) -> u32 {
 }
 
 #[inline(always)]
-fn claim<F: FamilyMaps>(skb: *mut __sk_buff, service: u32) -> u32 {
+fn claim<F: FamilyMaps>(skb: *mut __sk_buff, service: u32, force: u32) -> u32 {
     let context = TcContext::new(skb);
-    masquerade::claim::<F, _>(&mut Maps { packet: Some(&context) }, service).into()
+    masquerade::claim::<F, _>(&mut Maps { packet: Some(&context) }, service, force != 0).into()
 }
 
 /// Follows the extension headers of an IPv6 packet.
@@ -84,6 +84,6 @@ global! {
     succeed6(key: *const FlowKey<Ipv6>) = succeed::<V6, { role::ORIGINAL }>(key);
     succeed_reply4(key: *const FlowKey<Ipv4>) = succeed::<V4, { role::REPLY }>(key);
     succeed_reply6(key: *const FlowKey<Ipv6>) = succeed::<V6, { role::REPLY }>(key);
-    claim4(skb: *mut __sk_buff, service: u32) = claim::<V4>(skb, service);
-    claim6(skb: *mut __sk_buff, service: u32) = claim::<V6>(skb, service);
+    claim4(skb: *mut __sk_buff, service: u32, force: u32) = claim::<V4>(skb, service, force);
+    claim6(skb: *mut __sk_buff, service: u32, force: u32) = claim::<V6>(skb, service, force);
 }

@@ -358,10 +358,11 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn claim(&mut self, service: u32) -> bool {
+    fn claim(&mut self, service: u32, force: bool) -> bool {
         let Some(packet) = self.packet else { return false };
         let skb = packet.skb.skb;
-        (if F::V6 { claim6(skb, service) } else { claim4(skb, service) }) != 0
+        let force = force.into();
+        (if F::V6 { claim6(skb, service, force) } else { claim4(skb, service, force) }) != 0
     }
 
     #[inline(always)]

@@ -26,6 +26,7 @@ both! {
     sources_differ_in_their_ports,
     ports_come_from_the_range_alone,
     a_port_serves_several_backends,
+    an_unanswered_flow_gives_its_port_up,
     without_a_free_port_the_flow_is_refused,
     a_port_that_a_socket_has_is_not_taken,
     without_an_address_nothing_is_masqueraded,
@@ -142,6 +143,37 @@ fn a_port_serves_several_backends<F: Side>() {
     }
 }
 
+/// The backend answers, and the client answers that.
+fn answer<F: Side>(
+    bed: &mut Bed<F>,
+    client_port: u16,
+    b: datapath::flow::Place<F::Address>,
+    source: u16,
+) {
+    let c = outside::<F>(client_port);
+    let syn_ack = Datagram::<F>::tcp(b, node::<F>(source), SYN | ACK);
+    bed.becomes(UP_IN, &syn_ack.bytes(), &syn_ack.clone().to(c).bytes());
+    let v = node::<F>(30_080);
+    bed.becomes(UP_OUT, &syn_ack.clone().to(c).bytes(), &syn_ack.to(c).from(v).bytes());
+    let third = Datagram::<F>::tcp(c, v, ACK);
+    bed.becomes(UP_IN, &third.bytes(), &third.clone().to(b).bytes());
+}
+
+/// A flood of flows that nobody answers must not keep others from beginning.
+fn an_unanswered_flow_gives_its_port_up<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let b = far::<F>(8080);
+    bed.nat_ports(59_000, 59_000);
+    bed.node_port(30_080, TCP, &[remote(b)]);
+    for client_port in 1000..1010 {
+        assert_eq!(leave(&mut bed, client_port, b), 59_000);
+    }
+    answer(&mut bed, 1009, b, 59_000);
+    let syn = Datagram::<F>::tcp(outside::<F>(1010), node::<F>(30_080), SYN);
+    bed.becomes(UP_IN, &syn.bytes(), &syn.clone().to(b).bytes());
+    bed.drops(UP_OUT, &syn.to(b).bytes(), Reason::NatPortsExhausted);
+}
+
 fn without_a_free_port_the_flow_is_refused<F: Side>() {
     let mut bed = Bed::<F>::new();
     let b = far::<F>(8080);
@@ -149,6 +181,8 @@ fn without_a_free_port_the_flow_is_refused<F: Side>() {
     bed.node_port(30_080, TCP, &[remote(b)]);
     let (first, second) = (leave(&mut bed, 1000, b), leave(&mut bed, 1001, b));
     assert_ne!(first, second);
+    answer(&mut bed, 1000, b, first);
+    answer(&mut bed, 1001, b, second);
     let syn = Datagram::<F>::tcp(outside::<F>(1002), node::<F>(30_080), SYN);
     for _ in 0..2 {
         bed.becomes(UP_IN, &syn.bytes(), &syn.clone().to(b).bytes());
