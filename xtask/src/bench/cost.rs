@@ -35,7 +35,7 @@ pub(super) fn measure(stage: &mut Stage, socket_lb: SocketLb) -> Result<Vec<Cost
     let place = stage.lab.place("node1")?;
     let mut costs = Vec::new();
     for kind in Kind::ALL {
-        for way in [Way::Service, Way::Beside] {
+        for way in Way::MEASURED {
             let counting = bench::count_runs(&place)?;
             let before = runs()?;
             traffic::single(stage, kind, way)?;

@@ -185,7 +185,11 @@ fn name(kind: Kind, way: Way) -> String {
         Kind::Latency => "round trip time",
         Kind::Bulk => "bulk throughput",
     };
-    let way = if way == Way::Service { "ClusterIP" } else { "pod to pod beside the agent" };
+    let way = match way {
+        Way::Service => "ClusterIP",
+        Way::Backend => "pod to pod beside the agent, pair that a Service joins too",
+        _ => "pod to pod beside the agent",
+    };
     format!("{what}, {way}")
 }
 
@@ -193,7 +197,7 @@ fn traffic_row(found: &traffic::Found) -> Row {
     let (goal, kube_proxy) = match (found.kind, found.way) {
         (Kind::Connections, Way::Service) => (Some(Goal::AtLeast(0.97)), "0.83"),
         (Kind::Latency, Way::Service) => (Some(Goal::AtMost(1.02)), "1.15"),
-        (Kind::Bulk, Way::Service) => (None, ""),
+        (Kind::Bulk, Way::Service) | (_, Way::Backend) => (None, ""),
         (Kind::Latency, _) => (Some(Goal::AtMost(1.02)), "1.10–1.18"),
         (Kind::Connections | Kind::Bulk, _) => (Some(Goal::AtLeast(0.98)), "0.82–0.90"),
     };

@@ -66,7 +66,7 @@ fn plans(quick: bool) -> (traffic::Plan, control::Plan) {
     let traffic = traffic::Plan {
         sizes: vec![10, 1_000, 10_000],
         modes: vec![SocketLb::On, SocketLb::Host],
-        batch: 10,
+        batch: 5,
         most: 40,
     };
     (traffic, control::Plan { services: 10_000, starts: 7, changes: 200 })

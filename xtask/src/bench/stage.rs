@@ -18,7 +18,7 @@ use lab::{
 };
 use serde_json::Value;
 
-use super::fleet;
+use super::{fleet, traffic::Way};
 
 const NODE: &str = "node1";
 const ASKER: &str = "pod1a";
@@ -81,13 +81,18 @@ impl Stage {
     /// The file of the measured Service's slice, and what it says when the Service is pointed
     /// at the other of its two backends; the caller writes it.
     pub(super) fn turn(&mut self) -> Result<(PathBuf, String, Ipv4Addr)> {
-        let [first, second] = [self.answerer(0)?, self.answerer(1)?];
-        let next = if self.backend == first { second } else { first };
+        let next = self.other_backend()?;
         let path = self.manifests().join(fleet::BENCH_SLICE);
         let text = fs::read_to_string(&path)?;
         let text = text.replace(&self.backend.to_string(), &next.to_string());
         self.backend = next;
         Ok((path, text, next))
+    }
+
+    /// Points the measured Service at the other of its two backends.
+    pub(super) fn turn_over(&mut self) -> Result<()> {
+        let (path, text, _) = self.turn()?;
+        fs::write(path, text).context("cannot change the slice")
     }
 
     /// Lets the fleet grow to so many Services, the measured one among them.
@@ -198,10 +203,18 @@ impl Stage {
         Ok(attachments.iter().filter_map(program).collect())
     }
 
-    /// Where a port of the measured Service is: behind its address, or on its pod.
-    pub(super) fn target(&self, by_service: bool, port: u16) -> Result<SocketAddrV4> {
-        let address = if by_service { fleet::BENCH } else { self.answerer(0)? };
-        Ok(SocketAddrV4::new(address, port))
+    /// Where traffic goes that takes this way, on this node or beside it.
+    pub(super) fn address(&self, way: Way) -> Result<Ipv4Addr> {
+        Ok(match way {
+            Way::Service => fleet::BENCH,
+            Way::Backend | Way::Alone => self.backend,
+            Way::Beside => self.other_backend()?,
+        })
+    }
+
+    fn other_backend(&self) -> Result<Ipv4Addr> {
+        let [first, second] = [self.answerer(0)?, self.answerer(1)?];
+        Ok(if self.backend == first { second } else { first })
     }
 
     pub(super) fn round(&mut self, order: &Order) -> Result<Round> {
@@ -210,7 +223,7 @@ impl Stage {
 
     /// Begins to wait for the measured Service's backend to be this one.
     pub(super) fn begin_follow(&mut self, until: Ipv4Addr) -> Result<()> {
-        let to = self.target(true, port::ECHO)?;
+        let to = SocketAddrV4::new(fleet::BENCH, port::ECHO);
         let order = Order::Follow { to, until, patience_millis: 60_000 };
         Ok(self.driver.order(&order)?)
     }

@@ -5,7 +5,11 @@
 //! half of them the agent moves to the other node, so that what makes the nodes differ by
 //! chance (where their memory lies) falls out of the ratio.
 
-use std::{thread, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use lab::{
@@ -27,15 +31,23 @@ pub(super) enum Kind {
     Bulk,
 }
 
-/// Whose traffic a round is.
+/// Whose traffic a slice is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
     /// Through the Service.
     Service,
-    /// Pod to pod on the node that has the agent.
+    /// Pod to pod on the node that has the agent: to one that the asker meets by no Service.
     Beside,
-    /// Pod to pod on the node that has none.
+    /// The same to the pod behind the Service that is measured.
+    Backend,
+    /// Pod to pod on the node that has no agent.
     Alone,
+}
+
+impl Way {
+    const ALL: [Self; 4] = [Self::Service, Self::Beside, Self::Backend, Self::Alone];
+    /// Those that are compared with the last.
+    pub(super) const MEASURED: [Self; 3] = [Self::Service, Self::Beside, Self::Backend];
 }
 
 /// How much is measured.
@@ -52,18 +64,16 @@ pub(super) struct Plan {
 /// A ratio is known well enough when its interval reaches this far to each side.
 pub(super) const REACH: f64 = 0.015;
 
-/// The times of one round each way, in seconds for each piece.
-#[derive(Clone, Copy, Debug)]
-struct Times {
-    service: Time,
-    beside: Time,
-    alone: Time,
-}
+/// One round, by [`Way`].
+type Times = [Time; 4];
 
+/// What a round says of one way, in seconds for each piece.
 #[derive(Clone, Copy, Debug, Default)]
 struct Time {
     median: f64,
     mean: f64,
+    /// Logarithm of the time over that of the reference in the slices beside it.
+    over_alone: f64,
 }
 
 /// What was found about one kind of traffic.
@@ -94,22 +104,22 @@ impl Kind {
         }
     }
 
-    /// About a quarter of a second.
-    fn order(self, stage: &Stage, way: Way) -> Result<Order> {
-        let to = stage.target(way == Way::Service, self.port())?;
-        Ok(match self {
+    /// One slice, about 20 ms, to an address.
+    fn order(self, address: Ipv4Addr) -> Order {
+        let to = SocketAddrV4::new(address, self.port());
+        match self {
             Self::Connections => Order::Connect { to, count: CONNECTIONS },
             Self::Latency => Order::Latency { to, count: ROUND_TRIPS },
             Self::Bulk => Order::Bulk { to, parts: PARTS, bytes: PART },
-        })
+        }
     }
 
-    /// Connections that a round opens.
+    /// Connections that a slice opens.
     fn connections(self) -> u64 {
         if self == Self::Connections { CONNECTIONS.into() } else { 1 }
     }
 
-    /// What is counted in a round: connections, round trips, mebibytes.
+    /// What is counted in a slice: connections, round trips, mebibytes.
     pub(super) fn units(self) -> f64 {
         match self {
             Self::Connections => CONNECTIONS.into(),
@@ -128,13 +138,18 @@ impl Kind {
     }
 }
 
-const CONNECTIONS: u32 = 4_000;
-const ROUND_TRIPS: u32 = 20_000;
-const PARTS: u32 = 40;
-const PART: u32 = 16 << 20;
+/// A round is cut into slices, and those of the three ways alternate: what the machine does
+/// beside changes little within so short a time.
+const SLICES: usize = 11;
+const CONNECTIONS: u32 = 400;
+const ROUND_TRIPS: u32 = 1_500;
+const PARTS: u32 = 12;
+const PART: u32 = 4 << 20;
 
 /// Measures all there is in the plan.
 pub(super) fn measure(plan: &Plan, stages: &mut [Stage; 2]) -> Result<(Vec<Found>, Vec<Cost>)> {
+    // The pods change parts as the nodes do, for the same reason.
+    stages[1].turn_over()?;
     let mut found = Vec::new();
     let mut costs = Vec::new();
     let largest = plan.sizes.iter().max();
@@ -146,7 +161,7 @@ pub(super) fn measure(plan: &Plan, stages: &mut [Stage; 2]) -> Result<(Vec<Found
             let mut cell = Cell { services, socket_lb, rounds: Default::default() };
             cell.measure(plan, stages)?;
             for kind in Kind::ALL {
-                for way in [Way::Service, Way::Beside] {
+                for way in Way::MEASURED {
                     found.extend(cell.found(kind, way));
                 }
             }
@@ -158,6 +173,13 @@ pub(super) fn measure(plan: &Plan, stages: &mut [Stage; 2]) -> Result<(Vec<Found
         }
     }
     Ok((found, costs))
+}
+
+/// What a ratio is taken of.
+#[derive(Clone, Copy, Debug)]
+enum Measure {
+    Medians,
+    Means,
 }
 
 /// One number of Services in one mode.
@@ -191,10 +213,9 @@ impl Cell {
 
     fn is_wanting(&self, plan: &Plan, kind: Kind) -> bool {
         let rounds = self.count(kind);
-        let ways = [Way::Service, Way::Beside];
         let is_known =
-            |way| self.ratio(kind, way, |time| time.median).is_some_and(|r| r.reach() < REACH);
-        rounds == 0 || (rounds < plan.most && !ways.into_iter().all(is_known))
+            |way| self.ratio(kind, way, Measure::Medians).is_some_and(|r| r.reach() < REACH);
+        rounds == 0 || (rounds < plan.most && !Way::MEASURED.into_iter().all(is_known))
     }
 
     /// Rounds on both nodes together.
@@ -212,14 +233,13 @@ impl Cell {
         let before = stages[side].counts()?;
         let mut connections = 0;
         for &kind in kinds {
-            for way in [Way::Service, Way::Beside, Way::Alone] {
-                round(stages, side, kind, way)?;
-            }
-            for number in 0..plan.batch {
-                let times = times(stages, side, kind, number % 2 == 1)?;
+            // The first round warms caches.
+            round(stages, side, kind)?;
+            for _ in 0..plan.batch {
+                let times = round(stages, side, kind)?;
                 self.rounds[kind as usize][side].push(times);
             }
-            connections += kind.connections() * (plan.batch as u64 + 1);
+            connections += kind.connections() * (SLICES * (plan.batch + 1)) as u64;
         }
         self.check(before, stages[side].counts()?, connections)
     }
@@ -237,12 +257,15 @@ impl Cell {
         Ok(())
     }
 
-    /// The logarithms of one way's times over those alone. A round on one node and its
-    /// counterpart on the other make one sample.
-    fn ratio(&self, kind: Kind, way: Way, of: fn(Time) -> f64) -> Option<Ratio> {
+    /// One way's times over those alone, or their inverse where more is better. A round on one
+    /// node and its counterpart on the other make one sample.
+    fn ratio(&self, kind: Kind, way: Way, by: Measure) -> Option<Ratio> {
         let log = |times: &Times| {
-            let time = if way == Way::Service { times.service } else { times.beside };
-            let log = (of(time) / of(times.alone)).ln();
+            let [time, alone] = [way, Way::Alone].map(|way| times[way as usize]);
+            let log = match by {
+                Measure::Medians => time.over_alone,
+                Measure::Means => (time.mean / alone.mean).ln(),
+            };
             if kind == Kind::Latency { log } else { -log }
         };
         let [left, right] = &self.rounds[kind as usize];
@@ -253,64 +276,68 @@ impl Cell {
 
     fn found(&self, kind: Kind, way: Way) -> Option<Found> {
         let all = || self.rounds[kind as usize].iter().flatten();
-        let own = |times: &Times| if way == Way::Service { times.service } else { times.beside };
-        let own: Vec<f64> = all().map(|times| own(times).median).collect();
-        let alone: Vec<f64> = all().map(|times| times.alone.median).collect();
+        let medians = |way: Way| all().map(|times| times[way as usize].median).collect::<Vec<_>>();
         Some(Found {
             kind,
             way,
             services: self.services,
             socket_lb: self.socket_lb,
-            ratio: self.ratio(kind, way, |time| time.median)?,
-            of_means: self.ratio(kind, way, |time| time.mean)?,
+            ratio: self.ratio(kind, way, Measure::Medians)?,
+            of_means: self.ratio(kind, way, Measure::Means)?,
             rounds: self.count(kind),
-            value: kind.value(median(&own)),
-            reference: kind.value(median(&alone)),
+            value: kind.value(median(&medians(way))),
+            reference: kind.value(median(&medians(Way::Alone))),
         })
     }
 
     fn tell(&self, kind: Kind) {
         let text = |way| {
-            self.ratio(kind, way, |time| time.median).map_or("unknown".into(), |ratio| {
+            self.ratio(kind, way, Measure::Medians).map_or("unknown".into(), |ratio| {
                 format!("{:.3} ± {:.1} %", ratio.value, ratio.reach() * 100.0)
             })
         };
         println!(
-            "  {:>6} Services, socket-lb {:<4} {:<11} through the Service {}, beside the agent {} \
-             ({} rounds)",
+            "  {:>6} Services, socket-lb {:<4} {:<12} through the Service {}, beside the agent {}, \
+             to the backend {} ({} rounds)",
             self.services,
             self.socket_lb.name(),
             format!("{kind:?}:").to_lowercase(),
             text(Way::Service),
             text(Way::Beside),
+            text(Way::Backend),
             self.count(kind),
         );
     }
 }
 
-fn times(stages: &mut [Stage; 2], side: usize, kind: Kind, is_reversed: bool) -> Result<Times> {
-    let mut ways = [Way::Service, Way::Beside, Way::Alone];
-    if is_reversed {
+/// A B B A: what drifts over a round meets all ways alike.
+fn round(stages: &mut [Stage; 2], side: usize, kind: Kind) -> Result<Times> {
+    let mut ways = Way::ALL;
+    let mut slices: [Vec<Time>; 4] = Default::default();
+    for _ in 0..SLICES {
+        for way in ways {
+            let address = stages[side].address(way)?;
+            let stage = &mut stages[if way == Way::Alone { 1 - side } else { side }];
+            let pieces = stage.round(&kind.order(address))?.pieces;
+            let seconds: Vec<f64> = pieces.iter().map(|&nanos| nanos as f64 / 1e9).collect();
+            let time = Time { median: median(&seconds), mean: mean(&seconds), over_alone: 0.0 };
+            slices[way as usize].push(time);
+        }
         ways.reverse();
     }
-    let mut times = [Time::default(); 3];
-    for way in ways {
-        times[way as usize] = round(stages, side, kind, way)?;
-    }
-    let [service, beside, alone] = times;
-    Ok(Times { service, beside, alone })
+    let alone = &slices[Way::Alone as usize];
+    Ok(Way::ALL.map(|way| {
+        let own = &slices[way as usize];
+        let medians: Vec<f64> = own.iter().map(|slice| slice.median).collect();
+        let means: Vec<f64> = own.iter().map(|slice| slice.mean).collect();
+        let beside = own.iter().zip(alone).map(|(own, alone)| (own.median / alone.median).ln());
+        let over_alone = median(&beside.collect::<Vec<_>>());
+        Time { median: median(&medians), mean: mean(&means), over_alone }
+    }))
 }
 
-fn round(stages: &mut [Stage; 2], side: usize, kind: Kind, way: Way) -> Result<Time> {
-    let stage = &mut stages[if way == Way::Alone { 1 - side } else { side }];
-    let order = kind.order(stage, way)?;
-    let pieces = stage.round(&order)?.pieces;
-    let seconds: Vec<f64> = pieces.iter().map(|&nanos| nanos as f64 / 1e9).collect();
-    Ok(Time { median: median(&seconds), mean: mean(&seconds) })
-}
-
-/// One round, for those who count what it makes run.
+/// One slice, for those who count what it makes run.
 pub(super) fn single(stage: &mut Stage, kind: Kind, way: Way) -> Result<()> {
-    let order = kind.order(stage, way)?;
+    let order = kind.order(stage.address(way)?);
     stage.round(&order).map(drop)
 }
