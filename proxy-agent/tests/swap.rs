@@ -17,7 +17,6 @@ use std::{
 
 use agent_kit::{
     array::{Array, ArrayView},
-    barrier::Barrier,
     bpf::{MMAPABLE, MapLayout, map_create, map_type},
 };
 use datapath::{
@@ -177,19 +176,6 @@ fn readers_see_the_old_set_or_the_new_in_kernel_arrays() {
     tables.services = Array::map(array(24, 4).as_fd()).unwrap();
     tables.backends4 = Array::map(array(12, BACKENDS).as_fd()).unwrap();
     assert_whole(&swap(tables, swaps()));
-}
-
-#[test]
-#[ignore = "needs root: the kernel's wait for programs"]
-fn the_wait_for_programs_takes_milliseconds() {
-    let barrier = Barrier::new().unwrap();
-    let began = std::time::Instant::now();
-    for _ in 0..10 {
-        barrier.wait().unwrap();
-    }
-    let each = began.elapsed() / 10;
-    println!("one wait: {each:?}");
-    assert!(each < std::time::Duration::from_millis(200));
 }
 
 /// Versions until something was caught, or long enough.

@@ -78,14 +78,23 @@ fn text(path: &Path) -> String {
 fn unit(machine: &Machine) -> Result<Tally> {
     heading("unit");
     let tidy = tidy::run(machine)?;
-    Ok(tidy + cargo_test(machine.cargo().args(["test", "--no-fail-fast"]), "unit")?)
+    let mut cargo = machine.cargo();
+    // What needs root is run by the tier `packet`.
+    let test = cargo.args(["test", "--no-fail-fast", "--", "--skip", PRIVILEGED]);
+    Ok(tidy + cargo_test(test, "unit")?)
 }
+
+/// In the name of each test of the default members that needs root.
+const PRIVILEGED: &str = "in_kernel_arrays";
 
 fn packet(machine: &Machine, environment: &[(&str, String)]) -> Result<Tally> {
     heading("packet");
     let mut cargo = machine.cargo();
     let here = privileged(&mut cargo, "packet", environment);
-    let here = cargo_test(here, "packet")?;
+    let mut here = cargo_test(here, "packet")?;
+    let mut cargo = machine.cargo();
+    let swap = ["test", "--package", "proxy-agent", "--test", "swap", "--", "--ignored"];
+    here += cargo_test(cargo.args(swap), "packet")?;
     if !has_test(machine, "kernels")? {
         println!("packet: older kernels are not tested: there is no such test yet");
         return Ok(here);

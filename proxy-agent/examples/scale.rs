@@ -1,5 +1,5 @@
 //! What ten thousand Services cost, one file for each and one for each EndpointSlice. Run by
-//! hand: `cargo test --release -p proxy-agent --test scale -- --ignored --nocapture`.
+//! hand: `cargo run --release -p proxy-agent --example scale`.
 
 use std::{
     fmt::Write,
@@ -158,9 +158,7 @@ fn first(directory: &Path) -> (Receiver<Batch>, State, [Duration; 2]) {
     (batches, state, [read, applying.elapsed()])
 }
 
-#[test]
-#[ignore = "measures; takes seconds and wants a release build"]
-fn ten_thousand_services() {
+fn main() {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path();
     let before = resident_kib();
