@@ -13,7 +13,7 @@ mod statistics;
 mod traffic;
 
 use anyhow::Result;
-use clap::builder::PossibleValuesParser;
+use clap::{ValueEnum, builder::PossibleValuesParser};
 
 use crate::{machine::Machine, setup};
 
@@ -21,14 +21,33 @@ use crate::{machine::Machine, setup};
 struct Bench {
     name: &'static str,
     about: &'static str,
-    run: fn(&Machine, Options) -> Result<()>,
+    run: fn(&Machine, &Options) -> Result<()>,
 }
 
 /// How benchmarks are run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// A few rounds that show whether it works.
     pub(crate) quick: bool,
+    /// Nothing but this part.
+    pub(crate) only: Option<Part>,
+    /// Numbers of Services beside which traffic is measured; the usual ones if empty.
+    pub(crate) services: Vec<u32>,
+}
+
+/// A part of a benchmark.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Part {
+    /// What a Service costs traffic.
+    DataPath,
+    /// How soon a change is in force, and memory.
+    ControlPlane,
+}
+
+impl Options {
+    fn includes(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part)
+    }
 }
 
 /// Every benchmark there is, in the order they run.
@@ -44,7 +63,7 @@ pub(crate) fn names() -> PossibleValuesParser {
 }
 
 /// Runs those named, or all.
-pub(crate) fn run(machine: &Machine, names: &[String], options: Options) -> Result<()> {
+pub(crate) fn run(machine: &Machine, names: &[String], options: &Options) -> Result<()> {
     setup::root("benchmarks run in a lab")?;
     machine.provide(&setup::lab())?;
     for bench in BENCHES.iter().filter(|b| names.is_empty() || names.contains(&b.name.into())) {

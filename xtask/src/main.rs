@@ -85,6 +85,12 @@ struct BenchArgs {
     /// Few rounds, to see that it works; the figures mean nothing
     #[arg(long)]
     quick: bool,
+    /// Only this part of the benchmark
+    #[arg(long)]
+    only: Option<bench::Part>,
+    /// Numbers of Services beside which traffic is measured
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    services: Vec<u32>,
     #[command(flatten)]
     setup: SetupArgs,
 }
@@ -122,8 +128,9 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
             anyhow::ensure!(tally.failed == 0, "{} checks failed", tally.failed);
         }
         Task::Bench(args) => {
-            let options = bench::Options { quick: args.quick };
-            bench::run(&Machine::new(args.setup.offline)?, &args.names, options)?;
+            let options =
+                bench::Options { quick: args.quick, only: args.only, services: args.services };
+            bench::run(&Machine::new(args.setup.offline)?, &args.names, &options)?;
         }
         Task::Lab(task) => return lab::run(task),
     }
