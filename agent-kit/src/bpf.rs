@@ -51,6 +51,7 @@ pub mod attach_type {
     pub const CGROUP_UDP6_RECVMSG: u32 = 20;
     pub const CGROUP_INET4_GETPEERNAME: u32 = 29;
     pub const CGROUP_INET6_GETPEERNAME: u32 = 30;
+    pub const CGROUP_INET_SOCK_RELEASE: u32 = 34;
     pub const TCX_INGRESS: u32 = 46;
     pub const TCX_EGRESS: u32 = 47;
 }

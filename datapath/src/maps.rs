@@ -11,7 +11,7 @@
 //! | `FLOWS4/6` | hash | `FlowKey` → `Flow`, answered flows |
 //! | `PENDING4/6` | LRU hash | `FlowKey` → `Flow`, flows not yet answered |
 //! | `FRAGMENTS4/6` | LRU hash | `FragmentKey` → `Ports` |
-//! | `SOCKETS4/6` | socket storage | socket → `Connected` |
+//! | `SOCKETS4/6` | array, mmap | `socket::place` → `Connected` |
 //! | `PEERS4/6` | LRU hash | `PeerKey` → `Peer` |
 //! | `DEVICES` | hash | interface index → `Device` |
 //! | `SETTINGS` | array of one | → `Settings` |
@@ -20,6 +20,7 @@
 //! | `SCRATCH4/6` | per-CPU array of one | → `Scratch`, a row in the making |
 //! | `ADDRESSMARKS` | array of one, mmap | → one byte per hash of an address in `ADDRESSES4/6` |
 //! | `MARKS` | array of one | → one byte per hash of an address pair |
+//! | `PEERMARKS` | array of one | → one byte for the ports of backends that sockets were given |
 
 pub const FRONTENDS_CAPACITY: usize = 65_536;
 pub const ADDRESSES_CAPACITY: usize = 65_536;
@@ -28,11 +29,15 @@ pub const BACKENDS_CAPACITY: usize = 131_072;
 pub const FLOWS_CAPACITY: usize = 262_144;
 pub const PENDING_CAPACITY: usize = 32_768;
 pub const FRAGMENTS_CAPACITY: usize = 4_096;
+/// A power of two.
+pub const SOCKETS_CAPACITY: usize = 65_536;
 pub const PEERS_CAPACITY: usize = 16_384;
 pub const DEVICES_CAPACITY: usize = 4_096;
 /// Bytes of the one row of `MARKS` and of `ADDRESSMARKS`; a power of two.
 pub const MARKS_LEN: usize = 65_536;
+/// Bytes of the one row of `PEERMARKS`; a power of two.
+pub const PEERMARKS_LEN: usize = 4_096;
 
 /// Raised when a key or value changes its layout: it is part of the pins' path, so that an old
 /// table is never read with new eyes.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;

@@ -32,8 +32,9 @@ pub struct SocketHook {
 }
 
 /// The socket path. Answers are turned before questions, so that no application sees a backend
-/// as its peer.
-pub const SOCKET_HOOKS: [SocketHook; 8] = [
+/// as its peer; and before that, sockets are followed to their end, so that no row stays behind.
+pub const SOCKET_HOOKS: [SocketHook; 9] = [
+    SocketHook { program: "sock_release", attach_type: attach_type::CGROUP_INET_SOCK_RELEASE },
     SocketHook { program: "sock_peername4", attach_type: attach_type::CGROUP_INET4_GETPEERNAME },
     SocketHook { program: "sock_peername6", attach_type: attach_type::CGROUP_INET6_GETPEERNAME },
     SocketHook { program: "sock_recvmsg4", attach_type: attach_type::CGROUP_UDP4_RECVMSG },
@@ -128,6 +129,7 @@ pub fn load_programs(ebpf: &mut Ebpf) -> Result<(), AttachError> {
             let result = match program {
                 Program::SchedClassifier(program) => program.load(),
                 Program::CgroupSockAddr(program) => program.load(),
+                Program::CgroupSock(program) => program.load(),
                 _ => Ok(()),
             };
             result.map_err(|source| AttachError::Load { name: name.to_owned(), source })?;
@@ -180,12 +182,12 @@ impl Sweep {
 /// Puts the socket path on a cgroup.
 pub fn attach_sockets(ebpf: &Ebpf, links: &Links, cgroup: &Path) -> Result<(), AttachError> {
     for hook in SOCKET_HOOKS {
-        let Some(Program::CgroupSockAddr(program)) = ebpf.program(hook.program) else {
-            return Err(AttachError::NoProgram(hook.program));
+        let fd = match ebpf.program(hook.program) {
+            Some(Program::CgroupSockAddr(program)) => program.fd(),
+            Some(Program::CgroupSock(program)) => program.fd(),
+            _ => return Err(AttachError::NoProgram(hook.program)),
         };
-        let fd = program
-            .fd()
-            .map_err(|source| AttachError::Load { name: hook.program.into(), source })?;
+        let fd = fd.map_err(|source| AttachError::Load { name: hook.program.into(), source })?;
         links.attach_cgroup(hook.program, fd.as_fd(), cgroup, hook.attach_type)?;
     }
     Ok(())

@@ -17,6 +17,7 @@ use datapath::{
     counter::{Hook, Reason, drop_index},
     flow::{Flow, FlowKey},
     service::{ServiceCounters, ServiceName},
+    socket::Connected,
 };
 
 use crate::apply::tables::{OpenError, decode_name, table};
@@ -108,27 +109,30 @@ impl Counters {
     }
 }
 
-/// Rows and capacity of the flow tables.
+/// Rows and capacity of the tables that the programs fill.
 pub fn flow_fill(maps: &Path) -> Vec<(String, u32, u32)> {
     let mut fill = Vec::new();
     for name in ["FLOWS4", "PENDING4"] {
-        fill.extend(count::<FlowKey<Ipv4>, Flow<Ipv4>>(maps, name));
+        fill.extend(count::<FlowKey<Ipv4>, Flow<Ipv4>>(maps, name, |_| true));
     }
     for name in ["FLOWS6", "PENDING6"] {
-        fill.extend(count::<FlowKey<Ipv6>, Flow<Ipv6>>(maps, name));
+        fill.extend(count::<FlowKey<Ipv6>, Flow<Ipv6>>(maps, name, |_| true));
     }
+    fill.extend(count::<u32, Connected<Ipv4>>(maps, "SOCKETS4", |row| row.cookie != 0));
+    fill.extend(count::<u32, Connected<Ipv6>>(maps, "SOCKETS6", |row| row.cookie != 0));
     fill
 }
 
 fn count<K: agent_kit::Pod, V: agent_kit::Pod>(
     maps: &Path,
     name: &str,
+    is_taken: fn(&V) -> bool,
 ) -> Option<(String, u32, u32)>
 where
     MapTable<K, V>: Table<K, V>,
 {
     let table: MapTable<K, V> = table(maps, name).ok()?;
     let mut rows = 0;
-    table.visit(|_, _| rows += 1).ok()?;
+    table.visit(|_, row| rows += u32::from(is_taken(row))).ok()?;
     Some((name.to_owned(), rows, table.capacity()))
 }

@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use datapath::{
@@ -16,8 +16,8 @@ use datapath::{
     frontend::{AddressUse, Frontend, FrontendKey},
     maps::{
         ADDRESSES_CAPACITY, BACKENDS_CAPACITY, DEVICES_CAPACITY, FLOWS_CAPACITY,
-        FRAGMENTS_CAPACITY, FRONTENDS_CAPACITY, MARKS_LEN, PEERS_CAPACITY, PENDING_CAPACITY,
-        SERVICES_CAPACITY,
+        FRAGMENTS_CAPACITY, FRONTENDS_CAPACITY, MARKS_LEN, PEERMARKS_LEN, PEERS_CAPACITY, PENDING_CAPACITY,
+        SERVICES_CAPACITY, SOCKETS_CAPACITY,
     },
     service::{Service, ServiceCounters, ServiceName},
     settings::Settings,
@@ -51,8 +51,8 @@ maps! {
     PENDING6: LruHashMap<FlowKey<Ipv6>, Flow<Ipv6>, PENDING_CAPACITY>,
     FRAGMENTS4: LruHashMap<FragmentKey<Ipv4>, Ports, FRAGMENTS_CAPACITY>,
     FRAGMENTS6: LruHashMap<FragmentKey<Ipv6>, Ports, FRAGMENTS_CAPACITY>,
-    SOCKETS4: SkStorage<Connected<Ipv4>>,
-    SOCKETS6: SkStorage<Connected<Ipv6>>,
+    SOCKETS4: Array<Connected<Ipv4>, SOCKETS_CAPACITY, MMAP>,
+    SOCKETS6: Array<Connected<Ipv6>, SOCKETS_CAPACITY, MMAP>,
     PEERS4: LruHashMap<PeerKey<Ipv4>, Peer<Ipv4>, PEERS_CAPACITY>,
     PEERS6: LruHashMap<PeerKey<Ipv6>, Peer<Ipv6>, PEERS_CAPACITY>,
     DEVICES: HashMap<u32, Device, DEVICES_CAPACITY, LAZY>,
@@ -60,6 +60,7 @@ maps! {
     DROPS: PerCpuArray<u64, DROPS_LEN>,
     ADDRESSMARKS: Array<[u8; MARKS_LEN], 1, MMAP>,
     MARKS: Array<[u8; MARKS_LEN], 1>,
+    PEERMARKS: Array<[u8; PEERMARKS_LEN], 1>,
     SCRATCH4: PerCpuArray<Scratch<Ipv4>, 1>,
     SCRATCH6: PerCpuArray<Scratch<Ipv6>, 1>,
     /// By family: 0 is IPv4, 1 IPv6.

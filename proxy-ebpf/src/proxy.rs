@@ -14,8 +14,8 @@ mod tables;
 
 use aya_ebpf::{
     bindings::TC_ACT_SHOT,
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, SockContext, TcContext},
 };
 use datapath::{
     address::{V4, V6},
@@ -27,7 +27,7 @@ use datapath::{
 };
 use gate::{is_foreign_destination, is_foreign_pair};
 use skb::Skb;
-use socket::{Operation, call4, call6};
+use socket::{Operation, call4, call6, release};
 use tables::{Maps, settings};
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: not ours, or done with; the next
@@ -75,6 +75,11 @@ pub fn sock_peername4(context: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn sock_peername6(context: SockAddrContext) -> i32 {
     call6(&context, Operation::PeerName)
+}
+
+#[cgroup_sock(sock_release)]
+pub fn sock_release(context: SockContext) -> i32 {
+    release(&context)
 }
 
 #[classifier]

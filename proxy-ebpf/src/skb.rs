@@ -29,8 +29,9 @@ impl<'a> Skb<'a> {
         Self { context, ipv6_checksum_flags }
     }
 
-    /// Sends the packet back out of its device, to where it came from.
-    #[inline(always)]
+    /// Sends the packet back out of its device, to where it came from. Apart, so that its stack
+    /// is not in that of everything else.
+    #[inline(never)]
     pub fn send_back(&mut self) -> Option<i32> {
         let mut addresses = [0_u8; 12];
         let skb = self.context.as_ptr();

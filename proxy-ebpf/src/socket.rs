@@ -1,25 +1,28 @@
 //! The socket path's hooks: from the kernel's context to the engine and back.
 
+use core::ptr::{read_volatile, write_volatile};
+
 use aya_ebpf::{
     EbpfContext,
     bindings::BPF_ANY,
-    btf_maps::{LruHashMap, SkStorage},
+    btf_maps::{Array, LruHashMap},
     helpers::generated as helper,
-    programs::SockAddrContext,
+    programs::{SockAddrContext, SockContext},
 };
 use datapath::{
-    address::{Be16, Ipv4, Ipv6, V4, V6},
+    address::{Be16, Ipv4, Ipv6, V4, V6, protocol},
     connect::{self, Call, place},
     counter::{Hook, Reason},
     flow::Place,
-    maps::PEERS_CAPACITY,
+    maps::{PEERS_CAPACITY, SOCKETS_CAPACITY},
     settings::socket_lb,
-    socket::{Connected, Peer, PeerKey},
+    socket::{Connected, Peer, PeerKey, WAYS, place as place_of_row},
     tables::Tables,
 };
 
 use crate::{
-    maps::{PEERS4, PEERS6, SOCKETS4, SOCKETS6},
+    gate::{is_foreign, is_peer, mark_peer},
+    maps::{MMAP, PEERS4, PEERS6, SOCKETS4, SOCKETS6},
     tables::{FamilyMaps, Maps, count_socket_connection, settings},
 };
 
@@ -28,21 +31,26 @@ const ALLOW: i32 = 1;
 /// The call fails, with EPERM unless another error was set.
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
+type Sockets<A> = Array<Connected<A>, SOCKETS_CAPACITY, MMAP>;
+type Peers<A> = LruHashMap<PeerKey<A>, Peer<A>, PEERS_CAPACITY>;
 
 /// What the socket path remembers, by family.
 pub trait SocketMaps: FamilyMaps {
-    const SOCKETS: &'static SkStorage<Connected<Self::Address>>;
-    const PEERS: &'static LruHashMap<PeerKey<Self::Address>, Peer<Self::Address>, PEERS_CAPACITY>;
+    const SOCKETS: &'static Sockets<Self::Address>;
+    const PEERS: &'static Peers<Self::Address>;
 }
 
 impl SocketMaps for V4 {
-    const SOCKETS: &'static SkStorage<Connected<Ipv4>> = &SOCKETS4;
-    const PEERS: &'static LruHashMap<PeerKey<Ipv4>, Peer<Ipv4>, PEERS_CAPACITY> = &PEERS4;
+    const SOCKETS: &'static Sockets<Ipv4> = &SOCKETS4;
+    const PEERS: &'static Peers<Ipv4> = &PEERS4;
 }
 
 impl SocketMaps for V6 {
-    const SOCKETS: &'static SkStorage<Connected<Ipv6>> = &SOCKETS6;
-    const PEERS: &'static LruHashMap<PeerKey<Ipv6>, Peer<Ipv6>, PEERS_CAPACITY> = &PEERS6;
+    const SOCKETS: &'static Sockets<Ipv6> = &SOCKETS6;
+    const PEERS: &'static Peers<Ipv6> = &PEERS6;
 }
 
 /// The address in a call's context, of whatever kind the socket is.
@@ -72,10 +80,10 @@ impl Peerage for V6 {
         // word by word, as the verifier asks.
         unsafe {
             let words = &raw mut (*context.sock_addr).user_ip6;
-            core::ptr::write_volatile(words.cast::<u32>(), a);
-            core::ptr::write_volatile(words.cast::<u32>().add(1), b);
-            core::ptr::write_volatile(words.cast::<u32>().add(2), c);
-            core::ptr::write_volatile(words.cast::<u32>().add(3), d);
+            write_volatile(words.cast::<u32>(), a);
+            write_volatile(words.cast::<u32>().add(1), b);
+            write_volatile(words.cast::<u32>().add(2), c);
+            write_volatile(words.cast::<u32>().add(3), d);
         }
     }
 }
@@ -105,10 +113,10 @@ fn address6(context: &SockAddrContext) -> Ipv6 {
     unsafe {
         let words = (&raw const (*context.sock_addr).user_ip6).cast::<u32>();
         Ipv6::from_raw([
-            core::ptr::read_volatile(words),
-            core::ptr::read_volatile(words.add(1)),
-            core::ptr::read_volatile(words.add(2)),
-            core::ptr::read_volatile(words.add(3)),
+            read_volatile(words),
+            read_volatile(words.add(1)),
+            read_volatile(words.add(2)),
+            read_volatile(words.add(3)),
         ])
     }
 }
@@ -117,6 +125,12 @@ fn address6(context: &SockAddrContext) -> Ipv6 {
 fn port(context: &SockAddrContext) -> u32 {
     // SAFETY: the kernel's context.
     unsafe { (*context.sock_addr).user_port }
+}
+
+#[inline(always)]
+fn protocol(context: &SockAddrContext) -> u8 {
+    // SAFETY: the kernel's context.
+    unsafe { (*context.sock_addr).protocol as u8 }
 }
 
 /// A call on an IPv4 socket.
@@ -158,12 +172,16 @@ fn is_served(context: &SockAddrContext) -> bool {
     let settings = settings();
     match settings.socket_lb {
         socket_lb::ON => true,
-        // SAFETY: the helper takes the program's context.
-        socket_lb::HOST => unsafe {
-            helper::bpf_get_netns_cookie(context.as_ptr()) == settings.host_netns_cookie
-        },
+        socket_lb::HOST => is_of_node(context),
         _ => false,
     }
+}
+
+/// True for the node's own processes, which no packet path serves.
+#[inline(always)]
+fn is_of_node(context: &SockAddrContext) -> bool {
+    // SAFETY: the helper takes the program's context.
+    unsafe { helper::bpf_get_netns_cookie(context.as_ptr()) == settings().host_netns_cookie }
 }
 
 #[inline(always)]
@@ -183,19 +201,27 @@ fn outward<F: Peerage>(
     if !is_served(context) {
         return ALLOW;
     }
+    if is_foreign::<F>(peer.addr) {
+        // Only a datagram socket can be connected again before it is let go. (One of TCP can
+        // after a failure, which leaves a row that no other peer matches.)
+        if operation == Operation::Connect && protocol(context) != protocol::TCP {
+            forget::<F>(cookie(context));
+        }
+        return ALLOW;
+    }
     let mut maps = Maps { packet: None };
     let call = if operation == Operation::Send {
         connect::send::<F, _>(&mut maps, peer, cookie(context))
     } else {
-        // SAFETY: the kernel's context.
-        let proto = unsafe { (*context.sock_addr).protocol } as u8;
-        connect::connect::<F, _>(&mut maps, peer, proto)
+        connect::connect::<F, _>(&mut maps, peer, protocol(context))
     };
     match call {
         Call::Backend(backend, service) => {
             if operation == Operation::Send {
                 remember_peer::<F>(context, peer, backend, service);
-            } else if !remember_connection::<F>(context, peer, backend, service) {
+            } else if !remember_connection::<F>(context, peer, backend, service)
+                && !is_of_node(context)
+            {
                 return ALLOW;
             }
             F::set_address(context, backend.addr, mapped);
@@ -212,15 +238,15 @@ fn outward<F: Peerage>(
         }
         Call::Pass => {
             if operation == Operation::Connect {
-                forget_connection::<F>(context);
+                forget::<F>(cookie(context));
             }
             ALLOW
         }
     }
 }
 
-/// Notes the translation of a `connect` with its socket; false if the kernel has no memory
-/// for it, and then the packet path serves.
+/// Notes the translation of a `connect`; false if there is no room. Then the packet path serves
+/// pods, and the node's own processes see the backend as their peer.
 #[inline(always)]
 fn remember_connection<F: Peerage>(
     context: &SockAddrContext,
@@ -228,33 +254,110 @@ fn remember_connection<F: Peerage>(
     backend: Place<F::Address>,
     service: u32,
 ) -> bool {
-    let connected = Connected {
-        frontend: frontend.addr,
-        backend: backend.addr,
-        frontend_port: frontend.port,
-        backend_port: backend.port,
-        service,
-    };
-    // SAFETY: the helper gives this socket's own row, or null.
+    mark_peer(backend.port);
+    let cookie = cookie(context);
+    let Some(row) = row::<F>(cookie).or_else(|| claim::<F>(cookie)) else { return false };
+    // SAFETY: the map's rows are never freed, and this one is the socket's own.
     unsafe {
-        let row = F::SOCKETS.get_or_insert_ptr_mut(context, None);
-        if row.is_null() {
-            return false;
-        }
-        *row = connected;
+        *row = Connected {
+            cookie,
+            frontend: frontend.addr,
+            backend: backend.addr,
+            frontend_port: frontend.port,
+            backend_port: backend.port,
+            service,
+        };
     }
     true
 }
 
-/// The socket connects to something else now.
+/// The row of a socket, if it has one.
 #[inline(always)]
-fn forget_connection<F: Peerage>(context: &SockAddrContext) {
-    // SAFETY: the helper gives this socket's own row, or null.
+fn row<F: SocketMaps>(cookie: u64) -> Option<*mut Connected<F::Address>> {
+    (0..WAYS).find_map(|way| {
+        let row = F::SOCKETS.get_ptr_mut(place_of_row(cookie, way))?;
+        // SAFETY: the map's rows are never freed; volatile because others are being taken.
+        (unsafe { read_volatile(&raw const (*row).cookie) } == cookie).then_some(row)
+    })
+}
+
+/// Takes a row for a socket, if one of its places is free.
+#[inline(always)]
+fn claim<F: SocketMaps>(cookie: u64) -> Option<*mut Connected<F::Address>> {
+    (0..WAYS).find_map(|way| {
+        let row = F::SOCKETS.get_ptr_mut(place_of_row(cookie, way))?;
+        // SAFETY: the map's rows are never freed.
+        unsafe { take(&raw mut (*row).cookie, cookie) }.then_some(row)
+    })
+}
+
+/// Writes a word where zero stands; false if something else does.
+///
+/// # Safety
+/// The word lies in a row of a map.
+#[inline(always)]
+unsafe fn take(word: *mut u64, value: u64) -> bool {
+    let found: u64;
+    // SAFETY: the caller's. The target has no compare-and-exchange in Rust.
     unsafe {
-        let row = F::SOCKETS.get_ptr_mut(context);
-        if !row.is_null() {
-            *row = Connected::default();
+        core::arch::asm!(
+            "r0 = cmpxchg_64({word} + 0, r0, {value})",
+            word = in(reg) word,
+            value = in(reg) value,
+            inout("r0") 0_u64 => found,
+        );
+    }
+    found == 0
+}
+
+/// Frees a socket's row, if it has one.
+#[inline(always)]
+fn forget<F: SocketMaps>(cookie: u64) {
+    if let Some(row) = row::<F>(cookie) {
+        // SAFETY: the map's rows are never freed, and this one is the socket's own.
+        unsafe { write_volatile(&raw mut (*row).cookie, 0) };
+    }
+}
+
+/// The process lets go of a socket.
+#[inline(always)]
+pub fn release(context: &SockContext) -> i32 {
+    // SAFETY: the kernel's context.
+    let (family, port) = unsafe { ((*context.sock).family, (*context.sock).dst_port) };
+    let port = Be16::from_bytes(port.to_ne_bytes());
+    if family == AF_INET {
+        // SAFETY: the kernel's context.
+        let address = Ipv4::from_raw(unsafe { (*context.sock).dst_ip4 });
+        forget_released::<V4>(context, Place::new(address, port));
+    } else if family == AF_INET6 {
+        // SAFETY: the kernel's context; word by word, as the verifier asks.
+        let address = Ipv6::from_raw(unsafe {
+            let words = (&raw const (*context.sock).dst_ip6).cast::<u32>();
+            [
+                read_volatile(words),
+                read_volatile(words.add(1)),
+                read_volatile(words.add(2)),
+                read_volatile(words.add(3)),
+            ]
+        });
+        let place = Place::new(address, port);
+        forget_released::<V6>(context, place);
+        if port == Be16::ZERO || address.v4_mapped().is_some() {
+            let address = address.v4_mapped().unwrap_or_default();
+            forget_released::<V4>(context, Place::new(address, port));
         }
+    }
+    ALLOW
+}
+
+/// Removes the row of a socket whose peer is now `peer`: without a port if it is connected to
+/// nothing, or nothing any more.
+#[inline(always)]
+fn forget_released<F: SocketMaps>(context: &SockContext, peer: Place<F::Address>) {
+    if peer.port == Be16::ZERO || is_peer(peer.port) {
+        // SAFETY: the helper takes the program's context.
+        let cookie = unsafe { helper::bpf_get_socket_cookie(context.as_ptr()) };
+        forget::<F>(cookie);
     }
 }
 
@@ -281,6 +384,7 @@ fn remember_peer<F: Peerage>(
     service: u32,
 ) {
     let peer = Peer { frontend: frontend.addr, frontend_port: frontend.port, pad: 0, service };
+    mark_peer(backend.port);
     let _ = F::PEERS.insert(peer_key::<F>(context, backend), peer, BPF_ANY.into());
 }
 
@@ -305,8 +409,11 @@ fn frontend<F: Peerage>(
     operation: Operation,
     peer: Place<F::Address>,
 ) -> Option<Place<F::Address>> {
-    // SAFETY: the helper gives this socket's own row, or null.
-    let connected = unsafe { F::SOCKETS.get_ptr_mut(context).as_ref() };
+    if !is_peer(peer.port) {
+        return None;
+    }
+    // SAFETY: the map's rows are never freed, and this one is the socket's own.
+    let connected = row::<F>(cookie(context)).map(|row| unsafe { *row });
     if let Some(row) = connected
         && row.backend == peer.addr
         && row.backend_port == peer.port

@@ -31,6 +31,7 @@ use datapath::{
 
 use crate::{
     apart::*,
+    gate::{is_set, set},
     maps::*,
     sweep::{reclaim4, reclaim6},
 };
@@ -253,17 +254,12 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
 
     #[inline(always)]
     fn mark(&mut self, hash: u32) {
-        if let Some(marks) = MARKS.get_ptr_mut(0) {
-            // SAFETY: the place is below the row's length.
-            unsafe { *marks.cast::<u8>().add(mark_place(hash)) = 1 };
-        }
+        set(&MARKS, hash);
     }
 
     #[inline(always)]
     fn is_marked(&mut self, hash: u32) -> bool {
-        let Some(marks) = MARKS.get_ptr(0) else { return true };
-        // SAFETY: the place is below the row's length.
-        unsafe { *marks.cast::<u8>().add(mark_place(hash)) != 0 }
+        is_set(&MARKS, hash)
     }
 
     #[inline(always)]

@@ -6,11 +6,15 @@ use lab::{
 };
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, ok, show},
     service::{FAMILIES, Family, Target, expose},
 };
 
-both! { application_sees_the_service_as_peer, unconnected_udp_keeps_its_backend }
+both! {
+    application_sees_the_service_as_peer,
+    unconnected_udp_keeps_its_backend,
+    closed_sockets_leave_no_rows,
+}
 
 fn application_sees_the_service_as_peer(mode: SocketLb) {
     let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
@@ -52,8 +56,6 @@ fn sees_the_service(cluster: &Cluster, from: &str, target: Target, family: Famil
 fn unconnected_udp_keeps_its_backend(mode: SocketLb) {
     use std::net::UdpSocket;
 
-    use crate::cluster::ok;
-
     // One port of one client: `ask` opens a socket for each request, and a flow is a tuple.
     let cluster = Cluster::up(mode, &[expose(10, &["pod1b", "pod2a", "pod2b"])]);
     let pod = cluster.place("pod1a");
@@ -77,4 +79,42 @@ fn unconnected_udp_keeps_its_backend(mode: SocketLb) {
         }));
         assert!(names.iter().all(|name| *name == names[0]), "{names:?}");
     }
+}
+
+/// Rows that the socket path holds on node1, both families.
+fn sockets(cluster: &Cluster) -> u64 {
+    let status = show(&cluster.agents[0], &["status"]);
+    let tables = status["tables"].as_array().expect("a list");
+    tables
+        .iter()
+        .filter(|table| table["table"].as_str().is_some_and(|name| name.starts_with("SOCKETS")))
+        .map(|table| table["entries"].as_u64().expect("a number"))
+        .sum()
+}
+
+fn closed_sockets_leave_no_rows(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
+    let targets = FAMILIES.map(|family| Target::ClusterIp(10).address(&cluster.lab, family));
+    let [v4, v6] = targets.map(|to| format!("/dev/tcp/{}/{}", to.ip(), to.port()));
+    let end = std::env::temp_dir().join(format!("millrace-hold-{mode:?}-{}", std::process::id()));
+    let line = format!(
+        "bash -c 'exec 3<>{v4} 4<>{v6}; until [ -e {end} ]; do sleep 0.1; done'",
+        end = end.display()
+    );
+    std::thread::scope(|scope| {
+        let holder = scope.spawn(|| cluster.lab.shell("node1", &line));
+        while sockets(&cluster) < 2 {
+            assert!(!holder.is_finished(), "{:?}", holder.join());
+        }
+        // Sockets of others come and go.
+        for to in targets {
+            cluster.ask("node1", Protocol::Udp, to);
+            cluster.ask("pod1a", Protocol::Tcp, to);
+        }
+        assert_eq!(sockets(&cluster), 2);
+        ok(std::fs::write(&end, ""));
+        ok(holder.join().expect("no panic"));
+    });
+    ok(std::fs::remove_file(&end));
+    assert_eq!(sockets(&cluster), 0);
 }

@@ -18,7 +18,7 @@ use agent_kit::{
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::{
     Ebpf,
-    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, TcAttachType},
+    programs::{Program, ProgramError, SchedClassifier, TcAttachType},
 };
 
 use crate::Report;
@@ -33,7 +33,7 @@ const PINS: &str = "/sys/fs/bpf/millrace";
 const INSTRUCTIONS: u32 = 100_000;
 
 /// Programs on cgroups, with their hooks.
-const ON_CGROUPS: [(&str, u32); 8] = [
+const ON_CGROUPS: [(&str, u32); 9] = [
     ("sock_connect4", attach_type::CGROUP_INET4_CONNECT),
     ("sock_connect6", attach_type::CGROUP_INET6_CONNECT),
     ("sock_sendmsg4", attach_type::CGROUP_UDP4_SENDMSG),
@@ -42,6 +42,7 @@ const ON_CGROUPS: [(&str, u32); 8] = [
     ("sock_recvmsg6", attach_type::CGROUP_UDP6_RECVMSG),
     ("sock_peername4", attach_type::CGROUP_INET4_GETPEERNAME),
     ("sock_peername6", attach_type::CGROUP_INET6_GETPEERNAME),
+    ("sock_release", attach_type::CGROUP_INET_SOCK_RELEASE),
 ];
 
 /// Programs on devices: the pods' on `lo`, which has traffic, the uplink's on one without.
@@ -91,6 +92,7 @@ fn load_program(program: &mut Program) -> Result<()> {
     let loaded = match program {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         _ => return Err(anyhow!("of a type that we do not use")),
     };
     loaded.map_err(last_words)?;
@@ -135,8 +137,12 @@ pub(crate) fn attach(report: &mut Report, object: &mut Object) {
 }
 
 fn attach_to_cgroup(ebpf: &Ebpf, links: &Links, name: &str, hook: u32) -> Result<()> {
-    let program: &CgroupSockAddr = ebpf.program(name).context("no such program")?.try_into()?;
-    let link = links.attach_cgroup(name, program.fd()?.as_fd(), Path::new(CGROUP), hook)?;
+    let fd = match ebpf.program(name).context("no such program")? {
+        Program::CgroupSockAddr(program) => program.fd()?,
+        Program::CgroupSock(program) => program.fd()?,
+        _ => return Err(anyhow!("of a type that we do not use")),
+    };
+    let link = links.attach_cgroup(name, fd.as_fd(), Path::new(CGROUP), hook)?;
     ensure!(link.is_attached(), "the link is on nothing");
     Ok(())
 }
