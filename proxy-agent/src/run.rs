@@ -349,10 +349,16 @@ impl Agent {
             state.last_event = Some(feed.since);
             state.is_leaving = self.source.node().is_some_and(|node| node.going);
         }
-        self.set_problems("source", feed.problems);
         for (key, wanted) in feed.changes {
             self.applier.want(key, wanted);
         }
+        let is_first = feed.is_synced && !self.applier.is_complete();
+        if is_first && self.source.is_doubtful() {
+            for (key, wanted) in self.source.adopt(self.applier.adopted()) {
+                self.applier.want(key, wanted);
+            }
+        }
+        self.set_problems("source", self.source.problems());
         if self.args.node_ip.is_empty() {
             let told = self.source.node().map(node_addresses).unwrap_or_default();
             if told != self.node_addresses {
@@ -360,7 +366,6 @@ impl Agent {
                 self.place();
             }
         }
-        let is_first = feed.is_synced && !self.applier.is_complete();
         if is_first {
             self.applier.complete();
         }

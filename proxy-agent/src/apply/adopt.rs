@@ -15,7 +15,9 @@ use super::{
     op::{FrontendAt, FrontendTo},
     tables::{Tables, decode_name},
 };
-use crate::desired::{DesiredBackend, IpFamily, ServicePortKey};
+use crate::desired::{
+    Desired, DesiredBackend, DesiredFrontend, DesiredService, DesiredSet, IpFamily, ServicePortKey,
+};
 
 /// Reads the tables.
 pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
@@ -61,6 +63,39 @@ pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
         ledger.frontend_put(at, to);
     }
     Ok(ledger)
+}
+
+impl Ledger {
+    /// Rows as they were found, before the first write.
+    pub fn adopted(&self) -> Desired {
+        let named = self.rows.values().filter(|row| row.is_named && !row.key.name.is_empty());
+        named.filter_map(|row| Some((ServicePortKey::clone(&row.key), self.found(row)?))).collect()
+    }
+
+    fn found(&self, row: &Row) -> Option<DesiredService> {
+        let frontend = |at: &FrontendAt| {
+            let kind = self.frontends.get(at)?.kind;
+            Some(DesiredFrontend { address: at.address, port: at.port, kind })
+        };
+        let mut frontends: Vec<_> = row.frontends.iter().filter_map(frontend).collect();
+        frontends.sort_unstable();
+        Some(DesiredService {
+            frontends,
+            cluster: row.cluster.found()?,
+            local: row.local.found()?,
+            flags: row.flags & !(service_flags::USED | service_flags::IPV6),
+        })
+    }
+}
+
+impl Placed {
+    fn found(&self) -> Option<DesiredSet> {
+        match self.set? {
+            SetRef::REJECT => Some(DesiredSet::Reject),
+            SetRef::DROP => Some(DesiredSet::Drop),
+            _ => Some(DesiredSet::Backends(self.backends.clone()?)),
+        }
+    }
 }
 
 fn frontend<A: Copy + Into<std::net::IpAddr>>(

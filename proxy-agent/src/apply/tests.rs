@@ -314,6 +314,7 @@ proptest! {
         let desired: Desired =
             desired.into_iter().filter(|(_, wanted)| !wanted.frontends.is_empty()).collect();
         let mut applier = restart(applier);
+        prop_assert_eq!(&applier.adopted(), &desired);
         want(&mut applier, &Desired::new(), &desired);
         applier.complete();
         prop_assert_eq!(applier.ledger.plan(), vec![]);
