@@ -2,6 +2,7 @@
 //! and the wait for running programs before anything is used again.
 
 pub mod adopt;
+pub mod audit;
 pub mod blocks;
 pub mod indices;
 pub mod ledger;

@@ -27,6 +27,7 @@ use tracing::{debug, info, warn};
 use crate::{
     apply::{
         Applier,
+        audit::{Difference, Part},
         tables::{OpenError, Tables, table},
     },
     attach::{self, AttachError, Devices, Sweep},
@@ -48,6 +49,11 @@ const SWEEP: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(5);
 /// Another proxy's rules are looked for this often.
 const LOOK: Duration = Duration::from_mins(1);
+/// Within this time all tables of Services are compared with what was written, one part after
+/// the other; at once on SIGHUP.
+const AUDIT: Duration = Duration::from_mins(3);
+/// Rows that one part of an audit logs; the rest is only counted.
+const AUDIT_LINES: usize = 20;
 
 /// Why the agent cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +85,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let directory = args.validate()?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Node)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Node)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Node)?;
     let config = serde_json::to_value(&args).unwrap_or_default();
     info!(version = env!("CARGO_PKG_VERSION"), %config, "starting");
 
@@ -102,6 +109,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut sweep = ticks(SWEEP);
     let mut retry = ticks(RETRY);
     let mut look = ticks(LOOK);
+    let mut audit = ticks(AUDIT / Part::ALL.len() as u32);
+    let mut parts = Part::ALL.into_iter().cycle();
     let mut sweeping: Option<JoinHandle<Result<(), AttachError>>> = None;
     loop {
         agent.begin_wait();
@@ -118,6 +127,11 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
                     let sweep = Arc::clone(&agent.sweep);
                     sweeping = Some(tokio::task::spawn_blocking(move || sweep.run()));
                 }
+            }
+            _ = audit.tick() => agent.audit(parts.next()),
+            Some(()) = hangup.recv() => {
+                info!("SIGHUP: comparing all tables with what was written");
+                agent.audit(Part::ALL);
             }
             _ = look.tick() => agent.look_for_rules().await,
             _ = terminate.recv() => break,
@@ -421,6 +435,36 @@ impl Agent {
             state.behind_since = None;
         }
         state.tables = report::fill(&fill);
+    }
+
+    /// Compares tables with what was written, and repairs them. On this thread, which writes
+    /// them, so that nothing is compared with what is just being changed.
+    fn audit(&mut self, parts: impl IntoIterator<Item = Part>) {
+        let began = Instant::now();
+        let mut repairs = 0;
+        for part in parts {
+            let differences = match self.applier.audit(part) {
+                Ok(differences) => differences,
+                Err(err) => {
+                    warn!(?part, %err, "cannot read tables to compare them");
+                    continue;
+                }
+            };
+            for (nth, Difference { table, key, damage }) in differences.iter().enumerate() {
+                self.metrics.repaired(table);
+                if nth < AUDIT_LINES {
+                    warn!(table, key, %damage, "a row was not as written; repairing it");
+                }
+            }
+            if differences.len() > AUDIT_LINES {
+                warn!(?part, rows = differences.len(), "rows were not as written in all");
+            }
+            repairs += differences.len();
+            debug!(?part, so_far = ?began.elapsed(), "compared");
+        }
+        if repairs > 0 {
+            self.sync(0);
+        }
     }
 
     /// What was taken out of the tables is used again only after a wait, which no change has

@@ -1,6 +1,8 @@
 //! The law of `apply`: whatever the tables held, whatever fails on the way, they come to hold
 //! what is wanted, and a reader at any moment sees each Service as it was or as it should be.
 
+mod audit;
+
 use std::{
     collections::BTreeMap,
     io,
