@@ -9,6 +9,7 @@ pub mod array;
 pub mod barrier;
 pub mod bpf;
 pub mod clsact;
+pub mod filter;
 pub mod link;
 pub mod mount;
 pub mod object;

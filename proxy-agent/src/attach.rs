@@ -155,6 +155,30 @@ fn classifier<'a>(
     }
 }
 
+/// Whether devices take links of loaded programs (tcx): a device that does not exist is missed
+/// only by a kernel that knows the kind of link.
+pub fn has_tcx(ebpf: &Ebpf) -> Result<bool, AttachError> {
+    /// Indices are positive and given in ascending order.
+    const NOBODY: u32 = i32::MAX as u32;
+    let hook = DEVICE_HOOKS[0];
+    let Some(Program::SchedClassifier(program)) = ebpf.program(hook.program) else {
+        return Err(AttachError::NoProgram(hook.program));
+    };
+    let fd =
+        program.fd().map_err(|source| AttachError::Load { name: hook.program.into(), source })?;
+    match bpf::link_create_tcx(fd.as_fd(), NOBODY, hook.tcx(), hook.place()) {
+        Ok(_) => Ok(true),
+        Err(err) => match err.raw_os_error() {
+            Some(libc::ENODEV) => Ok(true),
+            Some(libc::EINVAL) => Ok(false),
+            _ => {
+                Err(LinkError::Device { pin: hook.program.into(), ifindex: NOBODY, source: err }
+                    .into())
+            }
+        },
+    }
+}
+
 /// The program that removes expired flows. It is attached nowhere: it is run.
 #[derive(Debug)]
 pub struct Sweep(OwnedFd);

@@ -7,6 +7,8 @@ use agent_kit::{
     object::{self, Loaded, ObjectError, Pins, Request},
 };
 
+use aya::Ebpf;
+
 use crate::attach::{self, AttachError};
 
 #[cfg(has_object)]
@@ -69,11 +71,10 @@ pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<Loaded, 
     Ok(loaded)
 }
 
-/// Has the kernel verify the programs with small tables that are pinned nowhere; gives how
-/// many there are.
-pub fn verify() -> Result<usize, LoadError> {
+/// Has the kernel verify the programs with small tables that are pinned nowhere.
+pub fn verify() -> Result<Ebpf, LoadError> {
     let object = embedded().ok_or(LoadError::NotEmbedded)?;
     let mut ebpf = object::load_private(object)?;
     attach::load_programs(&mut ebpf)?;
-    Ok(ebpf.programs().count())
+    Ok(ebpf)
 }

@@ -29,7 +29,7 @@ pub enum ShowError {
     #[error("cannot read the pinned tables: {0}")]
     Read(#[from] agent_kit::table::TableError),
     #[error(transparent)]
-    Links(#[from] agent_kit::link::LinkError),
+    Attachments(#[from] crate::status::AttachmentsError),
     #[error("no Service is called {0:?}; `proxy-agent services` lists them")]
     NoSuchService(String),
 }

@@ -17,12 +17,12 @@ use super::{
     ledger::{Ledger, Placed},
     op::{FrontendAt, FrontendTo, Hash, Scope},
     table_name,
-    tables::{Tables, encode_name},
+    tables::{Tables, is_name_of},
 };
 use crate::desired::{DesiredBackend, DesiredSet, IpFamily};
 
-/// What is looked at in one go: the agent does nothing else meanwhile. With 10,000 Services
-/// the longest part takes some ten milliseconds.
+/// What is looked at in one go: the agent does nothing else meanwhile. With 10,000 Services of
+/// two families a part takes some ten milliseconds, all of them less than a tenth of a second.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     Frontends(IpFamily),
@@ -100,7 +100,7 @@ impl Applier {
                 differences.extend(ledger.audit_addresses(family, rows));
                 differences
             }
-            Part::Names => ledger.audit_names(&tables.names.rows()?.into_iter().collect()),
+            Part::Names => ledger.audit_names(&tables.names.rows()?),
             Part::Services => audit_services(ledger, tables),
         })
     }
@@ -168,27 +168,30 @@ impl Ledger {
         damaged.into_iter().map(book).collect()
     }
 
-    fn audit_names(&mut self, rows: &HashMap<u32, ServiceName>) -> Vec<Difference> {
-        let mut differences = Vec::new();
-        let mut differ = |index: u32, damage| {
-            differences.push(Difference { table: "NAMES", key: index.to_string(), damage });
-        };
-        for (&index, row) in self.rows.iter_mut().filter(|(_, row)| row.is_named) {
-            let damage = match rows.get(&index) {
-                None => Damage::Missing,
-                Some(name) if name.text != encode_name(&row.key).text => Damage::Changed,
-                Some(_) => continue,
-            };
-            row.is_named = false;
-            self.dirty.insert(index);
-            differ(index, damage);
-        }
-        for &index in rows.keys().filter(|index| !self.rows.contains_key(index)) {
-            if self.stale_names.insert(index) {
-                differ(index, Damage::Foreign);
+    fn audit_names(&mut self, rows: &[(u32, ServiceName)]) -> Vec<Difference> {
+        let mut damaged = Vec::new();
+        let mut found = HashSet::with_capacity(rows.len());
+        for (index, name) in rows {
+            found.insert(*index);
+            match self.rows.get(index) {
+                Some(row) if row.is_named && !is_name_of(name, &row.key) => {
+                    damaged.push((*index, Damage::Changed));
+                }
+                None if self.stale_names.insert(*index) => damaged.push((*index, Damage::Foreign)),
+                Some(_) | None => {}
             }
         }
-        differences
+        let named = self.rows.iter().filter(|(_, row)| row.is_named).map(|(&index, _)| index);
+        let missing = named.filter(|index| !found.contains(index));
+        damaged.extend(missing.map(|index| (index, Damage::Missing)));
+        let book = |(index, damage)| {
+            if let Some(row) = self.rows.get_mut(&index) {
+                row.is_named = false;
+                self.dirty.insert(index);
+            }
+            Difference { table: "NAMES", key: index.to_string(), damage }
+        };
+        damaged.into_iter().map(book).collect()
     }
 }
 

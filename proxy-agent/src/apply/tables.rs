@@ -277,12 +277,22 @@ fn address<A: Copy + Into<IpAddr>>((address, used): &(A, AddressUse)) -> (IpAddr
 
 /// `NAMESPACE/NAME:PORT`.
 pub fn encode_name(key: &ServicePortKey) -> ServiceName {
-    let name = format!("{}/{}:{}", key.namespace, key.name, key.port);
     let mut text = [0; 144];
-    for (to, from) in text.iter_mut().zip(name.bytes()) {
+    for (to, from) in text.iter_mut().zip(name_bytes(key)) {
         *to = from;
     }
     ServiceName { text }
+}
+
+fn name_bytes(key: &ServicePortKey) -> impl Iterator<Item = u8> {
+    let parts = [key.namespace.as_str(), "/", &key.name, ":", &key.port];
+    parts.into_iter().flat_map(str::bytes)
+}
+
+/// Whether a row of `NAMES` is this one's: without a copy, as there may be many to compare.
+pub(super) fn is_name_of(name: &ServiceName, key: &ServicePortKey) -> bool {
+    let expected = name_bytes(key).chain(std::iter::repeat(0));
+    name.text.iter().zip(expected).all(|(byte, expected)| *byte == expected)
 }
 
 /// Namespace, name and port of a row of `NAMES`.

@@ -89,11 +89,19 @@ fn attachments_table(status: &Status) -> String {
             attachment.order.clone(),
             attachment.program.clone(),
             attachment.program_id.to_string(),
-            attachment.link_id.to_string(),
-            attachment.pin.clone(),
+            match &attachment.filter {
+                None => attachment.link_id.to_string(),
+                Some(_) => "-".into(),
+            },
+            match &attachment.filter {
+                None => attachment.pin.clone(),
+                Some(filter) => {
+                    format!("filter pref {} handle {:#x}", filter.priority, filter.handle)
+                }
+            },
         ]
     });
-    print::table(&["TARGET", "HOOK", "ORDER", "PROGRAM", "PROG ID", "LINK ID", "PIN"], rows)
+    print::table(&["TARGET", "HOOK", "ORDER", "PROGRAM", "PROG ID", "LINK ID", "HELD BY"], rows)
 }
 
 fn tables(status: &Status) -> String {

@@ -38,8 +38,8 @@ fn audit(cluster: &Cluster) {
     ok(kill(Pid::from_raw(pid.cast_signed()), Signal::SIGHUP));
 }
 
-fn repairs(cluster: &Cluster, table: &str) -> u32 {
-    cluster.metric("millrace_audit_repairs_total", &[("table", table)]).round() as u32
+fn repairs(cluster: &Cluster, table: &str) -> i64 {
+    cluster.metric("millrace_audit_repairs_total", &[("table", table)]).round() as i64
 }
 
 fn rows_removed_by_hand_are_written_again(mode: SocketLb) {
@@ -59,7 +59,7 @@ fn rows_removed_by_hand_are_written_again(mode: SocketLb) {
             after.sort();
             (after == before).then_some(())
         });
-        assert_eq!(repairs(&cluster, map), before.len() as u32, "{map}");
+        assert_eq!(repairs(&cluster, map), before.len().cast_signed() as i64, "{map}");
         let log = cluster.agents[0].log();
         assert!(log.contains(map) && log.contains("missing"), "{log}");
     }
