@@ -13,6 +13,7 @@ pub mod filter;
 pub mod link;
 pub mod mount;
 pub mod object;
+pub mod reason;
 pub mod table;
 
 pub use aya::Pod;

@@ -14,6 +14,7 @@ use agent_kit::{
     bpf::{self, Place, attach_type},
     clsact::{self, Priority},
     link::{LinkError, Links},
+    reason::{chain, hint},
     table::{MapTable, Table, TableError},
 };
 use aya::{
@@ -92,12 +93,6 @@ pub enum AttachError {
     Run { program: &'static str, source: io::Error },
 }
 
-/// aya's errors tell the reason only in their sources.
-fn chain(err: &dyn std::error::Error) -> String {
-    let errors = std::iter::successors(Some(err), |err| err.source());
-    errors.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 /// Lines of the verifier's log that tell the reason; it explains itself at its end.
 const REASON_LINES: usize = 6;
 
@@ -106,10 +101,7 @@ fn refusal(err: &ProgramError) -> String {
     let log = verifier_log.to_string();
     let lines: Vec<&str> = log.lines().collect();
     let reason = lines[lines.len().saturating_sub(REASON_LINES)..].join("\n  ");
-    let hint = match io_error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => " (CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed)",
-        _ => "",
-    };
+    let hint = hint(io_error);
     format!("{io_error}{hint}; the verifier's last words:\n  {reason}")
 }
 

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_kit::{link::LinkError, mount};
+use agent_kit::{link::LinkError, mount, reason::hint};
 use serde::Serialize;
 
 use crate::{
@@ -25,9 +25,9 @@ pub enum CleanupError {
     Links(#[from] LinkError),
     #[error(transparent)]
     Attach(#[from] attach::AttachError),
-    #[error("cannot remove pins below {path}: {source}")]
+    #[error("cannot remove pins below {path}: {source}{}", hint(source))]
     Pins { path: PathBuf, source: io::Error },
-    #[error("cannot give back ports {range}: {source}")]
+    #[error("cannot give back ports {range}: {source}{}", hint(source))]
     Ports { range: PortRange, source: io::Error },
     #[error("--kube-proxy: not built yet; use `kube-proxy --cleanup`")]
     KubeProxy,

@@ -1,6 +1,6 @@
 //! The proxy's eBPF object, embedded, and how it is loaded.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fs::File, path::Path};
 
 use agent_kit::{
     mount::{self, MountError},
@@ -56,11 +56,13 @@ pub fn pins(bpffs: &Path) -> Pins {
     Pins::new(bpffs.join("proxy"))
 }
 
-/// Loads the object with its maps pinned, and has the kernel verify its programs.
-pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<Loaded, LoadError> {
+/// Loads the object with its maps pinned, and has the kernel verify its programs. Nobody else
+/// may do so while the file lives.
+pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<(Loaded, File), LoadError> {
     let object = embedded().ok_or(LoadError::NotEmbedded)?;
     mount::provide_bpffs(bpffs)?;
     let pins = pins(bpffs);
+    let claim = pins.claim()?;
     let request =
         Request { object, pins: &pins, layout: datapath::maps::LAYOUT, capacities, groups: GROUPS };
     let mut loaded = object::load(&request)?;
@@ -68,7 +70,7 @@ pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<Loaded, 
         loaded.discard();
         return Err(err.into());
     }
-    Ok(loaded)
+    Ok((loaded, claim))
 }
 
 /// Has the kernel verify the programs with small tables that are pinned nowhere.

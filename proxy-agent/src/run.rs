@@ -174,6 +174,8 @@ struct Agent {
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     loaded: Loaded,
+    /// Says that the tables are this process's to write.
+    _claim: std::fs::File,
     applier: Applier,
     links: Links,
     devices: Devices,
@@ -192,7 +194,7 @@ struct Agent {
 
 impl Agent {
     fn new(args: RunArgs, board: Arc<Board>, source: Source) -> Result<Self, RunError> {
-        let mut loaded = object::load(&args.pins.bpffs, &args.capacities())?;
+        let (mut loaded, claim) = object::load(&args.pins.bpffs, &args.capacities())?;
         if !loaded.remade.is_empty() {
             let tables = loaded.remade.join(", ");
             info!(tables, "tables are made anew; the old ones serve until these are filled");
@@ -219,6 +221,7 @@ impl Agent {
             board,
             metrics: Arc::new(metrics),
             loaded,
+            _claim: claim,
             applier,
             links,
             devices,
@@ -390,6 +393,10 @@ impl Agent {
         self.board.state().is_synced |= feed.is_synced;
         if is_first {
             info!(services = self.applier.services(), "all Services are programmed");
+            if self.applier.services() == 0 {
+                let path = self.source.path().display();
+                info!("no Service was found in {path}; manifests end in .yaml, .yml or .json");
+            }
             if self.loaded.replaces.is_some() {
                 self.take_over();
             }

@@ -125,7 +125,10 @@ impl Watcher {
         let message = if self.synced {
             format!("{why}; what it said before stays in force until it is back")
         } else {
-            format!("{why}; nothing is programmed or removed before it has been read")
+            format!(
+                "{why}; nothing is programmed or removed before it has been read: make it a \
+                 readable directory, or name another with --source"
+            )
         };
         self.away = Some(Problem {
             kind: ProblemKind::Source,
