@@ -27,12 +27,14 @@ use tracing::{debug, info, warn};
 use crate::{
     apply::{
         Applier,
+        adopt::adopt,
         audit::{Difference, Part},
         tables::{OpenError, Tables, table},
     },
     attach::{self, AttachError, Devices, Sweep},
     check,
     config::{ConfigError, RunArgs, SocketLb},
+    desired::Desired,
     devices::{Roles, Wish, node_port_addresses, roles},
     health,
     metrics::Metrics,
@@ -371,7 +373,7 @@ impl Agent {
         }
         let is_first = feed.is_synced && !self.applier.is_complete();
         if is_first && self.source.is_doubtful() {
-            for (key, wanted) in self.source.adopt(self.applier.adopted()) {
+            for (key, wanted) in self.source.adopt(self.left()) {
                 self.applier.want(key, wanted);
             }
         }
@@ -401,6 +403,17 @@ impl Agent {
                 self.take_over();
             }
         }
+    }
+
+    /// What the last agent left: in the tables in force, which may be about to be replaced.
+    fn left(&self) -> Desired {
+        let Some(old) = &self.loaded.replaces else { return self.applier.adopted() };
+        let left = Tables::open(old).ok().and_then(|tables| adopt(&tables).ok());
+        if left.is_none() {
+            let old = old.display();
+            warn!("{old} is of another make; what cannot be read now is not taken over from it");
+        }
+        left.map(|ledger| ledger.adopted()).unwrap_or_default()
     }
 
     /// Puts the new programs behind the links, now that their tables are filled.

@@ -22,7 +22,7 @@ use super::{
 use crate::desired::{DesiredBackend, DesiredSet, IpFamily};
 
 /// What is looked at in one go: the agent does nothing else meanwhile. With 10,000 Services of
-/// two families a part takes some ten milliseconds, all of them less than a tenth of a second.
+/// two families a part takes 3 to 25 ms, all of them 60 ms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     Frontends(IpFamily),

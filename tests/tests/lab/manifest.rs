@@ -3,7 +3,10 @@
 
 use std::{fs, path::PathBuf};
 
-use lab::{agent::SocketLb, manifests};
+use lab::{
+    agent::{Agent, SocketLb},
+    manifests,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -20,6 +23,7 @@ both! {
     broken_file_changes_nothing_else_and_is_reported,
     impossible_port_is_reported_and_the_last_good_version_stays,
     broken_file_found_at_start_takes_nothing_away,
+    broken_file_found_with_other_tables_takes_nothing_away,
     impossible_object_found_at_start_keeps_its_service,
     two_services_with_one_cluster_ip_are_reported,
 }
@@ -216,6 +220,22 @@ fn broken_file_found_at_start_takes_nothing_away(mode: SocketLb) {
     cluster.reaches("pod1a", Target::ClusterIp(11), &["pod1b"], "pod1a");
     ok(fs::remove_file(path(&cluster, "web11.yaml")));
     eventually("it is gone", || (!is_programmed(&cluster, 11)).then_some(()));
+    wait_no_problem(&cluster);
+}
+
+/// Tables of another size are made anew: what is kept moves along.
+fn broken_file_found_with_other_tables_takes_nothing_away(mode: SocketLb) {
+    let plan = Plan::single(mode);
+    let mut options = plan.options();
+    options.extra.push("--capacity=services=1024,backends=2048".into());
+    let mut cluster = plan.up(&[expose(10, &["pod1b"]), expose(11, &["pod1a"])]);
+    write(&cluster, "web11.yaml", "kind: [Service\n");
+    ok(cluster.agents[0].kill());
+    cluster.agents[0] = ok(Agent::start(&cluster.lab, "node1", options));
+    wait_problem(&cluster, &["kept", "web11.yaml", &name(11)]);
+    cluster.reaches("pod1b", Target::ClusterIp(11), &["pod1a"], "pod1b");
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    cluster.publish(&expose(11, &["pod1b"]));
     wait_no_problem(&cluster);
 }
 
