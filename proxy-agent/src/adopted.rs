@@ -123,7 +123,11 @@ impl Adopted {
         if !self.doubts.iter().any(|doubt| doubt.concerns_endpoints(name)) {
             return None;
         }
-        found.rows.iter().find(|(other, row)| other == key && has_backends(row)).map(|(_, row)| row)
+        found
+            .rows
+            .iter()
+            .find(|(other, row)| other == key && had_endpoints(row))
+            .map(|(_, row)| row)
     }
 
     /// One for each thing that cannot be read and keeps something.
@@ -162,12 +166,13 @@ impl Adopted {
     }
 }
 
-fn has_backends(row: &DesiredService) -> bool {
-    [&row.cluster, &row.local].into_iter().any(|set| matches!(set, DesiredSet::Backends(_)))
+/// Whether there were endpoints; without, there is nothing to keep.
+fn had_endpoints(row: &DesiredService) -> bool {
+    [&row.cluster, &row.local].into_iter().any(|set| *set != DesiredSet::Reject)
 }
 
 fn lends(rows: &[(ServicePortKey, DesiredService)]) -> bool {
-    rows.iter().any(|(_, row)| has_backends(row))
+    rows.iter().any(|(_, row)| had_endpoints(row))
 }
 
 /// A Service that compiles to these rows; `None` if they hold no cluster IP.

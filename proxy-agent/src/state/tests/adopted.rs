@@ -141,3 +141,28 @@ fn a_service_that_can_be_read_comes_before_one_that_is_kept() {
     assert_eq!(frontends(&next), ["10.0.0.1:80/6 new"]);
     assert_eq!(next.problems(), []);
 }
+
+proptest! {
+    /// With everything in doubt, everything stays as it was found.
+    #[test]
+    fn whatever_was_programmed_is_kept_whole(batches in batches()) {
+        let mut last = state();
+        for batch in &batches {
+            last.apply(changes(batch));
+        }
+        prop_assume!(is_free_of_conflicts(&last));
+        // A row that no frontend leads to leaves no trace.
+        let left: Desired = last
+            .desired()
+            .iter()
+            .filter(|(_, row)| !row.frontends.is_empty())
+            .map(|(key, row)| (key.clone(), row.clone()))
+            .collect();
+        let mut next = state();
+        next.doubt(&[file()].into());
+        next.adopt(left.clone());
+        prop_assert_eq!(next.desired(), &left);
+        next.doubt(&[].into());
+        prop_assert_eq!(next.desired(), &Desired::new());
+    }
+}
