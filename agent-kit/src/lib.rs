@@ -9,9 +9,11 @@ pub mod array;
 pub mod barrier;
 pub mod bpf;
 pub mod clsact;
+pub mod filter;
 pub mod link;
 pub mod mount;
 pub mod object;
+pub mod reason;
 pub mod table;
 
 pub use aya::Pod;

@@ -13,18 +13,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::bpf::{self, LINK_TYPE_CGROUP, LINK_TYPE_TCX, LinkInfo, Place};
+use crate::{
+    bpf::{self, LINK_TYPE_CGROUP, LINK_TYPE_TCX, LinkInfo, Place},
+    reason::hint,
+};
 
 /// Why a program is not where it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     #[error("cannot attach to device {ifindex} as {pin}: {source}")]
     Device { pin: String, ifindex: u32, source: io::Error },
-    #[error("cannot attach to cgroup {cgroup} as {pin}: {source}")]
+    #[error(
+        "cannot attach to cgroup {cgroup} as {pin}: {source}{}; it must be a directory of a \
+         cgroup2 file system",
+        hint(source)
+    )]
     Cgroup { pin: String, cgroup: PathBuf, source: io::Error },
     #[error("cannot put the new program behind link {pin}: {source}")]
     Update { pin: String, source: io::Error },
-    #[error("cannot use pin {path}: {source}")]
+    #[error("cannot use pin {path}: {source}{}", hint(source))]
     Pin { path: PathBuf, source: io::Error },
 }
 

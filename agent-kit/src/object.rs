@@ -11,31 +11,39 @@ use std::{
     fs, io,
     os::{fd::AsFd, unix::fs::symlink},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use aya_obj::{EbpfSectionKind, Object};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
-use crate::bpf::{self, MapLayout};
+use crate::{
+    bpf::{self, MapLayout},
+    reason::{chain, hint},
+};
+
+/// How long another process may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why an object is not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
     #[error("the embedded eBPF object is broken: {0}")]
     Parse(#[from] aya_obj::ParseError),
-    #[error("cannot use pin {path}: {source}")]
+    #[error("cannot use pin {path}: {source}{}", hint(source))]
     Pin { path: PathBuf, source: io::Error },
+    #[error("another agent writes the tables in {path}; stop it, or give this one another --bpffs")]
+    Busy { path: PathBuf },
     #[error("{}", chain(source))]
     Load {
         #[from]
         source: EbpfError,
     },
-}
-
-/// aya's errors tell the errno only in their sources.
-fn chain(err: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(Some(err), |err| err.source());
-    sources.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Where an agent's pins are: `maps`, and `links` beside it.
@@ -66,6 +74,35 @@ impl Pins {
     fn pin_error(&self) -> impl Fn(io::Error) -> ObjectError {
         let path = self.root.clone();
         move |source| ObjectError::Pin { path: path.clone(), source }
+    }
+
+    /// Makes this process the one that writes the tables, for as long as the file lives. Waits
+    /// a little for one that is just ending. The kernel lets go of the lock of a process that
+    /// was killed.
+    pub fn claim(&self) -> Result<fs::File, ObjectError> {
+        let fail = self.pin_error();
+        fs::create_dir_all(&self.root).map_err(&fail)?;
+        let root = fs::File::open(&self.root).map_err(&fail)?;
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            match flock(&root, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(root),
+                Err(Errno::WOULDBLOCK) if Instant::now() < give_up => {
+                    thread::sleep(Duration::from_millis(20));
+                }
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(ObjectError::Busy { path: self.root.clone() });
+                }
+                Err(err) => return Err(fail(err.into())),
+            }
+        }
+    }
+
+    /// Whether some process writes the tables.
+    #[must_use]
+    pub fn is_claimed(&self) -> bool {
+        let Ok(root) = fs::File::open(&self.root) else { return false };
+        flock(&root, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
     }
 
     /// The directory in force.

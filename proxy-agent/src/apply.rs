@@ -2,6 +2,7 @@
 //! and the wait for running programs before anything is used again.
 
 pub mod adopt;
+pub mod audit;
 pub mod blocks;
 pub mod indices;
 pub mod ledger;
@@ -26,7 +27,7 @@ use self::{
     op::{Hash, Op},
     tables::Tables,
 };
-use crate::desired::{DesiredService, IpFamily, ServicePortKey};
+use crate::desired::{Desired, DesiredService, IpFamily, ServicePortKey};
 
 /// The wait for programs that run now.
 pub trait Wait: Send + Sync {
@@ -71,6 +72,11 @@ impl Applier {
     pub fn adopt(tables: Tables, barrier: Arc<dyn Wait>) -> Result<Self, TableError> {
         let ledger = adopt::adopt(&tables)?;
         Ok(Self { ledger, tables, barrier, refusals: BTreeMap::new(), is_waiting: false })
+    }
+
+    /// What the tables held at the start, as far as it is whole and has a name.
+    pub fn adopted(&self) -> Desired {
+        self.ledger.adopted()
     }
 
     /// Takes note of what a Service's port should be; `None` that it should not be.

@@ -14,6 +14,7 @@ use agent_kit::{
     bpf::{self, Place, attach_type},
     clsact::{self, Priority},
     link::{LinkError, Links},
+    reason::{chain, hint},
     table::{MapTable, Table, TableError},
 };
 use aya::{
@@ -93,12 +94,6 @@ pub enum AttachError {
     Run { program: &'static str, source: io::Error },
 }
 
-/// aya's errors tell the reason only in their sources.
-fn chain(err: &dyn std::error::Error) -> String {
-    let errors = std::iter::successors(Some(err), |err| err.source());
-    errors.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
 /// Lines of the verifier's log that tell the reason; it explains itself at its end.
 const REASON_LINES: usize = 6;
 
@@ -107,10 +102,7 @@ fn refusal(err: &ProgramError) -> String {
     let log = verifier_log.to_string();
     let lines: Vec<&str> = log.lines().collect();
     let reason = lines[lines.len().saturating_sub(REASON_LINES)..].join("\n  ");
-    let hint = match io_error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => " (CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed)",
-        _ => "",
-    };
+    let hint = hint(io_error);
     format!("{io_error}{hint}; the verifier's last words:\n  {reason}")
 }
 
@@ -154,6 +146,30 @@ fn classifier<'a>(
     match ebpf.program_mut(name) {
         Some(Program::SchedClassifier(program)) => Ok(program),
         _ => Err(AttachError::NoProgram(name)),
+    }
+}
+
+/// Whether devices take links of loaded programs (tcx): a device that does not exist is missed
+/// only by a kernel that knows the kind of link.
+pub fn has_tcx(ebpf: &Ebpf) -> Result<bool, AttachError> {
+    /// Indices are positive and given in ascending order.
+    const NOBODY: u32 = i32::MAX as u32;
+    let hook = DEVICE_HOOKS[0];
+    let Some(Program::SchedClassifier(program)) = ebpf.program(hook.program) else {
+        return Err(AttachError::NoProgram(hook.program));
+    };
+    let fd =
+        program.fd().map_err(|source| AttachError::Load { name: hook.program.into(), source })?;
+    match bpf::link_create_tcx(fd.as_fd(), NOBODY, hook.tcx(), hook.place()) {
+        Ok(_) => Ok(true),
+        Err(err) => match err.raw_os_error() {
+            Some(libc::ENODEV) => Ok(true),
+            Some(libc::EINVAL) => Ok(false),
+            _ => {
+                Err(LinkError::Device { pin: hook.program.into(), ifindex: NOBODY, source: err }
+                    .into())
+            }
+        },
     }
 }
 

@@ -13,7 +13,10 @@ use agent_kit::{
 };
 use serde::Serialize;
 
+use aya::Ebpf;
+
 use crate::{
+    attach,
     config::CheckArgs,
     object,
     settings::{ReservedPorts, kernel_version},
@@ -63,8 +66,9 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
     findings.push(cgroup(args.cgroup_root.as_deref()));
     findings.push(btf());
     findings.extend(maps());
-    findings.push(device_hooks());
-    findings.push(programs());
+    let programs = object::verify();
+    findings.push(device_hooks(programs.as_ref().ok()));
+    findings.push(verified(programs));
     findings.extend(forwarding());
     findings.push(ports(args));
     findings.push(rules());
@@ -208,24 +212,34 @@ fn maps() -> Vec<Finding> {
         .collect()
 }
 
-fn device_hooks() -> Finding {
-    match kernel_version() {
-        Ok(version) if version >= (6, 6) => ok("device hooks", "tcx"),
-        Ok(_) => lacking(
-            "device hooks",
-            Verdict::Warning,
-            "clsact",
-            "filters instead of links: order among several programs is by priority; tcx came \
-             with 6.6",
-        ),
-        Err(err) => lacking("device hooks", Verdict::Unknown, err.to_string(), "mount /proc"),
+/// Asks the kernel, by attaching to a device that does not exist; the version may deceive
+/// where features were ported back.
+fn device_hooks(programs: Option<&Ebpf>) -> Finding {
+    let (has_tcx, how) = match programs.and_then(|ebpf| attach::has_tcx(ebpf).ok()) {
+        Some(has_tcx) => (has_tcx, ""),
+        None => match kernel_version() {
+            Ok(version) => (version >= (6, 6), ", by the kernel's version: it could not be tried"),
+            Err(err) => {
+                return lacking("device hooks", Verdict::Unknown, err.to_string(), "mount /proc");
+            }
+        },
+    };
+    if has_tcx {
+        return ok("device hooks", format!("tcx{how}"));
     }
+    lacking(
+        "device hooks",
+        Verdict::Warning,
+        format!("clsact{how}"),
+        "filters instead of links: order among several programs is by priority; tcx came with \
+         6.6",
+    )
 }
 
 /// Has the kernel verify every program, without attaching any.
-fn programs() -> Finding {
-    match object::verify() {
-        Ok(count) => ok("programs", format!("the kernel accepts all {count}")),
+fn verified(programs: Result<Ebpf, object::LoadError>) -> Finding {
+    match programs {
+        Ok(ebpf) => ok("programs", format!("the kernel accepts all {}", ebpf.programs().count())),
         Err(object::LoadError::NotEmbedded) => lacking(
             "programs",
             Verdict::Missing,

@@ -2,28 +2,32 @@
 //! there needs no removing, so it can be run any number of times.
 
 use std::{
-    ffi::CStr,
     fs, io,
     path::{Path, PathBuf},
 };
 
-use agent_kit::{link::LinkError, mount};
+use agent_kit::{link::LinkError, mount, reason::hint};
 use serde::Serialize;
 
-use crate::{attach, config::PortRange, object, settings, show::ShowError, status::attachments};
+use crate::{
+    attach,
+    config::PortRange,
+    object, settings,
+    status::{AttachmentsError, attachments},
+};
 
 /// Why something is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
     #[error(transparent)]
-    Show(#[from] ShowError),
+    Attachments(#[from] AttachmentsError),
     #[error(transparent)]
     Links(#[from] LinkError),
     #[error(transparent)]
     Attach(#[from] attach::AttachError),
-    #[error("cannot remove pins below {path}: {source}")]
+    #[error("cannot remove pins below {path}: {source}{}", hint(source))]
     Pins { path: PathBuf, source: io::Error },
-    #[error("cannot give back ports {range}: {source}")]
+    #[error("cannot give back ports {range}: {source}{}", hint(source))]
     Ports { range: PortRange, source: io::Error },
     #[error("--kube-proxy: not built yet; use `kube-proxy --cleanup`")]
     KubeProxy,
@@ -44,16 +48,17 @@ pub fn cleanup(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> 
     let mut removed = Removed::default();
     let pins = object::pins(bpffs);
     let links = agent_kit::link::Links::new(pins.links());
-    for attachment in attachments(bpffs)? {
+    let attached = attachments(bpffs)?;
+    for attachment in attached.iter().filter(|attachment| attachment.filter.is_none()) {
         removed.links.push(format!("{} on {}", attachment.program, attachment.target));
     }
     attach::detach_sockets(&links)?;
     for link in links.list()? {
         links.detach(&link.name)?;
     }
-    for device in devices() {
-        if attach::detach_clsact(&device, None) {
-            removed.filters.push(device);
+    for attachment in attached.iter().filter(|attachment| attachment.filter.is_some()) {
+        if attach::detach_clsact(&attachment.target, None) {
+            removed.filters.push(attachment.target.clone());
         }
     }
     if pins.root().exists() {
@@ -72,24 +77,6 @@ pub fn cleanup(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> 
     }
     let _ = fs::remove_dir(bpffs);
     Ok(removed)
-}
-
-/// Names of the devices of this network namespace.
-fn devices() -> Vec<String> {
-    let mut names = Vec::new();
-    // SAFETY: the list is read up to its end mark and freed once, below.
-    unsafe {
-        let list = libc::if_nameindex();
-        let mut at = list;
-        while !at.is_null() && (*at).if_index != 0 {
-            names.push(CStr::from_ptr((*at).if_name).to_string_lossy().into_owned());
-            at = at.add(1);
-        }
-        if !list.is_null() {
-            libc::if_freenameindex(list);
-        }
-    }
-    names
 }
 
 /// For people.

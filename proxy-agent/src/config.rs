@@ -16,6 +16,7 @@ use serde::Serialize;
 #[command(
     name = "proxy-agent",
     version,
+    propagate_version = true,
     args_conflicts_with_subcommands = true,
     after_help = "Example:\n  proxy-agent --source dir:/etc/millrace/manifests --node-ip 10.0.0.1"
 )]
@@ -119,22 +120,22 @@ pub struct CleanupArgs {
     /// Source ports to give back to the kernel
     #[arg(long, value_name = "FROM-TO", default_value_t)]
     pub nat_ports: PortRange,
-    /// Remove kube-proxy's own rules too
+    /// Remove kube-proxy's own rules too (not built yet: use kube-proxy --cleanup)
     #[arg(long)]
     pub kube_proxy: bool,
 }
 
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct RunArgs {
-    /// Where Services, EndpointSlices and Nodes come from:
-    /// kubernetes, dir:PATH or etcd:URL[,URL…][/PREFIX]
+    /// Where Services, EndpointSlices and Nodes come from: dir:PATH (kubernetes and
+    /// etcd:URL[,URL…][/PREFIX] are not built yet)
     /// [default: kubernetes in a cluster or with a kubeconfig, else dir:/etc/millrace/manifests]
     #[arg(long, value_name = "SOURCE")]
     pub source: Option<Source>,
-    /// Kubernetes client configuration, as for kube-proxy
+    /// Kubernetes client configuration, as for kube-proxy (not built yet)
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Address of the Kubernetes API server, as for kube-proxy
+    /// Address of the Kubernetes API server, as for kube-proxy (not built yet)
     #[arg(long, value_name = "URL")]
     pub master: Option<String>,
     /// This node's name [default: the host name]
@@ -144,7 +145,8 @@ pub struct RunArgs {
     /// the uplink's]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub node_ip: Vec<IpAddr>,
-    /// Pod network, one per family; decides what counts as outside
+    /// Pod network, one per family; nothing depends on it yet: what is masqueraded follows from
+    /// where a backend is
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub cluster_cidr: Vec<IpNetwork>,
     /// Where NodePorts answer: primary, all, localhost, or CIDRs
@@ -167,16 +169,17 @@ pub struct RunArgs {
     /// Source ports for masquerading Service traffic
     #[arg(long, value_name = "FROM-TO", default_value_t)]
     pub nat_ports: PortRange,
-    /// XDP on uplinks
+    /// XDP on uplinks (not built yet: off)
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,
-    /// How a backend is chosen
+    /// How a backend is chosen (not built yet: random)
     #[arg(long, value_enum, default_value_t)]
     pub algorithm: Algorithm,
     #[command(flatten)]
     #[serde(skip)]
     pub pins: PinArgs,
-    /// Rows of a table: services, backends, frontends or flows
+    /// Room in tables: services=ROWS, backends=ROWS, frontends=ROWS, flows=ROWS; tables of
+    /// another size are made anew, and take the old ones' place once they are filled
     #[arg(long, value_name = "TABLE=ROWS", value_delimiter = ',', value_parser = parse_capacity)]
     pub capacity: Vec<(CapacityOf, u32)>,
     /// Where /metrics, /healthz, /livez, /proxyMode, /configz and /status answer
@@ -185,9 +188,10 @@ pub struct RunArgs {
     /// Where /healthz and /livez answer
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: SocketAddr,
-    /// A KubeProxyConfiguration
+    /// A KubeProxyConfiguration (not built yet)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// How the log is written to standard error
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
     /// Say more; twice for everything
@@ -219,10 +223,11 @@ impl RunArgs {
         if self.algorithm != Algorithm::Random {
             return missing("--algorithm", "--algorithm random");
         }
-        if let [first, second, ..] = self.node_ip[..]
-            && first.is_ipv4() == second.is_ipv4()
-        {
-            return Err(ConfigError::NodeIps(first, second));
+        for (nth, &first) in self.node_ip.iter().enumerate() {
+            let mut others = self.node_ip[nth + 1..].iter();
+            if let Some(&second) = others.find(|other| other.is_ipv4() == first.is_ipv4()) {
+                return Err(ConfigError::NodeIps(first, second));
+            }
         }
         let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
             || self.kubeconfig.is_some()
@@ -495,6 +500,7 @@ mod tests {
         );
         assert!(args("proxy-agent --algorithm rr --source dir:/x").is_err());
         assert!(args("proxy-agent --node-ip 10.0.0.1,10.0.0.2 --source dir:/x").is_err());
+        assert!(args("proxy-agent --node-ip 10.0.0.1,::1,::2 --source dir:/x").is_err());
         assert_eq!(args("proxy-agent --source dir:/x").unwrap(), PathBuf::from("/x"));
     }
 }

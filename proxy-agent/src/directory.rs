@@ -10,7 +10,7 @@ mod watch;
 
 use std::{sync::Arc, time::Instant};
 
-use crate::{model::Change, problem::Problem};
+use crate::{doubt::Doubt, model::Change, problem::Problem};
 
 pub use watch::watch;
 
@@ -25,6 +25,8 @@ pub struct Batch {
     pub changes: Vec<Change>,
     /// All problems there are now, not only new ones.
     pub problems: Arc<[Problem]>,
+    /// All there is now that cannot be read and never was.
+    pub doubts: Arc<[Doubt]>,
 }
 
 /// Whether a file of this name is read. Names with a dot in front are editors' and ConfigMap

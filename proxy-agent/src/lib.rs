@@ -1,5 +1,6 @@
 //! proxy-agent carries the traffic of Kubernetes Services in place of kube-proxy.
 
+pub mod adopted;
 pub mod apply;
 pub mod attach;
 pub mod check;
@@ -10,6 +11,7 @@ pub mod config;
 pub mod desired;
 pub mod devices;
 pub mod directory;
+pub mod doubt;
 pub mod health;
 pub mod manifest;
 pub mod metrics;

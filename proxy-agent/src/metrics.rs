@@ -24,6 +24,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    apply::audit::TABLES,
     show::{self, Counters},
     status::{Board, Problem, unix_seconds},
 };
@@ -47,6 +48,7 @@ pub struct Metrics {
     last_queued: Family<Labels, Gauge64>,
     healthz: Family<Labels, Counter>,
     livez: Family<Labels, Counter>,
+    audit_repairs: Family<Labels, Counter>,
 }
 
 fn seconds() -> Histogram {
@@ -68,6 +70,7 @@ impl Metrics {
             last_queued: Family::default(),
             healthz: Family::default(),
             livez: Family::default(),
+            audit_repairs: Family::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -105,6 +108,15 @@ impl Metrics {
             "Answers of /livez by code",
             metrics.livez.clone(),
         );
+        registry.register(
+            "millrace_audit_repairs",
+            "Rows that were not as the agent had written them",
+            metrics.audit_repairs.clone(),
+        );
+        for table in TABLES {
+            // Told as 0 from the start.
+            drop(metrics.audit_repairs.get_or_create(&vec![("table", table.to_owned())]));
+        }
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
         registry.register("millrace_build", "The agent's version", build);
         registry.register_collector(Box::new(Tables {
@@ -134,6 +146,11 @@ impl Metrics {
 
     pub fn change_to_programmed(&self, duration: Duration) {
         self.change_to_programmed.observe(duration.as_secs_f64());
+    }
+
+    /// A row was not as it was written.
+    pub fn repaired(&self, table: &str) {
+        self.audit_repairs.get_or_create(&vec![("table", table.to_owned())]).inc();
     }
 
     pub fn answered(&self, path: &str, code: u16) {

@@ -1,11 +1,13 @@
 //! The proxy's eBPF object, embedded, and how it is loaded.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fs::File, path::Path};
 
 use agent_kit::{
     mount::{self, MountError},
     object::{self, Loaded, ObjectError, Pins, Request},
 };
+
+use aya::Ebpf;
 
 use crate::attach::{self, AttachError};
 
@@ -54,11 +56,13 @@ pub fn pins(bpffs: &Path) -> Pins {
     Pins::new(bpffs.join("proxy"))
 }
 
-/// Loads the object with its maps pinned, and has the kernel verify its programs.
-pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<Loaded, LoadError> {
+/// Loads the object with its maps pinned, and has the kernel verify its programs. Nobody else
+/// may do so while the file lives.
+pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<(Loaded, File), LoadError> {
     let object = embedded().ok_or(LoadError::NotEmbedded)?;
     mount::provide_bpffs(bpffs)?;
     let pins = pins(bpffs);
+    let claim = pins.claim()?;
     let request =
         Request { object, pins: &pins, layout: datapath::maps::LAYOUT, capacities, groups: GROUPS };
     let mut loaded = object::load(&request)?;
@@ -66,14 +70,13 @@ pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<Loaded, 
         loaded.discard();
         return Err(err.into());
     }
-    Ok(loaded)
+    Ok((loaded, claim))
 }
 
-/// Has the kernel verify the programs with small tables that are pinned nowhere; gives how
-/// many there are.
-pub fn verify() -> Result<usize, LoadError> {
+/// Has the kernel verify the programs with small tables that are pinned nowhere.
+pub fn verify() -> Result<Ebpf, LoadError> {
     let object = embedded().ok_or(LoadError::NotEmbedded)?;
     let mut ebpf = object::load_private(object)?;
     attach::load_programs(&mut ebpf)?;
-    Ok(ebpf.programs().count())
+    Ok(ebpf)
 }

@@ -26,10 +26,12 @@ pub enum ProblemKind {
     Duplicate,
     /// Two Services with one frontend.
     Conflict,
+    /// What cannot be read may hold Services that the last agent programmed; they are kept.
+    Kept,
 }
 
 impl ProblemKind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Source,
         Self::Unreadable,
         Self::Syntax,
@@ -39,6 +41,7 @@ impl ProblemKind {
         Self::Ignored,
         Self::Duplicate,
         Self::Conflict,
+        Self::Kept,
     ];
 
     /// The label's value in metrics.
@@ -54,6 +57,7 @@ impl ProblemKind {
             Self::Ignored => "ignored",
             Self::Duplicate => "duplicate",
             Self::Conflict => "conflict",
+            Self::Kept => "kept",
         }
     }
 

@@ -27,11 +27,14 @@ use tracing::{debug, info, warn};
 use crate::{
     apply::{
         Applier,
+        adopt::adopt,
+        audit::{Difference, Part},
         tables::{OpenError, Tables, table},
     },
     attach::{self, AttachError, Devices, Sweep},
     check,
     config::{ConfigError, RunArgs, SocketLb},
+    desired::Desired,
     devices::{Roles, Wish, node_port_addresses, roles},
     health,
     metrics::Metrics,
@@ -48,6 +51,11 @@ const SWEEP: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(5);
 /// Another proxy's rules are looked for this often.
 const LOOK: Duration = Duration::from_mins(1);
+/// Within this time all tables of Services are compared with what was written, one part after
+/// the other; at once on SIGHUP.
+const AUDIT: Duration = Duration::from_mins(3);
+/// Rows that one part of an audit logs; the rest is only counted.
+const AUDIT_LINES: usize = 20;
 
 /// Why the agent cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +87,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let directory = args.validate()?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Node)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Node)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Node)?;
     let config = serde_json::to_value(&args).unwrap_or_default();
     info!(version = env!("CARGO_PKG_VERSION"), %config, "starting");
 
@@ -102,6 +111,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut sweep = ticks(SWEEP);
     let mut retry = ticks(RETRY);
     let mut look = ticks(LOOK);
+    let mut audit = ticks(AUDIT / Part::ALL.len() as u32);
+    let mut parts = Part::ALL.into_iter().cycle();
     let mut sweeping: Option<JoinHandle<Result<(), AttachError>>> = None;
     loop {
         agent.begin_wait();
@@ -118,6 +129,11 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
                     let sweep = Arc::clone(&agent.sweep);
                     sweeping = Some(tokio::task::spawn_blocking(move || sweep.run()));
                 }
+            }
+            _ = audit.tick() => agent.audit(parts.next()),
+            Some(()) = hangup.recv() => {
+                info!("SIGHUP: comparing all tables with what was written");
+                agent.audit(Part::ALL);
             }
             _ = look.tick() => agent.look_for_rules().await,
             _ = terminate.recv() => break,
@@ -160,6 +176,8 @@ struct Agent {
     board: Arc<Board>,
     metrics: Arc<Metrics>,
     loaded: Loaded,
+    /// Says that the tables are this process's to write.
+    _claim: std::fs::File,
     applier: Applier,
     links: Links,
     devices: Devices,
@@ -178,7 +196,7 @@ struct Agent {
 
 impl Agent {
     fn new(args: RunArgs, board: Arc<Board>, source: Source) -> Result<Self, RunError> {
-        let mut loaded = object::load(&args.pins.bpffs, &args.capacities())?;
+        let (mut loaded, claim) = object::load(&args.pins.bpffs, &args.capacities())?;
         if !loaded.remade.is_empty() {
             let tables = loaded.remade.join(", ");
             info!(tables, "tables are made anew; the old ones serve until these are filled");
@@ -205,6 +223,7 @@ impl Agent {
             board,
             metrics: Arc::new(metrics),
             loaded,
+            _claim: claim,
             applier,
             links,
             devices,
@@ -349,10 +368,16 @@ impl Agent {
             state.last_event = Some(feed.since);
             state.is_leaving = self.source.node().is_some_and(|node| node.going);
         }
-        self.set_problems("source", feed.problems);
         for (key, wanted) in feed.changes {
             self.applier.want(key, wanted);
         }
+        let is_first = feed.is_synced && !self.applier.is_complete();
+        if is_first && self.source.is_doubtful() {
+            for (key, wanted) in self.source.adopt(self.left()) {
+                self.applier.want(key, wanted);
+            }
+        }
+        self.set_problems("source", self.source.problems());
         if self.args.node_ip.is_empty() {
             let told = self.source.node().map(node_addresses).unwrap_or_default();
             if told != self.node_addresses {
@@ -360,7 +385,6 @@ impl Agent {
                 self.place();
             }
         }
-        let is_first = feed.is_synced && !self.applier.is_complete();
         if is_first {
             self.applier.complete();
         }
@@ -371,10 +395,25 @@ impl Agent {
         self.board.state().is_synced |= feed.is_synced;
         if is_first {
             info!(services = self.applier.services(), "all Services are programmed");
+            if self.applier.services() == 0 {
+                let path = self.source.path().display();
+                info!("no Service was found in {path}; manifests end in .yaml, .yml or .json");
+            }
             if self.loaded.replaces.is_some() {
                 self.take_over();
             }
         }
+    }
+
+    /// What the last agent left: in the tables in force, which may be about to be replaced.
+    fn left(&self) -> Desired {
+        let Some(old) = &self.loaded.replaces else { return self.applier.adopted() };
+        let left = Tables::open(old).ok().and_then(|tables| adopt(&tables).ok());
+        if left.is_none() {
+            let old = old.display();
+            warn!("{old} is of another make; what cannot be read now is not taken over from it");
+        }
+        left.map(|ledger| ledger.adopted()).unwrap_or_default()
     }
 
     /// Puts the new programs behind the links, now that their tables are filled.
@@ -416,6 +455,36 @@ impl Agent {
             state.behind_since = None;
         }
         state.tables = report::fill(&fill);
+    }
+
+    /// Compares tables with what was written, and repairs them. On this thread, which writes
+    /// them, so that nothing is compared with what is just being changed.
+    fn audit(&mut self, parts: impl IntoIterator<Item = Part>) {
+        let began = Instant::now();
+        let mut repairs = 0;
+        for part in parts {
+            let differences = match self.applier.audit(part) {
+                Ok(differences) => differences,
+                Err(err) => {
+                    warn!(?part, %err, "cannot read tables to compare them");
+                    continue;
+                }
+            };
+            for (nth, Difference { table, key, damage }) in differences.iter().enumerate() {
+                self.metrics.repaired(table);
+                if nth < AUDIT_LINES {
+                    warn!(table, key, %damage, "a row was not as written; repairing it");
+                }
+            }
+            if differences.len() > AUDIT_LINES {
+                warn!(?part, rows = differences.len(), "rows were not as written in all");
+            }
+            repairs += differences.len();
+            debug!(?part, so_far = ?began.elapsed(), "compared");
+        }
+        if repairs > 0 {
+            self.sync(0);
+        }
     }
 
     /// What was taken out of the tables is used again only after a wait, which no change has

@@ -5,10 +5,11 @@ pub mod print;
 pub mod services;
 pub mod status;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, io, path::Path};
 
 use agent_kit::{
     array::ArrayView,
+    reason::hint,
     table::{MapTable, Table},
 };
 use aya::maps::{Map, MapData, PerCpuArray};
@@ -25,14 +26,23 @@ use crate::apply::tables::{OpenError, decode_name, table};
 /// Nothing can be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum ShowError {
-    #[error("{0}; is the agent's --bpffs another, or was it never started here?")]
+    #[error("{0}{hint}", hint = advice(.0))]
     Open(#[from] OpenError),
     #[error("cannot read the pinned tables: {0}")]
     Read(#[from] agent_kit::table::TableError),
     #[error(transparent)]
-    Links(#[from] agent_kit::link::LinkError),
+    Attachments(#[from] crate::status::AttachmentsError),
     #[error("no Service is called {0:?}; `proxy-agent services` lists them")]
     NoSuchService(String),
+}
+
+fn advice(err: &OpenError) -> &'static str {
+    match err.source.kind() {
+        io::ErrorKind::NotFound => {
+            "; is the agent's --bpffs another, or was it never started here?"
+        }
+        _ => hint(&err.source),
+    }
 }
 
 /// What a row of `SERVICES` is called.

@@ -4,6 +4,7 @@ use std::{
     io,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Instant,
 };
 
@@ -11,11 +12,13 @@ use tokio::sync::mpsc;
 
 use crate::{
     compile::NodeFacts,
-    desired::IpFamily,
+    desired::{Desired, IpFamily},
     directory::{self, Batch},
+    doubt::Doubt,
     model::Node,
+    problem::Problem,
     state::{RowChange, State},
-    status::Problem,
+    status,
 };
 
 /// News.
@@ -26,7 +29,6 @@ pub struct Feed {
     pub is_synced: bool,
     /// When the first word of it came.
     pub since: Instant,
-    pub problems: Vec<Problem>,
 }
 
 /// The directory and the state.
@@ -35,6 +37,9 @@ pub struct Source {
     path: PathBuf,
     batches: mpsc::Receiver<Batch>,
     state: State,
+    /// As the directory told last.
+    problems: Arc<[Problem]>,
+    doubts: Arc<[Doubt]>,
 }
 
 impl Source {
@@ -42,7 +47,8 @@ impl Source {
     pub fn open(path: PathBuf, node: String) -> io::Result<Self> {
         let facts = NodeFacts { name: node, addresses: Vec::new() };
         let batches = directory::watch(path.clone())?;
-        Ok(Self { path, batches, state: State::new(facts) })
+        let (problems, doubts) = (Arc::default(), Arc::default());
+        Ok(Self { path, batches, state: State::new(facts), problems, doubts })
     }
 
     pub fn path(&self) -> &Path {
@@ -52,10 +58,29 @@ impl Source {
     /// Waits for news; `None` if there will be none.
     pub async fn next(&mut self) -> Option<Feed> {
         let batch = self.batches.recv().await?;
-        let changes = self.state.apply(batch.changes);
+        let mut changes = self.state.apply(batch.changes);
+        if batch.synced {
+            changes.extend(self.state.doubt(&batch.doubts));
+        }
+        (self.problems, self.doubts) = (batch.problems, batch.doubts);
+        Some(Feed { changes, is_synced: batch.synced, since: batch.since })
+    }
+
+    /// Whether there is something that cannot be read and never was.
+    pub fn is_doubtful(&self) -> bool {
+        !self.doubts.is_empty()
+    }
+
+    /// Takes over what the last agent left, once the source has told everything; gives what is
+    /// to be kept of it.
+    pub fn adopt(&mut self, rows: Desired) -> Vec<RowChange> {
+        self.state.adopt(rows)
+    }
+
+    /// All that is wrong now.
+    pub fn problems(&self) -> Vec<status::Problem> {
         let problems = self.state.problems();
-        let problems = batch.problems.iter().chain(&problems).map(Problem::from).collect();
-        Some(Feed { changes, is_synced: batch.synced, since: batch.since, problems })
+        self.problems.iter().chain(&problems).map(status::Problem::from).collect()
     }
 
     /// Has NodePorts answer at these addresses; gives what changes by that.

@@ -8,9 +8,11 @@ use std::{
 };
 
 use crate::{
+    adopted::{Adopted, Known, Step},
     claims::Claims,
     compile::{Claim, NodeFacts, claims, compile},
     desired::{Desired, DesiredService, IpFamily, ServicePortKey},
+    doubt::Doubt,
     model::{Change, EndpointSet, Name, Node, Object, ObjectKey, ObjectKind, Service},
     problem::Problem,
 };
@@ -32,6 +34,7 @@ pub struct State {
     owners: HashMap<ObjectKey, Name>,
     claims: Claims,
     desired: Desired,
+    adopted: Adopted,
 }
 
 impl State {
@@ -55,6 +58,41 @@ impl State {
         }
         dirty.append(&mut self.claims.settle());
         self.recompile(&dirty)
+    }
+
+    /// What cannot be read now. Until the state is told, it keeps nothing of the last agent.
+    pub fn doubt(&mut self, doubts: &Arc<[Doubt]>) -> Vec<RowChange> {
+        self.adopted.doubt(doubts);
+        self.settle_adopted()
+    }
+
+    /// Takes over what the last agent left, as far as it may stand in something that cannot be
+    /// read; gives the rows that are kept for it.
+    pub fn adopt(&mut self, rows: Desired) -> Vec<RowChange> {
+        self.adopted.find(rows);
+        self.settle_adopted()
+    }
+
+    fn settle_adopted(&mut self) -> Vec<RowChange> {
+        let mut dirty = self.adopted.names();
+        for name in dirty.clone() {
+            let families = [IpFamily::V4, IpFamily::V6].map(|family| self.tells(&name, family));
+            let service = self.services.get(&name);
+            match self.adopted.settle(&name, Known { service, families }) {
+                Step::Nothing => {}
+                Step::Put(service) => self.put_service(&service, &mut dirty),
+                Step::Delete => self.delete_service(&name, &mut dirty),
+            }
+        }
+        dirty.append(&mut self.claims.settle());
+        self.recompile(&dirty)
+    }
+
+    /// Whether some object tells of a Service's endpoints.
+    fn tells(&self, name: &Name, family: IpFamily) -> bool {
+        self.sets.get(name).into_iter().flatten().any(|(_, set)| {
+            set.slices.is_empty() || set.slices.iter().any(|slice| slice.family == family)
+        })
     }
 
     /// Where NodePorts answer from now on.
@@ -91,7 +129,9 @@ impl State {
     /// What is wrong between objects; the source knows what is wrong within.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        self.claims.problems()
+        let mut problems = self.claims.problems();
+        problems.extend(self.adopted.problems());
+        problems
     }
 
     fn zone(&self) -> Option<Arc<str>> {
@@ -134,12 +174,7 @@ impl State {
 
     fn delete(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Name>) {
         match key.kind {
-            ObjectKind::Service => {
-                if let Some(service) = self.services.remove(&key.name) {
-                    self.claims.release(&key.name, &claims(&service, &self.facts));
-                    dirty.insert(key.name.clone());
-                }
-            }
+            ObjectKind::Service => self.delete_service(&key.name, dirty),
             ObjectKind::Node if *key.name.name == *self.facts.name => self.node = None,
             ObjectKind::Node => {}
             ObjectKind::EndpointSlice | ObjectKind::Endpoints => {
@@ -148,6 +183,13 @@ impl State {
                     dirty.insert(service);
                 }
             }
+        }
+    }
+
+    fn delete_service(&mut self, name: &Name, dirty: &mut BTreeSet<Name>) {
+        if let Some(service) = self.services.remove(name) {
+            self.claims.release(name, &claims(&service, &self.facts));
+            dirty.insert(name.clone());
         }
     }
 
@@ -174,7 +216,17 @@ impl State {
         let sets: Vec<&EndpointSet> = sets.map(|(_, set)| &**set).collect();
         let mut held: Vec<Claim> = claims(service, &self.facts);
         held.retain(|claim| self.claims.holds(name, claim));
-        compile(service, &sets, &held, &self.facts.name, self.zone().as_deref())
+        let zone = self.zone();
+        let mut rows = compile(service, &sets, &held, &self.facts.name, zone.as_deref());
+        for (key, row) in &mut rows {
+            if let Some(found) = self.adopted.row(name, key)
+                && !self.tells(name, key.family)
+            {
+                row.cluster = found.cluster.clone();
+                row.local = found.local.clone();
+            }
+        }
+        rows
     }
 
     fn replace_rows(

@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     collections::BTreeMap,
+    io,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
@@ -10,6 +11,7 @@ use std::{
 
 use agent_kit::{
     bpf::LINK_TYPE_TCX,
+    filter::{Filter, filters},
     link::{LinkError, Links},
 };
 use serde::{Deserialize, Serialize};
@@ -88,10 +90,21 @@ pub struct AttachmentStatus {
     /// `first`, `last`, or empty where order does not matter.
     pub order: String,
     pub program: String,
-    /// 0 where the kernel has no links (before 6.6).
+    /// 0 where the kernel has no links for devices (before 6.6).
     pub link_id: u32,
     pub program_id: u32,
+    /// Empty where there is no link.
     pub pin: String,
+    /// What holds the program in place of a link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<FilterStatus>,
+}
+
+/// A `clsact` filter, as `tc filter show` lists it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FilterStatus {
+    pub handle: u32,
+    pub priority: u16,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -215,8 +228,34 @@ impl Board {
     }
 }
 
-/// Where programs run, as the pins tell, with or without an agent.
-pub fn attachments(bpffs: &Path) -> Result<Vec<AttachmentStatus>, LinkError> {
+/// Why it cannot be told where programs run.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachmentsError {
+    #[error(transparent)]
+    Links(#[from] LinkError),
+    #[error("cannot list the filters of devices: {0}")]
+    Filters(io::Error),
+}
+
+fn order(is_ingress: bool) -> String {
+    if is_ingress { "first" } else { "last" }.into()
+}
+
+fn of_filter(filter: Filter) -> AttachmentStatus {
+    AttachmentStatus {
+        target: filter.device,
+        order: order(filter.is_ingress),
+        hook: if filter.is_ingress { "clsact ingress" } else { "clsact egress" }.into(),
+        program: filter.program,
+        link_id: 0,
+        program_id: filter.program_id,
+        pin: String::new(),
+        filter: Some(FilterStatus { handle: filter.handle, priority: filter.priority }),
+    }
+}
+
+/// Where programs run, as pins and devices tell, with or without an agent.
+pub fn attachments(bpffs: &Path) -> Result<Vec<AttachmentStatus>, AttachmentsError> {
     let links = Links::new(object::pins(bpffs).links());
     let pinned = links.list()?.into_iter().map(|link| {
         let hook = parse_pin(&link.name).map(|(hook, _)| hook);
@@ -229,7 +268,7 @@ pub fn attachments(bpffs: &Path) -> Result<Vec<AttachmentStatus>, LinkError> {
         };
         AttachmentStatus {
             target,
-            order: hook.map_or("", |hook| if hook.is_ingress { "first" } else { "last" }).into(),
+            order: hook.map(|hook| order(hook.is_ingress)).unwrap_or_default(),
             hook: match hook {
                 Some(hook) if hook.is_ingress => "tcx ingress".into(),
                 Some(_) => "tcx egress".into(),
@@ -239,9 +278,11 @@ pub fn attachments(bpffs: &Path) -> Result<Vec<AttachmentStatus>, LinkError> {
             link_id: link.info.id,
             program_id: link.info.program_id,
             pin: link.path.display().to_string(),
+            filter: None,
         }
     });
     let mut all: Vec<AttachmentStatus> = pinned.collect();
+    all.extend(filters().map_err(AttachmentsError::Filters)?.into_iter().map(of_filter));
     all.sort_by_key(|attachment| (attachment.order.is_empty(), attachment.target.clone()));
     Ok(all)
 }

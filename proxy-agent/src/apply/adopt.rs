@@ -6,16 +6,17 @@ use std::{collections::BTreeMap, sync::Arc};
 use agent_kit::table::TableError;
 use datapath::{
     backend::{Backend, backend_flags},
-    frontend::{Frontend, FrontendKey},
     service::{SetRef, service_flags},
 };
 
 use super::{
     ledger::{Ledger, Placed, Row},
-    op::{FrontendAt, FrontendTo},
+    op::FrontendAt,
     tables::{Tables, decode_name},
 };
-use crate::desired::{DesiredBackend, IpFamily, ServicePortKey};
+use crate::desired::{
+    Desired, DesiredBackend, DesiredFrontend, DesiredService, DesiredSet, IpFamily, ServicePortKey,
+};
 
 /// Reads the tables.
 pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
@@ -23,14 +24,12 @@ pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
     let mut ledger = Ledger::new(tables.services.capacity(), capacity);
     note_generations(tables, &mut ledger);
 
-    let mut frontends = Vec::new();
-    frontends.extend(tables.frontends4.rows()?.iter().map(frontend));
-    frontends.extend(tables.frontends6.rows()?.iter().map(frontend));
-    for (address, used) in tables.addresses4.rows()? {
-        ledger.address_put(address.into(), used.flags);
-    }
-    for (address, used) in tables.addresses6.rows()? {
-        ledger.address_put(address.into(), used.flags);
+    let mut frontends = tables.frontends(IpFamily::V4)?;
+    frontends.extend(tables.frontends(IpFamily::V6)?);
+    for family in [IpFamily::V4, IpFamily::V6] {
+        for (address, flags) in tables.addresses(family)? {
+            ledger.address_put(address, flags);
+        }
     }
 
     let mut names: BTreeMap<u32, _> = tables.names.rows()?.into_iter().collect();
@@ -63,22 +62,46 @@ pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
     Ok(ledger)
 }
 
-fn frontend<A: Copy + Into<std::net::IpAddr>>(
-    (key, row): &(FrontendKey<A>, Frontend),
-) -> (FrontendAt, FrontendTo) {
-    let at = FrontendAt { address: key.addr.into(), port: key.port.get(), proto: key.proto };
-    (at, FrontendTo { service: row.service, kind: row.kind })
+impl Ledger {
+    /// Rows as they were found, before the first write.
+    pub fn adopted(&self) -> Desired {
+        let named = self.rows.values().filter(|row| row.is_named && !row.key.name.is_empty());
+        named.filter_map(|row| Some((ServicePortKey::clone(&row.key), self.found(row)?))).collect()
+    }
+
+    fn found(&self, row: &Row) -> Option<DesiredService> {
+        let frontend = |at: &FrontendAt| {
+            let kind = self.frontends.get(at)?.kind;
+            Some(DesiredFrontend { address: at.address, port: at.port, kind })
+        };
+        let mut frontends: Vec<_> = row.frontends.iter().filter_map(frontend).collect();
+        frontends.sort_unstable();
+        Some(DesiredService {
+            frontends,
+            cluster: row.cluster.found()?,
+            local: row.local.found()?,
+            flags: row.flags & !(service_flags::USED | service_flags::IPV6),
+        })
+    }
+}
+
+impl Placed {
+    fn found(&self) -> Option<DesiredSet> {
+        match self.set? {
+            SetRef::REJECT => Some(DesiredSet::Reject),
+            SetRef::DROP => Some(DesiredSet::Drop),
+            _ => Some(DesiredSet::Backends(self.backends.clone()?)),
+        }
+    }
 }
 
 fn note_generations(tables: &Tables, ledger: &mut Ledger) {
     let [v4, v6] = &mut ledger.blocks;
     for slot in 0..tables.backends4.capacity() {
-        let generation = tables.backends4.read(slot).map_or(0, |backend| backend.generation);
-        v4.note_generation(slot, generation);
+        v4.note_generation(slot, tables.generation(IpFamily::V4, slot));
     }
     for slot in 0..tables.backends6.capacity() {
-        let generation = tables.backends6.read(slot).map_or(0, |backend| backend.generation);
-        v6.note_generation(slot, generation);
+        v6.note_generation(slot, tables.generation(IpFamily::V6, slot));
     }
 }
 
@@ -108,7 +131,11 @@ fn placed(tables: &Tables, ledger: &mut Ledger, family: IpFamily, set: SetRef) -
     }
 }
 
-fn backend<A: Into<std::net::IpAddr>>(row: Backend<A>, generation: u16) -> Option<DesiredBackend> {
+/// What a slot holds for a set of this generation.
+pub(super) fn backend<A: Into<std::net::IpAddr>>(
+    row: Backend<A>,
+    generation: u16,
+) -> Option<DesiredBackend> {
     (row.generation == generation).then(|| DesiredBackend {
         address: row.addr.into(),
         port: row.port.get(),

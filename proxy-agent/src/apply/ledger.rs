@@ -117,6 +117,8 @@ pub struct Ledger {
     users: HashMap<IpAddr, Users>,
     pub(super) masquerade: BTreeSet<IpAddr>,
     pub(super) dirty_addresses: BTreeSet<IpAddr>,
+    /// Frontends in the tables that lead to no row of ours.
+    pub(super) strays: BTreeSet<FrontendAt>,
     /// Names in the table that belong to no row.
     pub(super) stale_names: BTreeSet<u32>,
     pub(super) blocks: [Blocks; 2],
@@ -146,6 +148,7 @@ impl Ledger {
             users: HashMap::new(),
             masquerade: BTreeSet::new(),
             dirty_addresses: BTreeSet::new(),
+            strays: BTreeSet::new(),
             stale_names: BTreeSet::new(),
             blocks: backends.map(Blocks::new),
             indices: Indices::new(services),
@@ -224,6 +227,7 @@ impl Ledger {
         !self.dirty.is_empty()
             || !self.homeless.is_empty()
             || !self.dirty_addresses.is_empty()
+            || !self.strays.is_empty()
             || !self.stale_names.is_empty()
     }
 
@@ -265,15 +269,16 @@ impl Ledger {
         } else {
             self.hash_rows[Hash::Frontends(at.family()).place()] += 1;
         }
-        if let Some(row) = self.rows.get_mut(&to.service)
-            && !row.frontends.contains(&at)
-        {
+        let Some(row) = self.rows.get_mut(&to.service) else { return };
+        self.strays.remove(&at);
+        if !row.frontends.contains(&at) {
             row.frontends.push(at);
         }
     }
 
     pub(super) fn frontend_removed(&mut self, at: FrontendAt) {
         self.restless.insert(Hash::Frontends(at.family()));
+        self.strays.remove(&at);
         let Some(to) = self.frontends.remove(&at) else { return };
         self.hash_rows[Hash::Frontends(at.family()).place()] -= 1;
         if let Some(row) = self.rows.get_mut(&to.service) {

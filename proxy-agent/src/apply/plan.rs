@@ -179,6 +179,8 @@ impl Ledger {
             let leave = row.frontends.iter().filter(|at| !claimed.contains(at) && !is_wanted(at));
             put.remove.extend(leave.map(|&at| Op::RemoveFrontend(at)));
         }
+        let strays = self.strays.iter().filter(|at| !claimed.contains(at));
+        put.remove.extend(strays.map(|&at| Op::RemoveFrontend(at)));
     }
 
     fn plan_addresses(&self, put: &mut Puts) {

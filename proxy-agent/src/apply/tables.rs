@@ -158,6 +158,32 @@ impl Tables {
         }
     }
 
+    pub(super) fn frontends(
+        &self,
+        family: IpFamily,
+    ) -> Result<Vec<(FrontendAt, FrontendTo)>, TableError> {
+        Ok(match family {
+            IpFamily::V4 => self.frontends4.rows()?.iter().map(frontend).collect(),
+            IpFamily::V6 => self.frontends6.rows()?.iter().map(frontend).collect(),
+        })
+    }
+
+    pub(super) fn addresses(&self, family: IpFamily) -> Result<Vec<(IpAddr, u32)>, TableError> {
+        Ok(match family {
+            IpFamily::V4 => self.addresses4.rows()?.iter().map(address).collect(),
+            IpFamily::V6 => self.addresses6.rows()?.iter().map(address).collect(),
+        })
+    }
+
+    /// What a slot of the backends was last marked with.
+    pub(super) fn generation(&self, family: IpFamily, slot: u32) -> u16 {
+        let generation = match family {
+            IpFamily::V4 => self.backends4.read(slot).map(|backend| backend.generation),
+            IpFamily::V6 => self.backends6.read(slot).map(|backend| backend.generation),
+        };
+        generation.unwrap_or(0)
+    }
+
     pub(super) fn remove_frontend(&mut self, at: &FrontendAt) -> Result<(), TableError> {
         match (key4(at), key6(at)) {
             (Some(key), _) => self.frontends4.remove(&key),
@@ -187,12 +213,25 @@ impl Tables {
         }
     }
 
-    /// Sets a byte of the marks that programs look at before they look an address up.
-    fn mark(&mut self, place: usize) {
+    /// Marks an address again; false if it was marked.
+    pub(super) fn remark(&mut self, address: &IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.mark(address_mark(Ipv4::from(*address))),
+            IpAddr::V6(address) => self.mark(address_mark(Ipv6::from(*address))),
+        }
+    }
+
+    /// Sets a byte of the marks that programs look at before they look an address up; false if
+    /// it was set.
+    fn mark(&mut self, place: usize) -> bool {
         let (word, byte) = (place / size_of::<u64>(), place % size_of::<u64>());
         let mut bytes = self.marks.load(0, word).unwrap_or_default().to_ne_bytes();
+        if bytes[byte] == 1 {
+            return false;
+        }
         bytes[byte] = 1;
         self.marks.store(0, word, u64::from_ne_bytes(bytes));
+        true
     }
 
     pub(super) fn remove_address(&mut self, address: &IpAddr) -> Result<(), TableError> {
@@ -225,14 +264,35 @@ fn key6(at: &FrontendAt) -> Option<FrontendKey<Ipv6>> {
     Some(FrontendKey::new(v6(&at.address)?, Be16::new(at.port), at.proto))
 }
 
+fn frontend<A: Copy + Into<IpAddr>>(
+    (key, row): &(FrontendKey<A>, Frontend),
+) -> (FrontendAt, FrontendTo) {
+    let at = FrontendAt { address: key.addr.into(), port: key.port.get(), proto: key.proto };
+    (at, FrontendTo { service: row.service, kind: row.kind })
+}
+
+fn address<A: Copy + Into<IpAddr>>((address, used): &(A, AddressUse)) -> (IpAddr, u32) {
+    ((*address).into(), used.flags)
+}
+
 /// `NAMESPACE/NAME:PORT`.
 pub fn encode_name(key: &ServicePortKey) -> ServiceName {
-    let name = format!("{}/{}:{}", key.namespace, key.name, key.port);
     let mut text = [0; 144];
-    for (to, from) in text.iter_mut().zip(name.bytes()) {
+    for (to, from) in text.iter_mut().zip(name_bytes(key)) {
         *to = from;
     }
     ServiceName { text }
+}
+
+fn name_bytes(key: &ServicePortKey) -> impl Iterator<Item = u8> {
+    let parts = [key.namespace.as_str(), "/", &key.name, ":", &key.port];
+    parts.into_iter().flat_map(str::bytes)
+}
+
+/// Whether a row of `NAMES` is this one's: without a copy, as there may be many to compare.
+pub(super) fn is_name_of(name: &ServiceName, key: &ServicePortKey) -> bool {
+    let expected = name_bytes(key).chain(std::iter::repeat(0));
+    name.text.iter().zip(expected).all(|(byte, expected)| *byte == expected)
 }
 
 /// Namespace, name and port of a row of `NAMES`.

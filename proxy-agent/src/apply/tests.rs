@@ -1,6 +1,8 @@
 //! The law of `apply`: whatever the tables held, whatever fails on the way, they come to hold
 //! what is wanted, and a reader at any moment sees each Service as it was or as it should be.
 
+mod audit;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -314,6 +316,7 @@ proptest! {
         let desired: Desired =
             desired.into_iter().filter(|(_, wanted)| !wanted.frontends.is_empty()).collect();
         let mut applier = restart(applier);
+        prop_assert_eq!(&applier.adopted(), &desired);
         want(&mut applier, &Desired::new(), &desired);
         applier.complete();
         prop_assert_eq!(applier.ledger.plan(), vec![]);

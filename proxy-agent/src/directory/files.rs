@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    doubt::Doubt,
     model::{Change, Object, ObjectKey},
     problem::{Problem, ProblemKind},
     reflect::{Outcome, Reading},
@@ -42,6 +43,10 @@ type Version = Option<Object>;
 struct File {
     versions: Vec<(ObjectKey, Version)>,
     problems: Vec<Problem>,
+    /// It may hold objects that nobody knows of: it was never read to the end.
+    is_obscure: bool,
+    /// Objects in it of which there is no good version.
+    refused: Vec<ObjectKey>,
 }
 
 #[derive(Debug)]
@@ -65,7 +70,7 @@ pub struct Files {
     /// Files that are empty or gone, and when that counts.
     waiting: BTreeMap<Arc<str>, (Instant, bool)>,
     changed: BTreeSet<ObjectKey>,
-    /// Files with problems, and objects in several files.
+    /// Files with problems or doubts, and objects in several files.
     troubled: BTreeSet<Arc<str>>,
     shared: BTreeSet<ObjectKey>,
     problems_changed: bool,
@@ -80,11 +85,23 @@ impl Files {
             }
             Seen::Broken(problem) => {
                 self.waiting.remove(file);
-                self.known.entry(Arc::clone(file)).or_default();
+                self.meet(file);
                 self.set_problems(file, vec![problem]);
             }
-            Seen::Empty => self.wait(file, now + EMPTY_GRACE, false),
+            Seen::Empty => {
+                self.meet(file);
+                self.wait(file, now + EMPTY_GRACE, false);
+            }
             Seen::Gone(at) => self.wait(file, at, true),
+        }
+    }
+
+    /// Takes note of a file without having read it.
+    fn meet(&mut self, file: &Arc<str>) {
+        if !self.known.contains_key(file) {
+            self.known.insert(Arc::clone(file), File { is_obscure: true, ..File::default() });
+            self.troubled.insert(Arc::clone(file));
+            self.problems_changed = true;
         }
     }
 
@@ -123,8 +140,10 @@ impl Files {
     }
 
     fn replace(&mut self, file: &Arc<str>, reading: Reading) {
+        let was_obscure = self.known.get(file).is_none_or(|known| known.is_obscure);
+        let is_obscure = was_obscure && reading.unidentified;
         let old = std::mem::take(&mut self.known.entry(Arc::clone(file)).or_default().versions);
-        let (versions, problems) = versions(&old, reading);
+        let Read { versions, refused, problems } = versions(&old, reading);
         let keys: BTreeSet<ObjectKey> = versions.iter().map(|(key, _)| key.clone()).collect();
         for (key, _) in old {
             if !keys.contains(&key) {
@@ -136,6 +155,8 @@ impl Files {
         }
         if let Some(entry) = self.known.get_mut(file) {
             entry.versions = versions;
+            self.problems_changed |= (entry.is_obscure, &entry.refused) != (is_obscure, &refused);
+            (entry.is_obscure, entry.refused) = (is_obscure, refused);
         }
         self.set_problems(file, problems);
     }
@@ -144,7 +165,8 @@ impl Files {
         for problem in &mut problems {
             problem.source = Some(Arc::clone(file));
         }
-        if problems.is_empty() {
+        let is_obscure = self.known.get(file).is_some_and(|known| known.is_obscure);
+        if problems.is_empty() && !is_obscure {
             self.troubled.remove(file);
         } else {
             self.troubled.insert(Arc::clone(file));
@@ -216,6 +238,16 @@ impl Files {
         own.chain(self.shared.iter().filter_map(|key| self.duplicate(key))).collect()
     }
 
+    /// What is there and cannot be read, and never was.
+    pub fn doubts(&self) -> impl Iterator<Item = Doubt> {
+        let files = self.troubled.iter().filter_map(|file| Some((file, self.known.get(file)?)));
+        files.flat_map(|(file, known)| {
+            let whole = known.is_obscure.then_some(None);
+            let objects = known.refused.iter().cloned().map(Some);
+            whole.into_iter().chain(objects).map(|object| Doubt { file: Arc::clone(file), object })
+        })
+    }
+
     fn duplicate(&self, key: &ObjectKey) -> Option<Problem> {
         let (first, others) = self.objects.get(key)?.files.split_first()?;
         let message = format!("also stands in {first}, which counts; remove it here or there");
@@ -229,14 +261,20 @@ impl Files {
     }
 }
 
+/// What a reading came to.
+struct Read {
+    versions: Vec<(ObjectKey, Version)>,
+    /// Objects without any version.
+    refused: Vec<ObjectKey>,
+    problems: Vec<Problem>,
+}
+
 /// The versions in force after a reading: of a refused object the last good one, and if it
 /// cannot be told which was refused, of all that are not mentioned.
-fn versions(
-    old: &[(ObjectKey, Version)],
-    reading: Reading,
-) -> (Vec<(ObjectKey, Version)>, Vec<Problem>) {
+fn versions(old: &[(ObjectKey, Version)], reading: Reading) -> Read {
     let Reading { objects, mut problems, unidentified } = reading;
     let mut versions: Vec<(ObjectKey, Version)> = Vec::with_capacity(objects.len());
+    let mut refused = Vec::new();
     let mut known: HashSet<ObjectKey> = HashSet::with_capacity(objects.len());
     for (key, outcome) in objects {
         if !known.insert(key.clone()) {
@@ -246,9 +284,10 @@ fn versions(
         match outcome {
             Outcome::Good(object) => versions.push((key, Some(object))),
             Outcome::Ignored => versions.push((key, None)),
-            Outcome::Refused => {
-                versions.extend(version(old, &key).map(|version| (key, version.clone())));
-            }
+            Outcome::Refused => match version(old, &key) {
+                Some(version) => versions.push((key, version.clone())),
+                None => refused.push(key),
+            },
         }
     }
     if unidentified {
@@ -257,7 +296,7 @@ fn versions(
     }
     versions.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     versions.shrink_to_fit();
-    (versions, problems)
+    Read { versions, refused, problems }
 }
 
 fn version<'a>(versions: &'a [(ObjectKey, Version)], key: &ObjectKey) -> Option<&'a Version> {

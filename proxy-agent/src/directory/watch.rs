@@ -18,7 +18,10 @@ use super::{
     notify::{Last, News, Watch},
     read::{Sight, Stamp, list, read_all},
 };
-use crate::problem::{Problem, ProblemKind};
+use crate::{
+    doubt::Doubt,
+    problem::{Problem, ProblemKind},
+};
 
 /// Batches that may wait for the receiver; inotify's queue holds what comes meanwhile.
 const QUEUE: usize = 16;
@@ -43,6 +46,7 @@ pub fn watch(path: PathBuf) -> io::Result<Receiver<Batch>> {
         away: None,
         synced: false,
         problems: Arc::new([]),
+        doubts: Arc::new([]),
         compare_at: Instant::now(),
     };
     thread::Builder::new().name("directory".into()).spawn(move || watcher.run())?;
@@ -62,6 +66,7 @@ struct Watcher {
     synced: bool,
     /// As told last.
     problems: Arc<[Problem]>,
+    doubts: Arc<[Doubt]>,
     compare_at: Instant,
 }
 
@@ -120,7 +125,10 @@ impl Watcher {
         let message = if self.synced {
             format!("{why}; what it said before stays in force until it is back")
         } else {
-            format!("{why}; nothing is programmed or removed before it has been read")
+            format!(
+                "{why}; nothing is programmed or removed before it has been read: make it a \
+                 readable directory, or name another with --source"
+            )
         };
         self.away = Some(Problem {
             kind: ProblemKind::Source,
@@ -208,9 +216,10 @@ impl Watcher {
         }
         if is_trouble || is_news {
             self.problems = self.away.iter().cloned().chain(self.files.problems()).collect();
+            self.doubts = self.files.doubts().collect();
         }
-        let problems = Arc::clone(&self.problems);
-        let batch = Batch { synced: self.synced, since, changes, problems };
+        let (problems, doubts) = (Arc::clone(&self.problems), Arc::clone(&self.doubts));
+        let batch = Batch { synced: self.synced, since, changes, problems, doubts };
         self.sender.blocking_send(batch).ok()
     }
 }

@@ -10,14 +10,14 @@ use std::{
 use super::{ShowError, flow_fill, print};
 use crate::{
     object,
-    status::{Status, TableStatus, attachments},
+    status::{Problem, Status, TableStatus, attachments},
 };
 
 /// Asks the agent; if none answers, tells what is pinned.
 pub fn read(agent: SocketAddr, bpffs: &Path) -> Result<Status, ShowError> {
     let mut status = match ask(agent) {
         Ok(status) => status,
-        Err(_) => pinned(bpffs)?,
+        Err(_) => pinned(bpffs, agent)?,
     };
     let flows = flow_fill(&object::pins(bpffs).maps());
     status.tables.extend(flows.into_iter().map(|(table, entries, capacity)| TableStatus {
@@ -40,9 +40,17 @@ fn ask(agent: SocketAddr) -> io::Result<Status> {
     Ok(serde_json::from_str(body)?)
 }
 
-fn pinned(bpffs: &Path) -> Result<Status, ShowError> {
+fn pinned(bpffs: &Path, agent: SocketAddr) -> Result<Status, ShowError> {
+    let is_silent = object::pins(bpffs).is_claimed();
+    let silence = || {
+        let message = format!(
+            "the agent runs and does not answer at {agent}: give the address that it was \
+             started with, or end what has taken it"
+        );
+        Problem::new(Problem::NODE, "--metrics-bind-address", message)
+    };
     Ok(Status {
-        running: false,
+        running: is_silent,
         version: env!("CARGO_PKG_VERSION").into(),
         node: String::new(),
         node_addresses: Vec::new(),
@@ -54,7 +62,7 @@ fn pinned(bpffs: &Path) -> Result<Status, ShowError> {
         nat_ports: String::new(),
         attachments: attachments(bpffs)?,
         tables: Vec::new(),
-        problems: Vec::new(),
+        problems: is_silent.then(silence).into_iter().collect(),
     })
 }
 
@@ -89,11 +97,19 @@ fn attachments_table(status: &Status) -> String {
             attachment.order.clone(),
             attachment.program.clone(),
             attachment.program_id.to_string(),
-            attachment.link_id.to_string(),
-            attachment.pin.clone(),
+            match &attachment.filter {
+                None => attachment.link_id.to_string(),
+                Some(_) => "-".into(),
+            },
+            match &attachment.filter {
+                None => attachment.pin.clone(),
+                Some(filter) => {
+                    format!("filter pref {} handle {:#x}", filter.priority, filter.handle)
+                }
+            },
         ]
     });
-    print::table(&["TARGET", "HOOK", "ORDER", "PROGRAM", "PROG ID", "LINK ID", "PIN"], rows)
+    print::table(&["TARGET", "HOOK", "ORDER", "PROGRAM", "PROG ID", "LINK ID", "HELD BY"], rows)
 }
 
 fn tables(status: &Status) -> String {
@@ -111,12 +127,15 @@ fn tables(status: &Status) -> String {
 
 fn head(status: &Status) -> String {
     if !status.running {
-        let what = if status.attachments.is_empty() {
-            "nothing of it is pinned here"
-        } else {
-            "what it programmed is in force"
+        let what = match (status.attachments.is_empty(), status.tables.is_empty()) {
+            (false, _) => "what it programmed is in force",
+            (true, false) => "its tables are pinned here, and no program is attached",
+            (true, true) => "nothing of it is pinned here",
         };
         return format!("proxy-agent is not running; {what}\n");
+    }
+    if status.pid == 0 {
+        return "proxy-agent runs; what it would tell is not known\n".into();
     }
     let age = print::age;
     let mut lines = vec![

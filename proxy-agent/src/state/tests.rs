@@ -1,5 +1,7 @@
 //! Laws of the state, on random batches, and the cases of frontends that two Services claim.
 
+mod adopted;
+
 use std::collections::BTreeMap;
 
 use proptest::{collection::vec, prelude::*, sample::select};

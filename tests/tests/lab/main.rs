@@ -25,6 +25,7 @@ macro_rules! both {
 }
 
 mod application;
+mod audit;
 mod change;
 mod cluster;
 mod cluster_ip;

@@ -3,7 +3,10 @@
 
 use std::{fs, path::PathBuf};
 
-use lab::{agent::SocketLb, manifests};
+use lab::{
+    agent::{Agent, SocketLb},
+    manifests,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -19,6 +22,9 @@ both! {
     other_kinds_are_ignored_quietly,
     broken_file_changes_nothing_else_and_is_reported,
     impossible_port_is_reported_and_the_last_good_version_stays,
+    broken_file_found_at_start_takes_nothing_away,
+    broken_file_found_with_other_tables_takes_nothing_away,
+    impossible_object_found_at_start_keeps_its_service,
     two_services_with_one_cluster_ip_are_reported,
 }
 
@@ -181,6 +187,79 @@ fn impossible_port_is_reported_and_the_last_good_version_stays(mode: SocketLb) {
         wait_no_problem(&cluster);
         cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
     }
+}
+
+/// The agent begins anew, with nothing but the tables to tell what there was.
+fn restart(cluster: &mut Cluster) {
+    ok(cluster.agents[0].kill());
+    ok(cluster.agents[0].launch());
+    ok(cluster.agents[0].wait_ready());
+}
+
+fn broken_file_found_at_start_takes_nothing_away(mode: SocketLb) {
+    let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1b"]), expose(11, &["pod1a"])]);
+    let broken = "kind: [Service\n  broken: {\n";
+    write(&cluster, "web11.yaml", broken);
+    restart(&mut cluster);
+    let words = ["kept", "web11.yaml", "1 adopted Service", &name(11)];
+    wait_problem(&cluster, &words);
+    cluster.reaches("pod1b", Target::ClusterIp(11), &["pod1a"], "pod1b");
+    cluster.answers("node1", Target::NodePort("node1", 11), &["pod1a"]);
+    // All else goes on as ever.
+    cluster.publish(&expose(12, &["pod1b"]));
+    cluster.withdraw(&expose(10, &["pod1b"]));
+    cluster.reaches("pod1b", Target::ClusterIp(11), &["pod1a"], "pod1b");
+    // Repaired, it is followed.
+    cluster.publish(&expose(11, &["pod1b"]));
+    cluster.reaches("pod1a", Target::ClusterIp(11), &["pod1b"], "pod1a");
+    wait_no_problem(&cluster);
+    // Removed instead, so is what it held.
+    write(&cluster, "web11.yaml", broken);
+    restart(&mut cluster);
+    wait_problem(&cluster, &words);
+    cluster.reaches("pod1a", Target::ClusterIp(11), &["pod1b"], "pod1a");
+    ok(fs::remove_file(path(&cluster, "web11.yaml")));
+    eventually("it is gone", || (!is_programmed(&cluster, 11)).then_some(()));
+    wait_no_problem(&cluster);
+}
+
+/// Tables of another size are made anew: what is kept moves along.
+fn broken_file_found_with_other_tables_takes_nothing_away(mode: SocketLb) {
+    let plan = Plan::single(mode);
+    let mut options = plan.options();
+    options.extra.push("--capacity=services=1024,backends=2048".into());
+    let mut cluster = plan.up(&[expose(10, &["pod1b"]), expose(11, &["pod1a"])]);
+    write(&cluster, "web11.yaml", "kind: [Service\n");
+    ok(cluster.agents[0].kill());
+    cluster.agents[0] = ok(Agent::start(&cluster.lab, "node1", options));
+    wait_problem(&cluster, &["kept", "web11.yaml", &name(11)]);
+    cluster.reaches("pod1b", Target::ClusterIp(11), &["pod1a"], "pod1b");
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    cluster.publish(&expose(11, &["pod1b"]));
+    wait_no_problem(&cluster);
+}
+
+fn impossible_object_found_at_start_keeps_its_service(mode: SocketLb) {
+    let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1b"]), expose(11, &["pod1a"])]);
+    let bad =
+        expose(10, &["pod1b"]).with(|service| service.set("/spec/ports/0/port", json!(99_999)));
+    cluster.write(&bad);
+    ok(cluster.agents[0].kill());
+    ok(cluster.lab.withdraw("web11.yaml"));
+    ok(cluster.agents[0].launch());
+    ok(cluster.agents[0].wait_ready());
+    wait_problem(&cluster, &["kept", "web10.yaml", &name(10)]);
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    // Which object is bad is known, so the other Service is known to be gone.
+    eventually("it is gone", || (!is_programmed(&cluster, 11)).then_some(()));
+    // Its endpoints are other objects, and good.
+    let moved =
+        expose(10, &["pod1a"]).with(|service| service.set("/spec/ports/0/port", json!(99_999)));
+    cluster.write(&moved);
+    cluster.wait_programmed(&expose(10, &["pod1a"]));
+    cluster.answers("pod1b", Target::ClusterIp(10), &["pod1a"]);
+    cluster.publish(&expose(10, &["pod1b"]));
+    wait_no_problem(&cluster);
 }
 
 fn two_services_with_one_cluster_ip_are_reported(mode: SocketLb) {

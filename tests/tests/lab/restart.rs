@@ -18,6 +18,7 @@ both! {
     clean_exit_leaves_everything,
     cleanup_removes_everything,
     two_agents_do_not_disturb_each_other,
+    second_agent_on_the_same_pins_is_refused,
 }
 
 fn twenty_kills_under_traffic_lose_nothing(mode: SocketLb) {
@@ -157,4 +158,18 @@ fn two_agents_do_not_disturb_each_other(mode: SocketLb) {
     ok(cluster.agents[0].wait_ready());
     cluster.wait_programmed(&expose(10, &all));
     cluster.reaches("pod1a", Target::ClusterIp(10), &all, "pod1a");
+}
+
+fn second_agent_on_the_same_pins_is_refused(mode: SocketLb) {
+    let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1b"])]);
+    let manifests = format!("--source=dir:{}", cluster.lab.directory("node1").display());
+    let output = ok(cluster.agents[0].ask(&["run", &manifests]));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("another agent") && text.contains("--bpffs"), "{text}");
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    // One that was killed is in nobody's way.
+    ok(cluster.agents[0].kill());
+    ok(cluster.agents[0].launch());
+    ok(cluster.agents[0].wait_ready());
 }

@@ -59,6 +59,21 @@ impl World {
         }
     }
 
+    /// What cannot be read and never was.
+    #[track_caller]
+    fn doubts(&mut self, expected: &[&str]) -> &mut Self {
+        let told: Vec<String> = self
+            .files
+            .doubts()
+            .map(|doubt| match doubt.object {
+                Some(object) => format!("{}: {object}", doubt.file),
+                None => doubt.file.to_string(),
+            })
+            .collect();
+        assert_eq!(told, expected);
+        self
+    }
+
     /// Everything in force, then everything that is wrong.
     #[track_caller]
     fn expect(&mut self, services: &[&str], problems: &[&str]) -> &mut Self {
@@ -91,6 +106,47 @@ fn a_file_comes_changes_and_goes() {
         .expect(&["default/a 10.0.0.2"], &[])
         .pass(GONE_GRACE)
         .expect(&[], &[]);
+}
+
+#[test]
+fn a_broken_file_is_in_doubt_until_it_was_read_once() {
+    World::new()
+        .write("a.yaml", "kind: [")
+        .doubts(&["a.yaml"])
+        .write("a.yaml", "kind: Service\n")
+        .doubts(&["a.yaml"])
+        .write("a.yaml", &service("a", "10.0.0.1"))
+        .doubts(&[])
+        .write("a.yaml", "kind: [")
+        .doubts(&[])
+        .write("b.yaml", "kind: [")
+        .doubts(&["b.yaml"])
+        .remove("b.yaml")
+        .doubts(&["b.yaml"])
+        .pass(GONE_GRACE)
+        .doubts(&[]);
+}
+
+#[test]
+fn an_object_is_in_doubt_until_a_version_of_it_was_good() {
+    let bad = service("a", "10.0.0.999");
+    World::new()
+        .write("a.yaml", &(bad.clone() + &service("b", "10.0.0.2")))
+        .doubts(&["a.yaml: Service default/a"])
+        .write("a.yaml", &(service("a", "10.0.0.1") + &service("b", "10.0.0.2")))
+        .doubts(&[])
+        .write("a.yaml", &(bad + &service("b", "10.0.0.2")))
+        .doubts(&[]);
+}
+
+#[test]
+fn a_file_found_empty_is_in_doubt_for_a_while() {
+    World::new()
+        .write("a.yaml", "")
+        .doubts(&["a.yaml"])
+        .expect(&[], &[])
+        .pass(EMPTY_GRACE)
+        .doubts(&[]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::{
 use agent_kit::{
     bpf::{self, Place, attach_type},
     clsact::{self, Priority},
+    filter,
     link::Links,
     object::{self, Pins, Request},
 };
@@ -169,6 +170,13 @@ fn attach_to_device(
         }
         Err(err) if err.is_unsupported() && !has_tcx()? => {
             clsact::attach(program, device, hook, Priority::Outer)?;
+            let listed = filter::filters()?;
+            let is_listed = listed.iter().any(|filter| {
+                (filter.device.as_str(), filter.is_ingress, filter.program.as_str())
+                    == (device, is_ingress, name)
+                    && filter.program_id != 0
+            });
+            ensure!(is_listed, "the filter is not listed: {listed:?}");
             Ok("clsact")
         }
         Err(err) => Err(err.into()),
