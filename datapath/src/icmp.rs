@@ -133,6 +133,30 @@ fn row<F: Network, T: Tables<F>>(
     (row.to_port.raw() != 0).then_some(Place::new(row.to, row.to_port))
 }
 
+/// True for messages about a packet, which no error may answer.
+#[inline(always)]
+const fn is_error_kind<F: Network>(kind: u8) -> bool {
+    if F::V6 {
+        return kind < kind::FIRST_INFORMATIONAL6 || kind == kind::REDIRECT6;
+    }
+    matches!(
+        kind,
+        kind::DESTINATION_UNREACHABLE
+            | kind::SOURCE_QUENCH
+            | kind::REDIRECT
+            | kind::TIME_EXCEEDED
+            | kind::PARAMETER_PROBLEM
+    )
+}
+
+/// True if a packet without ports is no error, so that an error may answer it (RFC 1122
+/// §3.2.2, RFC 4443 §2.4).
+#[inline(always)]
+pub fn is_answerable<F: Network, P: Packet>(packet: &P, transport: &Transport) -> bool {
+    transport.proto != F::ICMP
+        || packet.load::<1>(transport.offset).is_some_and(|[kind]| !is_error_kind::<F>(kind))
+}
+
 /// Reads an ICMP message and the packet it quotes.
 #[inline(always)]
 fn read<F: Network, P: Packet>(packet: &P, transport: &Transport) -> Message<F::Address> {
@@ -141,25 +165,13 @@ fn read<F: Network, P: Packet>(packet: &P, transport: &Transport) -> Message<F::
     }
     let at = transport.offset;
     let Some([kind]) = packet.load::<1>(at) else { return Message::Other { error: true } };
-    let redirect = kind == if F::V6 { kind::REDIRECT6 } else { kind::REDIRECT };
-    let error = redirect
-        || if F::V6 {
-            kind < kind::FIRST_INFORMATIONAL6
-        } else {
-            matches!(
-                kind,
-                kind::DESTINATION_UNREACHABLE
-                    | kind::SOURCE_QUENCH
-                    | kind::TIME_EXCEEDED
-                    | kind::PARAMETER_PROBLEM
-            )
-        };
-    if !error {
-        return Message::Other { error };
+    if !is_error_kind::<F>(kind) {
+        return Message::Other { error: false };
     }
+    let redirect = kind == if F::V6 { kind::REDIRECT6 } else { kind::REDIRECT };
     let start = if F::V6 && redirect { redirected(packet, at) } else { Some(at + HEADER) };
     let quote = start.and_then(|start| quoted::<F, P>(packet, at, start, redirect));
-    quote.map_or(Message::Other { error }, Message::Error)
+    quote.map_or(Message::Other { error: true }, Message::Error)
 }
 
 /// Where an ICMPv6 redirect quotes the packet it is about: in its Redirected Header option

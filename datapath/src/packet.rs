@@ -12,7 +12,7 @@ pub enum Verdict {
     /// Ends here. The reason has been counted.
     Drop,
     /// The packet was turned into an answer: send it back where it came from, with the link
-    /// layer's addresses swapped.
+    /// layer's addresses swapped; one that was leaving, into the node by the same device.
     Answer,
 }
 

@@ -13,7 +13,7 @@ mod sweep;
 mod tables;
 
 use aya_ebpf::{
-    bindings::TC_ACT_SHOT,
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
     macros::{cgroup_sock_addr, classifier},
     programs::{SockAddrContext, TcContext},
 };
@@ -23,6 +23,7 @@ use datapath::{
     egress::egress,
     ingress::ingress,
     packet::Verdict,
+    refusal::refuse,
     tables::Tables,
 };
 use gate::{is_foreign_destination, is_foreign_pair};
@@ -126,12 +127,31 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
 fn leave(context: &TcContext, hook: Hook) -> i32 {
     let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
-        ETH_P_IP if !is_foreign_pair::<V4>(context) => {
+        ETH_P_IP => {
             let mut skb = Skb::new(context, 0);
+            if matches!(hook, Hook::UplinkEgress) && !is_foreign_destination::<V4>(context) {
+                let verdict = refuse::<V4, _, _>(&mut skb, &mut maps, hook);
+                if verdict != Verdict::Pass {
+                    return act(&mut skb, &mut maps, hook, verdict);
+                }
+            }
+            if is_foreign_pair::<V4>(context) {
+                return NEXT;
+            }
             let verdict = egress::<V4, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
-        ETH_P_IPV6 if !is_foreign_pair::<V6>(context) => {
+        ETH_P_IPV6 => {
+            if matches!(hook, Hook::UplinkEgress) && !is_foreign_destination::<V6>(context) {
+                let mut skb = Skb::new(context, 0);
+                let verdict = refuse::<V6, _, _>(&mut skb, &mut maps, hook);
+                if verdict != Verdict::Pass {
+                    return act(&mut skb, &mut maps, hook, verdict);
+                }
+            }
+            if is_foreign_pair::<V6>(context) {
+                return NEXT;
+            }
             let mut skb = Skb::new(context, settings().ipv6_checksum_flags);
             let verdict = egress::<V6, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
@@ -152,10 +172,19 @@ fn act(skb: &mut Skb, maps: &mut Maps, hook: Hook, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => NEXT,
         Verdict::Drop => TC_ACT_SHOT,
-        Verdict::Answer => skb.send_back().unwrap_or_else(|| {
+        Verdict::Answer => skb.send_back(toward_sender(hook)).unwrap_or_else(|| {
             Tables::<V4>::count_drop(maps, hook, Reason::RewriteFailed);
             TC_ACT_SHOT
         }),
+    }
+}
+
+/// Flags for `bpf_redirect` to where the packets of a hook come from.
+#[inline(always)]
+const fn toward_sender(hook: Hook) -> u64 {
+    match hook {
+        Hook::PodEgress | Hook::UplinkEgress => BPF_F_INGRESS as u64,
+        _ => 0,
     }
 }
 

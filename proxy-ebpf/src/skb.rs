@@ -29,9 +29,10 @@ impl<'a> Skb<'a> {
         Self { context, ipv6_checksum_flags }
     }
 
-    /// Sends the packet back out of its device, to where it came from.
+    /// Sends the packet over its device to where it came from: out of it, or, with
+    /// `BPF_F_INGRESS`, into the node that was sending it.
     #[inline(always)]
-    pub fn send_back(&mut self) -> Option<i32> {
+    pub fn send_back(&mut self, flags: u64) -> Option<i32> {
         let mut addresses = [0_u8; 12];
         let skb = self.context.as_ptr();
         // SAFETY: the helper checks the bounds of the packet; the array holds the 12 bytes.
@@ -44,7 +45,7 @@ impl<'a> Skb<'a> {
             if helper::bpf_skb_store_bytes(skb.cast(), 0, swapped.as_ptr().cast(), 12, 0) != 0 {
                 return None;
             }
-            Some(helper::bpf_redirect((*self.context.skb.skb).ifindex, 0) as i32)
+            Some(helper::bpf_redirect((*self.context.skb.skb).ifindex, flags) as i32)
         }
     }
 }

@@ -4,13 +4,14 @@ use lab::agent::SocketLb;
 use serde_json::json;
 
 use crate::{
-    cluster::{Cluster, THE_CALL},
+    cluster::{Cluster, Plan, THE_CALL},
     service::{Target, expose},
 };
 
 both! {
     no_endpoints_is_refused_at_once,
     unknown_port_of_cluster_ip_is_refused,
+    refusals_pass_a_strict_reverse_path_filter,
     internal_traffic_policy_without_local_endpoints_times_out,
     internal_traffic_policy_keeps_to_the_node,
     external_traffic_policy_local_drops_without_local_endpoints,
@@ -37,9 +38,19 @@ fn unknown_port_of_cluster_ip_is_refused(mode: SocketLb) {
     let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
     cluster.is_refused("pod1a", Target::Port(10, 81));
     cluster.is_refused("client", Target::Port(10, 81));
-    // The socket path leaves the address as it is, and no hook that could answer sees a packet
-    // of the node's own before it is out: here nobody refuses, unlike kube-proxy with nftables.
-    cluster.is_silent("node1", Target::Port(10, 81));
+    // The socket path leaves the address as it is, and the packet is refused on its way out.
+    cluster.is_refused("node1", Target::Port(10, 81));
+}
+
+/// The answer to the node's own packet comes in by the device that the packet would have left
+/// by, from the cluster IP.
+fn refusals_pass_a_strict_reverse_path_filter(mode: SocketLb) {
+    let mut plan = Plan::new(mode);
+    plan.spec.rp_filter = 1;
+    let cluster = plan.up(&[expose(10, &["pod2a"])]);
+    for from in ["node1", "node2", "pod1a", "client"] {
+        cluster.is_refused(from, Target::Port(10, 81));
+    }
 }
 
 fn internal_traffic_policy_without_local_endpoints_times_out(mode: SocketLb) {
@@ -94,6 +105,10 @@ fn drops_are_counted_by_reason_and_hook(mode: SocketLb) {
     assert!(drops("no_endpoints", at) >= 4.0);
     cluster.is_refused("pod1a", Target::Port(10, 81));
     assert!(drops("unknown_port", "pod_ingress") >= 4.0);
+    cluster.is_refused("node1", Target::Port(10, 81));
+    assert!(drops("unknown_port", "uplink_egress") >= 4.0);
+    cluster.is_silent("node1", Target::ClusterIp(11));
+    assert!(drops("traffic_policy", "uplink_egress") >= 4.0);
     cluster.is_silent("client", Target::NodePort("node1", 11));
     assert!(drops("traffic_policy", "uplink_ingress") >= 4.0);
     cluster.is_silent("pod1a", Target::ClusterIp(11));
