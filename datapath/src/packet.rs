@@ -63,6 +63,11 @@ pub trait Packet {
         header::pack(header::extensions(self, offset, next))
     }
 
-    /// Cuts the packet to `keep` bytes and puts `room` bytes before them, undefined as yet.
-    fn requote(&mut self, keep: u32, room: u32) -> Option<()>;
+    /// Cuts the packet off at `length` bytes, or makes it that long; what is added is undefined
+    /// as yet.
+    fn resize(&mut self, length: u32) -> Option<()>;
+
+    /// Takes `length` bytes off the front. If a device was to complete a checksum that lay
+    /// among them, it is not any more.
+    fn shed(&mut self, length: u32) -> Option<()>;
 }

@@ -137,15 +137,19 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn requote(&mut self, keep: u32, room: u32) -> Option<()> {
-        let skb = self.context.as_ptr();
-        // SAFETY: the helpers check lengths against the packet.
-        unsafe {
-            done(helper::bpf_skb_change_tail(skb.cast(), ETHERNET + keep, 0))?;
-            if room == 0 {
-                return Some(());
-            }
-            done(helper::bpf_skb_adjust_room(skb.cast(), room as i32, ADJUST_ROOM_MAC, 0))
-        }
+    fn resize(&mut self, length: u32) -> Option<()> {
+        // SAFETY: the helper checks the length.
+        done(unsafe {
+            helper::bpf_skb_change_tail(self.context.as_ptr().cast(), ETHERNET + length, 0)
+        })
+    }
+
+    #[inline(always)]
+    fn shed(&mut self, length: u32) -> Option<()> {
+        let less = -(length as i32);
+        // SAFETY: the helper checks the length against the packet.
+        done(unsafe {
+            helper::bpf_skb_adjust_room(self.context.as_ptr().cast(), less, ADJUST_ROOM_MAC, 0)
+        })
     }
 }
