@@ -109,6 +109,8 @@ fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> 
     }
     if tables.is_marked(hash::pair(header.src, header.dst)) {
         ours::<F, P, T>(packet, tables, &header)
+    } else if F::may_be_icmp(header.next) {
+        Step::Message
     } else {
         Step::Done
     }
@@ -123,6 +125,9 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
 ) -> Step {
     // What cannot be read has no row: it was refused where it would have begun.
     let Ok(mut transport) = header::transport::<F, P>(packet, header) else { return Step::Done };
+    if transport.proto == F::ICMP {
+        return Step::Message;
+    }
     if !has_ports(transport.proto) {
         return Step::Done;
     }

@@ -29,6 +29,7 @@ both! {
     about_udp_without_checksum,
     about_first_fragments,
     about_options_and_extensions,
+    behind_options_and_extensions,
     redirects_are_dropped,
     about_other_flows_nothing_is_done,
     informational_messages_between_the_parties_pass,
@@ -260,6 +261,45 @@ fn about_options_and_extensions<F: Side>() {
     ];
     let came = error::<F>(b.addr, c.addr, &request.clone().to(b).bytes());
     bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
+}
+
+/// The error's own header may be followed by more before the message.
+fn behind_options_and_extensions<F: Side>() {
+    let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
+    let (mut bed, s) = masqueraded::<F>(TCP, c, v, b);
+    let request = Datagram::<F>::tcp(c, v, ACK).with_payload(&[5; 64]);
+    let inside = request.clone().to(b);
+    let pad = |units: u8| {
+        let mut bytes = vec![0, units, 1, 4 + units * 8];
+        bytes.resize(8 + usize::from(units) * 8, 0);
+        bytes
+    };
+    let chains: [Vec<(u8, Vec<u8>)>; 4] = [
+        vec![(0, pad(0))],
+        vec![(60, pad(3))],
+        vec![(0, pad(0)), (60, pad(1))],
+        // RFC 6946: in one fragment, and no other.
+        vec![(44, vec![0, 0, 0, 0, 1, 2, 3, 4])],
+    ];
+    for chain in chains {
+        let made = |src, dst, about: &Datagram<F>| {
+            let (kind, rest) = too_big::<F>();
+            let mut error = icmp::<F>(src, dst, kind, rest, &about.bytes());
+            error.options = [1, 1, 1, 0].repeat(chain.len());
+            error.extensions.clone_from(&chain);
+            error.bytes()
+        };
+        for (by, shown) in [(router::<F>(), router::<F>()), (b.addr, v.addr)] {
+            let came = made(by, s.addr, &inside.clone().from(s));
+            let between = made(by, c.addr, &inside);
+            bed.becomes(UP_IN, &came, &between);
+            bed.becomes(UP_OUT, &between, &made(shown, c.addr, &request));
+        }
+        // A ping behind the same headers is nobody's.
+        let mut ping = icmp::<F>(b.addr, c.addr, [128, 0], [0; 4], &inside.bytes());
+        ping.extensions.clone_from(&chain);
+        bed.passes(UP_OUT, &ping.bytes());
+    }
 }
 
 fn redirects_are_dropped<F: Side>() {
