@@ -125,39 +125,45 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn leave(context: &TcContext, hook: Hook) -> i32 {
+    if matches!(hook, Hook::UplinkEgress) {
+        let action = refused(context);
+        if action != NEXT {
+            return action;
+        }
+    }
     let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
-        ETH_P_IP => {
+        ETH_P_IP if !is_foreign_pair::<V4>(context) => {
             let mut skb = Skb::new(context, 0);
-            if matches!(hook, Hook::UplinkEgress) && !is_foreign_destination::<V4>(context) {
-                let verdict = refuse::<V4, _, _>(&mut skb, &mut maps, hook);
-                if verdict != Verdict::Pass {
-                    return act(&mut skb, &mut maps, hook, verdict);
-                }
-            }
-            if is_foreign_pair::<V4>(context) {
-                return NEXT;
-            }
             let verdict = egress::<V4, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
-        ETH_P_IPV6 => {
-            if matches!(hook, Hook::UplinkEgress) && !is_foreign_destination::<V6>(context) {
-                let mut skb = Skb::new(context, 0);
-                let verdict = refuse::<V6, _, _>(&mut skb, &mut maps, hook);
-                if verdict != Verdict::Pass {
-                    return act(&mut skb, &mut maps, hook, verdict);
-                }
-            }
-            if is_foreign_pair::<V6>(context) {
-                return NEXT;
-            }
+        ETH_P_IPV6 if !is_foreign_pair::<V6>(context) => {
             let mut skb = Skb::new(context, settings().ipv6_checksum_flags);
             let verdict = egress::<V6, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
         _ => NEXT,
     }
+}
+
+/// Refuses a packet that leaves for a cluster IP without a way to it. A function of its own, so
+/// that what it needs of the stack is not also beneath `egress`.
+#[inline(never)]
+fn refused(context: &TcContext) -> i32 {
+    const HOOK: Hook = Hook::UplinkEgress;
+    let mut maps = Maps { packet: Some(context) };
+    let mut skb = Skb::new(context, 0);
+    let verdict = match protocol(context) {
+        ETH_P_IP if !is_foreign_destination::<V4>(context) => {
+            refuse::<V4, _, _>(&mut skb, &mut maps, HOOK)
+        }
+        ETH_P_IPV6 if !is_foreign_destination::<V6>(context) => {
+            refuse::<V6, _, _>(&mut skb, &mut maps, HOOK)
+        }
+        _ => return NEXT,
+    };
+    act(&mut skb, &mut maps, HOOK, verdict)
 }
 
 #[inline(always)]
