@@ -34,6 +34,8 @@ use tables::{Maps, settings};
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: not ours, or done with; the next
 /// program goes on.
 const NEXT: i32 = -1;
+/// `skb->pkt_type` of a frame for the device's own address.
+const PACKET_HOST: u32 = 0;
 /// `skb->protocol` of the two families (`ETH_P_IP`, `ETH_P_IPV6`), in network byte order.
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
@@ -107,6 +109,9 @@ pub fn flow_sweep(_context: TcContext) -> i32 {
 
 #[inline(always)]
 fn enter(context: &TcContext, hook: Hook) -> i32 {
+    if matches!(hook, Hook::UplinkIngress) && !is_for_this_node(context) {
+        return NEXT;
+    }
     let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
         ETH_P_IP if !is_foreign_destination::<V4>(context) => {
@@ -164,6 +169,15 @@ fn refused(context: &TcContext) -> i32 {
         _ => return NEXT,
     };
     act(&mut skb, &mut maps, HOOK, verdict)
+}
+
+/// Frames for others are seen by a device that listens to all, or where a switch floods: IP drops
+/// them later, and to refuse one would end somebody else's connection. On a device of a pod this
+/// does not tell: its frames are for the bridge that it is a port of.
+#[inline(always)]
+fn is_for_this_node(context: &TcContext) -> bool {
+    // SAFETY: the kernel's context.
+    unsafe { (*context.skb.skb).pkt_type == PACKET_HOST }
 }
 
 #[inline(always)]
