@@ -245,24 +245,29 @@ fn translate_quote<F: Network, P: Packet>(
     let offset = quote.transport.offset;
     packet.store(offset + quoted_side.port_field(), &new.port.bytes())?;
     if !F::V6 {
-        total += change_word(packet, quote.start + 10, address)?;
+        total += change_word(packet, quote.start + 10, address, false)?;
     }
     // The quoted transport checksum, if the quotation reaches that far and there is one.
     let at = offset + header::checksum_offset(quote.transport.proto);
+    let udp = quote.transport.proto == protocol::UDP;
     if let Some(field) = packet.load::<2>(at)
-        && !(quote.transport.proto == protocol::UDP && field == [0, 0])
+        && !(udp && field == [0, 0])
     {
-        total += change_word(packet, at, address + port)?;
+        total += change_word(packet, at, address + port, udp)?;
     }
     store_quoted_address::<F, P>(packet, quote.start, quoted_side, new.addr)?;
     packet.change_transport_checksum(quote.at + 2, total, Covers::Payload, false)
 }
 
-/// Changes a checksum inside the quoted packet and returns what that changed in turn.
+/// Changes a checksum inside the quoted packet and returns what that changed in turn. With
+/// `zero_is_none` a result of zero is written as 0xffff, as in the packet itself.
 #[inline(always)]
-fn change_word<P: Packet>(packet: &mut P, at: u32, by: u32) -> Option<u32> {
+fn change_word<P: Packet>(packet: &mut P, at: u32, by: u32, zero_is_none: bool) -> Option<u32> {
     let old = u16::from_ne_bytes(packet.load::<2>(at)?);
-    let new = replace(old, by);
+    let new = match replace(old, by) {
+        0 if zero_is_none => 0xffff,
+        new => new,
+    };
     packet.store(at, &new.to_ne_bytes())?;
     Some(difference(old as u32, new as u32))
 }

@@ -27,11 +27,13 @@ both! {
     all_kinds_of_errors,
     as_short_as_errors_may_be,
     about_udp_without_checksum,
+    about_udp_whose_checksum_comes_to_zero,
     about_first_fragments,
     about_options_and_extensions,
     behind_options_and_extensions,
     redirects_are_dropped,
     about_other_flows_nothing_is_done,
+    about_pings_nothing_is_done,
     informational_messages_between_the_parties_pass,
 }
 
@@ -239,6 +241,20 @@ fn about_udp_without_checksum<F: Side>() {
     bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
 }
 
+/// Zero says that there is no checksum (RFC 768), which over IPv6 is an error (RFC 8200 §8.1).
+fn about_udp_whose_checksum_comes_to_zero<F: Side>() {
+    let (c, v, b) = parties::<F>();
+    let mut bed = flow::<F>(UDP, c, v, b);
+    let field = if F::V6 { 46 } else { 26 };
+    // What the client sent is so that its checksum is 0xffff, the way zero is written.
+    let request = Datagram::<F>::udp(c, v).with_payload(&[0; 8]);
+    let sum = request.bytes();
+    let request = request.with_payload(&[sum[field], sum[field + 1], 0, 0, 0, 0, 0, 0]);
+    assert_eq!(request.bytes()[field..field + 2], [0xff, 0xff]);
+    let came = error::<F>(b.addr, c.addr, &request.clone().to(b).bytes());
+    bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
+}
+
 fn about_first_fragments<F: Side>() {
     let (c, v, b) = parties::<F>();
     let mut bed = flow::<F>(UDP, c, v, b);
@@ -337,6 +353,25 @@ fn about_other_flows_nothing_is_done<F: Side>() {
     bed.passes(POD_OUT, &error::<F>(b.addr, c.addr, &udp.bytes()));
     let ping = icmp::<F>(c.addr, b.addr, [if F::V6 { 128 } else { 8 }, 0], [0; 4], b"ping");
     bed.passes(POD_OUT, &error::<F>(b.addr, c.addr, &ping.bytes()));
+}
+
+/// An echo has no ports, so no flow: what complains about one is the kernel's where the address
+/// is the node's, and nobody's where it is a cluster IP.
+fn about_pings_nothing_is_done<F: Side>() {
+    let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
+    let (mut bed, _) = masqueraded::<F>(TCP, c, v, b);
+    bed.cluster_ip(vip::<F>(80), TCP, &[remote(b)]);
+    for kind in if F::V6 { [128, 129] } else { [8, 0] } {
+        // The bytes that would be ports are those of the flow.
+        let rest = [0x75, 0x80, 0x9c, 0x40];
+        let echo = |src, dst| icmp::<F>(src, dst, [kind, 0], rest, b"ping").bytes();
+        for (hook, by) in [(UP_IN, router::<F>()), (POD_IN, b.addr), (UP_OUT, b.addr)] {
+            bed.passes(hook, &error::<F>(by, v.addr, &echo(v.addr, c.addr)));
+            bed.passes(hook, &error::<F>(by, c.addr, &echo(c.addr, b.addr)));
+        }
+        let lost = error::<F>(c.addr, vip::<F>(0).addr, &echo(vip::<F>(0).addr, c.addr));
+        bed.drops(UP_IN, &lost, Reason::UnknownPort);
+    }
 }
 
 fn informational_messages_between_the_parties_pass<F: Side>() {
