@@ -34,6 +34,7 @@ both! {
     redirects_are_dropped,
     about_other_flows_nothing_is_done,
     about_pings_nothing_is_done,
+    quotations_that_cannot_be_read,
     informational_messages_between_the_parties_pass,
 }
 
@@ -371,6 +372,45 @@ fn about_pings_nothing_is_done<F: Side>() {
         }
         let lost = error::<F>(c.addr, vip::<F>(0).addr, &echo(vip::<F>(0).addr, c.addr));
         bed.drops(UP_IN, &lost, Reason::UnknownPort);
+    }
+}
+
+/// Nobody can tell whose they are: the kernel's business, or nobody's at a cluster IP.
+fn quotations_that_cannot_be_read<F: Side>() {
+    let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
+    let (mut bed, s) = masqueraded::<F>(TCP, c, v, b);
+    let lost = vip::<F>(80);
+    bed.cluster_ip(lost, TCP, &[remote(b)]);
+    let request = Datagram::<F>::tcp(s, b, ACK).with_payload(&[5; 64]);
+    let header = if F::V6 { 40 } else { 20 };
+    let spoil = |at: usize, byte: u8| {
+        let mut bytes = request.bytes();
+        bytes[at] = byte;
+        bytes
+    };
+    let mut quotations = vec![Vec::new(), vec![0x45], vec![0xff; 200]];
+    if F::V6 {
+        // IPv4, no version, a chain that ends nowhere, and ones that are not followed.
+        quotations.extend([spoil(0, 0x45), spoil(0, 0), spoil(6, 60), spoil(6, 51), spoil(6, 50)]);
+    } else {
+        // IPv6, lengths below the least, and options beyond the quotation's end.
+        quotations.extend([spoil(0, 0x65), spoil(0, 0x40), spoil(0, 0x44)]);
+        quotations.push(spoil(0, 0x4f)[..60].to_vec());
+    }
+    // Another protocol, and headers without all ports.
+    quotations.extend([spoil(if F::V6 { 6 } else { 9 }, 132), request.bytes()[..header].to_vec()]);
+    quotations.push(request.bytes()[..header + 3].to_vec());
+    for quotation in quotations {
+        for hook in [UP_IN, UP_OUT] {
+            bed.passes(hook, &error::<F>(b.addr, s.addr, &quotation));
+        }
+        bed.drops(UP_IN, &error::<F>(b.addr, lost.addr, &quotation), Reason::UnknownPort);
+    }
+    // Not even all of the message's own header.
+    let whole = error::<F>(b.addr, s.addr, &request.bytes());
+    for length in header..header + 8 {
+        bed.passes(UP_IN, &whole[..length]);
+        bed.passes(UP_OUT, &whole[..length]);
     }
 }
 
