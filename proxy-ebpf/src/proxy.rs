@@ -29,7 +29,7 @@ use datapath::{
 use gate::{is_foreign_destination, is_foreign_pair};
 use skb::Skb;
 use socket::{Operation, call4, call6};
-use tables::{Maps, settings};
+use tables::{FamilyMaps, Maps, settings};
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: not ours, or done with; the next
 /// program goes on.
@@ -130,20 +130,33 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn leave(context: &TcContext, hook: Hook) -> i32 {
-    if matches!(hook, Hook::UplinkEgress) {
-        let action = refused(context);
-        if action != NEXT {
-            return action;
-        }
-    }
+    let is_uplink = matches!(hook, Hook::UplinkEgress);
     let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
-        ETH_P_IP if !is_foreign_pair::<V4>(context) => {
+        ETH_P_IP => {
+            if is_uplink && !is_foreign_destination::<V4>(context) {
+                let action = refused::<V4>(context);
+                if action != NEXT {
+                    return action;
+                }
+            }
+            if is_foreign_pair::<V4>(context) {
+                return NEXT;
+            }
             let mut skb = Skb::new(context, 0);
             let verdict = egress::<V4, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
-        ETH_P_IPV6 if !is_foreign_pair::<V6>(context) => {
+        ETH_P_IPV6 => {
+            if is_uplink && !is_foreign_destination::<V6>(context) {
+                let action = refused::<V6>(context);
+                if action != NEXT {
+                    return action;
+                }
+            }
+            if is_foreign_pair::<V6>(context) {
+                return NEXT;
+            }
             let mut skb = Skb::new(context, settings().ipv6_checksum_flags);
             let verdict = egress::<V6, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
@@ -155,19 +168,11 @@ fn leave(context: &TcContext, hook: Hook) -> i32 {
 /// Refuses a packet that leaves for a cluster IP without a way to it. A function of its own, so
 /// that what it needs of the stack is not also beneath `egress`.
 #[inline(never)]
-fn refused(context: &TcContext) -> i32 {
+fn refused<F: FamilyMaps>(context: &TcContext) -> i32 {
     const HOOK: Hook = Hook::UplinkEgress;
     let mut maps = Maps { packet: Some(context) };
     let mut skb = Skb::new(context, 0);
-    let verdict = match protocol(context) {
-        ETH_P_IP if !is_foreign_destination::<V4>(context) => {
-            refuse::<V4, _, _>(&mut skb, &mut maps, HOOK)
-        }
-        ETH_P_IPV6 if !is_foreign_destination::<V6>(context) => {
-            refuse::<V6, _, _>(&mut skb, &mut maps, HOOK)
-        }
-        _ => return NEXT,
-    };
+    let verdict = refuse::<F, _, _>(&mut skb, &mut maps, HOOK);
     act(&mut skb, &mut maps, HOOK, verdict)
 }
 
