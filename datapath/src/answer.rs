@@ -16,6 +16,9 @@ const ICMP_HEADER: u32 = 8;
 const QUOTE: u32 = 128;
 /// TCP header without options.
 const TCP_HEADER: u32 = 20;
+/// Bytes from a transport header's begin to behind its checksum, in whole words so that what
+/// follows is aligned as before.
+const CHECKSUM_END: u32 = 20;
 
 /// Turns the packet into ICMP port unreachable about itself, from its destination to its
 /// source, as kube-proxy's `reject` does for TCP too: `connect` fails with ECONNREFUSED.
@@ -28,34 +31,47 @@ pub fn unreachable<F: Network, P: Packet, T: Tables<F>>(
     reason: Reason,
 ) -> Result<Verdict, Reason> {
     let header = F::header(packet, 0).ok_or(Reason::Malformed)?;
+    let transport = F::follow(packet, 0, &header)?;
     let length = packet.len();
     let quote = if length > QUOTE { QUOTE } else { length & !3 };
-    write_unreachable::<F, P>(packet, header.src, header.dst, quote)
+    write_unreachable::<F, P>(packet, header.src, header.dst, transport.offset, quote)
         .ok_or(Reason::RewriteFailed)?;
     tables.count_drop(hook, reason);
     Ok(Verdict::Answer)
 }
 
+/// Writes the answer behind the packet and takes the packet away from before it, because a
+/// device may still have to complete the packet's checksum (CHECKSUM_PARTIAL): it would write
+/// into the quotation, after the message has been summed up.
 #[inline(always)]
 fn write_unreachable<F: Network, P: Packet>(
     packet: &mut P,
     src: F::Address,
     dst: F::Address,
+    offset: u32,
     quote: u32,
 ) -> Option<()> {
-    packet.requote(quote, F::HEADER + ICMP_HEADER)?;
-    let payload = (ICMP_HEADER + quote) as u16;
-    let pseudo = F::write_header(packet, dst, src, F::ICMP, payload)?;
+    let old = offset + CHECKSUM_END;
+    let old = if old > quote { old } else { quote };
+    let start = F::HEADER + ICMP_HEADER;
+    packet.resize(old + start + quote)?;
     // Destination unreachable, port unreachable (RFC 792; RFC 4443 §3.1).
     let kind = if F::V6 { [1, 4] } else { [3, 3] };
-    let mut sum = u16::from_ne_bytes(kind) as u32 + if F::V6 { pseudo } else { 0 };
-    let start = F::HEADER + ICMP_HEADER;
+    let mut sum = u16::from_ne_bytes(kind) as u32;
     for word in 0..QUOTE / 4 {
         if word * 4 >= quote {
             break;
         }
-        let [a, b, c, d] = packet.load::<4>(start + word * 4)?;
+        let bytes = packet.load::<4>(word * 4)?;
+        packet.store(old + start + word * 4, &bytes)?;
+        let [a, b, c, d] = bytes;
         sum += u16::from_ne_bytes([a, b]) as u32 + u16::from_ne_bytes([c, d]) as u32;
+    }
+    packet.shed(old)?;
+    let payload = (ICMP_HEADER + quote) as u16;
+    let pseudo = F::write_header(packet, dst, src, F::ICMP, payload)?;
+    if F::V6 {
+        sum += pseudo;
     }
     let [a, b] = (!fold(sum)).to_ne_bytes();
     packet.store(F::HEADER, &[kind[0], kind[1], a, b, 0, 0, 0, 0])
@@ -104,7 +120,9 @@ fn write_reset<F: Network, P: Packet>(
         let next = u32::from_be_bytes([s0, s1, s2, s3]).wrapping_add(length);
         ([0; 4], next.to_be_bytes(), tcp::RST | tcp::ACK)
     };
-    packet.requote(F::HEADER + TCP_HEADER, 0)?;
+    let old = transport.offset + CHECKSUM_END;
+    packet.resize(old + F::HEADER + TCP_HEADER)?;
+    packet.shed(old)?;
     let pseudo = F::write_header(packet, header.dst, header.src, protocol::TCP, TCP_HEADER as u16)?;
     let [s0, s1, s2, s3] = sequence;
     let [a0, a1, a2, a3] = acknowledgement;

@@ -12,7 +12,7 @@ use crate::{
     masquerade,
     packet::{Packet, Verdict},
     rewrite::{Side, rewrite},
-    tables::{Store, Tables},
+    tables::{KeepError, Store, Tables},
     track,
 };
 
@@ -42,15 +42,17 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
         Step::Done => return Verdict::Pass,
         Step::Refused(reason) => Err(reason),
         Step::Message => icmp::egress::<F, P, T>(packet, tables),
-        Step::Assign | Step::Settle => {
-            let result = if step == Step::Assign {
-                assign::<F, P, T>(packet, tables)
+        Step::Assign => {
+            assign::<F, P, T>(packet, tables).and_then(|()| once_more::<F, P, T>(packet, tables))
+        }
+        Step::Settle => {
+            if settle::<F, P, T>(packet, tables)
+                || tables.reclaim() && settle::<F, P, T>(packet, tables)
+            {
+                once_more::<F, P, T>(packet, tables)
             } else {
-                settle::<F, P, T>(packet, tables).or_else(|reason| {
-                    if tables.reclaim() { settle::<F, P, T>(packet, tables) } else { Err(reason) }
-                })
-            };
-            result.and_then(|()| once_more::<F, P, T>(packet, tables))
+                Err(Reason::FlowTableFull)
+            }
         }
     };
     let Err(reason) = done else { return Verdict::Pass };
@@ -85,17 +87,16 @@ fn assign<F: Network, P: Packet, T: Tables<F>>(
     masquerade::assign::<F, T>(tables, &key)
 }
 
-/// Keeps the packet's flow.
+/// Keeps the packet's flow; false if there is no room. Rows that are gone have been kept by
+/// another processor, or evicted: then the packet is that of a backend without a flow, which
+/// passes as it is.
 #[inline(never)]
-fn settle<F: Network, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-) -> Result<(), Reason> {
+fn settle<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> bool {
     let mut key = FlowKey::default();
     if !read_key::<F, P>(packet, &mut key, hook::EGRESS) {
-        return Err(Reason::Malformed);
+        return false;
     }
-    tables.settle::<{ role::REPLY }>(&key).map_err(|_| Reason::FlowTableFull)
+    tables.settle::<{ role::REPLY }>(&key) != Err(KeepError::Full)
 }
 
 /// Does what can be done at once: all for a packet that is not ours, the rewrite for one whose
@@ -108,6 +109,8 @@ fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> 
     }
     if tables.is_marked(hash::pair(header.src, header.dst)) {
         ours::<F, P, T>(packet, tables, &header)
+    } else if F::may_be_icmp(header.next) {
+        Step::Message
     } else {
         Step::Done
     }
@@ -122,6 +125,9 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
 ) -> Step {
     // What cannot be read has no row: it was refused where it would have begun.
     let Ok(mut transport) = header::transport::<F, P>(packet, header) else { return Step::Done };
+    if transport.proto == F::ICMP {
+        return Step::Message;
+    }
     if !has_ports(transport.proto) {
         return Step::Done;
     }

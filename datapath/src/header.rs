@@ -104,6 +104,9 @@ pub trait Network: Family + Masquerade {
     /// `None` if this is no header of the family; the kernel deals with it.
     fn header<P: Packet>(packet: &P, at: u32) -> Option<IpHeader<Self::Address>>;
 
+    /// True if a header whose next is of this kind may stand before an ICMP message.
+    fn may_be_icmp(next: u8) -> bool;
+
     /// Follows the header at `at` to the transport header, without reading the latter.
     fn follow<P: Packet>(
         packet: &P,
@@ -165,6 +168,11 @@ impl Network for V4 {
             part,
             id: u16::from_ne_bytes([h[4], h[5]]) as u32,
         })
+    }
+
+    #[inline(always)]
+    fn may_be_icmp(next: u8) -> bool {
+        next == Self::ICMP
     }
 
     #[inline(always)]
@@ -314,6 +322,12 @@ impl Network for V6 {
             part: Part::Whole,
             id: 0,
         })
+    }
+
+    #[inline(always)]
+    fn may_be_icmp(next: u8) -> bool {
+        use extension::{DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
+        matches!(next, Self::ICMP | HOP_BY_HOP | DESTINATION | ROUTING | FRAGMENT)
     }
 
     #[inline(always)]

@@ -133,6 +133,30 @@ fn row<F: Network, T: Tables<F>>(
     (row.to_port.raw() != 0).then_some(Place::new(row.to, row.to_port))
 }
 
+/// True for messages about a packet, which no error may answer.
+#[inline(always)]
+const fn is_error_kind<F: Network>(kind: u8) -> bool {
+    if F::V6 {
+        return kind < kind::FIRST_INFORMATIONAL6 || kind == kind::REDIRECT6;
+    }
+    matches!(
+        kind,
+        kind::DESTINATION_UNREACHABLE
+            | kind::SOURCE_QUENCH
+            | kind::REDIRECT
+            | kind::TIME_EXCEEDED
+            | kind::PARAMETER_PROBLEM
+    )
+}
+
+/// True if a packet without ports is no error, so that an error may answer it (RFC 1122
+/// §3.2.2, RFC 4443 §2.4).
+#[inline(always)]
+pub fn is_answerable<F: Network, P: Packet>(packet: &P, transport: &Transport) -> bool {
+    transport.proto != F::ICMP
+        || packet.load::<1>(transport.offset).is_some_and(|[kind]| !is_error_kind::<F>(kind))
+}
+
 /// Reads an ICMP message and the packet it quotes.
 #[inline(always)]
 fn read<F: Network, P: Packet>(packet: &P, transport: &Transport) -> Message<F::Address> {
@@ -141,25 +165,13 @@ fn read<F: Network, P: Packet>(packet: &P, transport: &Transport) -> Message<F::
     }
     let at = transport.offset;
     let Some([kind]) = packet.load::<1>(at) else { return Message::Other { error: true } };
-    let redirect = kind == if F::V6 { kind::REDIRECT6 } else { kind::REDIRECT };
-    let error = redirect
-        || if F::V6 {
-            kind < kind::FIRST_INFORMATIONAL6
-        } else {
-            matches!(
-                kind,
-                kind::DESTINATION_UNREACHABLE
-                    | kind::SOURCE_QUENCH
-                    | kind::TIME_EXCEEDED
-                    | kind::PARAMETER_PROBLEM
-            )
-        };
-    if !error {
-        return Message::Other { error };
+    if !is_error_kind::<F>(kind) {
+        return Message::Other { error: false };
     }
+    let redirect = kind == if F::V6 { kind::REDIRECT6 } else { kind::REDIRECT };
     let start = if F::V6 && redirect { redirected(packet, at) } else { Some(at + HEADER) };
     let quote = start.and_then(|start| quoted::<F, P>(packet, at, start, redirect));
-    quote.map_or(Message::Other { error }, Message::Error)
+    quote.map_or(Message::Other { error: true }, Message::Error)
 }
 
 /// Where an ICMPv6 redirect quotes the packet it is about: in its Redirected Header option
@@ -233,24 +245,29 @@ fn translate_quote<F: Network, P: Packet>(
     let offset = quote.transport.offset;
     packet.store(offset + quoted_side.port_field(), &new.port.bytes())?;
     if !F::V6 {
-        total += change_word(packet, quote.start + 10, address)?;
+        total += change_word(packet, quote.start + 10, address, false)?;
     }
     // The quoted transport checksum, if the quotation reaches that far and there is one.
     let at = offset + header::checksum_offset(quote.transport.proto);
+    let udp = quote.transport.proto == protocol::UDP;
     if let Some(field) = packet.load::<2>(at)
-        && !(quote.transport.proto == protocol::UDP && field == [0, 0])
+        && !(udp && field == [0, 0])
     {
-        total += change_word(packet, at, address + port)?;
+        total += change_word(packet, at, address + port, udp)?;
     }
     store_quoted_address::<F, P>(packet, quote.start, quoted_side, new.addr)?;
     packet.change_transport_checksum(quote.at + 2, total, Covers::Payload, false)
 }
 
-/// Changes a checksum inside the quoted packet and returns what that changed in turn.
+/// Changes a checksum inside the quoted packet and returns what that changed in turn. With
+/// `zero_is_none` a result of zero is written as 0xffff, as in the packet itself.
 #[inline(always)]
-fn change_word<P: Packet>(packet: &mut P, at: u32, by: u32) -> Option<u32> {
+fn change_word<P: Packet>(packet: &mut P, at: u32, by: u32, zero_is_none: bool) -> Option<u32> {
     let old = u16::from_ne_bytes(packet.load::<2>(at)?);
-    let new = replace(old, by);
+    let new = match replace(old, by) {
+        0 if zero_is_none => 0xffff,
+        new => new,
+    };
     packet.store(at, &new.to_ne_bytes())?;
     Some(difference(old as u32, new as u32))
 }

@@ -29,6 +29,7 @@ pub mod masquerade;
 pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
+pub mod refusal;
 pub mod rewrite;
 pub mod select;
 pub mod service;

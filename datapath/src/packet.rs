@@ -12,7 +12,7 @@ pub enum Verdict {
     /// Ends here. The reason has been counted.
     Drop,
     /// The packet was turned into an answer: send it back where it came from, with the link
-    /// layer's addresses swapped.
+    /// layer's addresses swapped; one that was leaving, into the node by the same device.
     Answer,
 }
 
@@ -63,6 +63,11 @@ pub trait Packet {
         header::pack(header::extensions(self, offset, next))
     }
 
-    /// Cuts the packet to `keep` bytes and puts `room` bytes before them, undefined as yet.
-    fn requote(&mut self, keep: u32, room: u32) -> Option<()>;
+    /// Cuts the packet off at `length` bytes, or makes it that long; what is added is undefined
+    /// as yet.
+    fn resize(&mut self, length: u32) -> Option<()>;
+
+    /// Takes `length` bytes off the front. If a device was to complete a checksum that lay
+    /// among them, it is not any more.
+    fn shed(&mut self, length: u32) -> Option<()>;
 }

@@ -168,8 +168,8 @@ fn cgroup(root: Option<&Path>) -> Finding {
             "cgroup2",
             Verdict::Missing,
             "not mounted",
-            "the socket path cannot be attached, without which the node's own processes reach \
-             Services only where a packet leaves the node; mount -t cgroup2 none /sys/fs/cgroup",
+            "the socket path cannot be attached, without which the node's own processes reach no \
+             ClusterIP, and NodePorts of other nodes only; mount -t cgroup2 none /sys/fs/cgroup",
         ),
     }
 }

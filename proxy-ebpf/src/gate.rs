@@ -147,5 +147,5 @@ pub fn is_foreign_pair<F: Peek>(context: &TcContext) -> bool {
             *header.add(F::NEXT),
         )
     };
-    next != F::ICMP && !is_set(&MARKS, hash::pair(source, destination))
+    !F::may_be_icmp(next) && !is_set(&MARKS, hash::pair(source, destination))
 }

@@ -13,7 +13,7 @@ mod sweep;
 mod tables;
 
 use aya_ebpf::{
-    bindings::TC_ACT_SHOT,
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
     macros::{cgroup_sock, cgroup_sock_addr, classifier},
     programs::{SockAddrContext, SockContext, TcContext},
 };
@@ -23,16 +23,19 @@ use datapath::{
     egress::egress,
     ingress::ingress,
     packet::Verdict,
+    refusal::refuse,
     tables::Tables,
 };
 use gate::{is_foreign_destination, is_foreign_pair};
 use skb::Skb;
 use socket::{Operation, call4, call6, release};
-use tables::{Maps, settings};
+use tables::{FamilyMaps, Maps, settings};
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: not ours, or done with; the next
 /// program goes on.
 const NEXT: i32 = -1;
+/// `skb->pkt_type` of a frame for the device's own address.
+const PACKET_HOST: u32 = 0;
 /// `skb->protocol` of the two families (`ETH_P_IP`, `ETH_P_IPV6`), in network byte order.
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
@@ -111,6 +114,9 @@ pub fn flow_sweep(_context: TcContext) -> i32 {
 
 #[inline(always)]
 fn enter(context: &TcContext, hook: Hook) -> i32 {
+    if matches!(hook, Hook::UplinkIngress) && !is_for_this_node(context) {
+        return NEXT;
+    }
     let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
         ETH_P_IP if !is_foreign_destination::<V4>(context) => {
@@ -129,20 +135,59 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn leave(context: &TcContext, hook: Hook) -> i32 {
+    let is_uplink = matches!(hook, Hook::UplinkEgress);
     let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
-        ETH_P_IP if !is_foreign_pair::<V4>(context) => {
+        ETH_P_IP => {
+            if is_uplink && !is_foreign_destination::<V4>(context) {
+                let action = refused::<V4>(context);
+                if action != NEXT {
+                    return action;
+                }
+            }
+            if is_foreign_pair::<V4>(context) {
+                return NEXT;
+            }
             let mut skb = Skb::new(context, 0);
             let verdict = egress::<V4, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
-        ETH_P_IPV6 if !is_foreign_pair::<V6>(context) => {
+        ETH_P_IPV6 => {
+            if is_uplink && !is_foreign_destination::<V6>(context) {
+                let action = refused::<V6>(context);
+                if action != NEXT {
+                    return action;
+                }
+            }
+            if is_foreign_pair::<V6>(context) {
+                return NEXT;
+            }
             let mut skb = Skb::new(context, settings().ipv6_checksum_flags);
             let verdict = egress::<V6, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
         _ => NEXT,
     }
+}
+
+/// Refuses a packet that leaves for a cluster IP without a way to it. A function of its own, so
+/// that what it needs of the stack is not also beneath `egress`.
+#[inline(never)]
+fn refused<F: FamilyMaps>(context: &TcContext) -> i32 {
+    const HOOK: Hook = Hook::UplinkEgress;
+    let mut maps = Maps { packet: Some(context) };
+    let mut skb = Skb::new(context, 0);
+    let verdict = refuse::<F, _, _>(&mut skb, &mut maps, HOOK);
+    act(&mut skb, &mut maps, HOOK, verdict)
+}
+
+/// Frames for others are seen by a device that listens to all, or where a switch floods: IP drops
+/// them later, and to refuse one would end somebody else's connection. On a device of a pod this
+/// does not tell: its frames are for the bridge that it is a port of.
+#[inline(always)]
+fn is_for_this_node(context: &TcContext) -> bool {
+    // SAFETY: the kernel's context.
+    unsafe { (*context.skb.skb).pkt_type == PACKET_HOST }
 }
 
 #[inline(always)]
@@ -157,10 +202,19 @@ fn act(skb: &mut Skb, maps: &mut Maps, hook: Hook, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Pass => NEXT,
         Verdict::Drop => TC_ACT_SHOT,
-        Verdict::Answer => skb.send_back().unwrap_or_else(|| {
+        Verdict::Answer => skb.send_back(toward_sender(hook)).unwrap_or_else(|| {
             Tables::<V4>::count_drop(maps, hook, Reason::RewriteFailed);
             TC_ACT_SHOT
         }),
+    }
+}
+
+/// Flags for `bpf_redirect` to where the packets of a hook come from.
+#[inline(always)]
+const fn toward_sender(hook: Hook) -> u64 {
+    match hook {
+        Hook::PodEgress | Hook::UplinkEgress => BPF_F_INGRESS as u64,
+        _ => 0,
     }
 }
 

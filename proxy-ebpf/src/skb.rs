@@ -29,10 +29,11 @@ impl<'a> Skb<'a> {
         Self { context, ipv6_checksum_flags }
     }
 
-    /// Sends the packet back out of its device, to where it came from. Apart, so that its stack
-    /// is not in that of everything else.
+    /// Sends the packet over its device to where it came from: out of it, or, with
+    /// `BPF_F_INGRESS`, into the node that was sending it. Apart, so that its stack is not in
+    /// that of everything else.
     #[inline(never)]
-    pub fn send_back(&mut self) -> Option<i32> {
+    pub fn send_back(&mut self, flags: u64) -> Option<i32> {
         let mut addresses = [0_u8; 12];
         let skb = self.context.as_ptr();
         // SAFETY: the helper checks the bounds of the packet; the array holds the 12 bytes.
@@ -45,7 +46,7 @@ impl<'a> Skb<'a> {
             if helper::bpf_skb_store_bytes(skb.cast(), 0, swapped.as_ptr().cast(), 12, 0) != 0 {
                 return None;
             }
-            Some(helper::bpf_redirect((*self.context.skb.skb).ifindex, 0) as i32)
+            Some(helper::bpf_redirect((*self.context.skb.skb).ifindex, flags) as i32)
         }
     }
 }
@@ -137,15 +138,19 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn requote(&mut self, keep: u32, room: u32) -> Option<()> {
-        let skb = self.context.as_ptr();
-        // SAFETY: the helpers check lengths against the packet.
-        unsafe {
-            done(helper::bpf_skb_change_tail(skb.cast(), ETHERNET + keep, 0))?;
-            if room == 0 {
-                return Some(());
-            }
-            done(helper::bpf_skb_adjust_room(skb.cast(), room as i32, ADJUST_ROOM_MAC, 0))
-        }
+    fn resize(&mut self, length: u32) -> Option<()> {
+        // SAFETY: the helper checks the length.
+        done(unsafe {
+            helper::bpf_skb_change_tail(self.context.as_ptr().cast(), ETHERNET + length, 0)
+        })
+    }
+
+    #[inline(always)]
+    fn shed(&mut self, length: u32) -> Option<()> {
+        let less = -(length as i32);
+        // SAFETY: the helper checks the length against the packet.
+        done(unsafe {
+            helper::bpf_skb_adjust_room(self.context.as_ptr().cast(), less, ADJUST_ROOM_MAC, 0)
+        })
     }
 }

@@ -10,6 +10,8 @@ use crate::{
 const ETHERNET: u32 = 14;
 /// The checksum helpers take no offset beyond this.
 const LAST_OFFSET: u32 = 0xffff;
+/// `bpf_skb_adjust_room` takes no more off at once.
+const LAST_SHED: u32 = 0xfff;
 
 /// Bytes from the network header on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,14 +90,24 @@ impl Packet for Buffer {
         Some(())
     }
 
-    fn requote(&mut self, keep: u32, room: u32) -> Option<()> {
+    fn resize(&mut self, length: u32) -> Option<()> {
         // `bpf_skb_change_tail` cuts nothing off a checksum that is yet to be completed.
-        if self.partial.is_some_and(|field| keep < field + 2) {
+        if self.partial.is_some_and(|field| length < field + 2) {
             return None;
         }
-        self.bytes.resize(keep as usize, 0);
         // Undefined means that whoever relies on it finds this.
-        self.bytes.splice(0..0, core::iter::repeat_n(0xaa, room as usize));
+        self.bytes.resize(length as usize, 0xaa);
+        Some(())
+    }
+
+    fn shed(&mut self, length: u32) -> Option<()> {
+        // An IP header at least is left.
+        if length > LAST_SHED || length + 20 > self.len() {
+            return None;
+        }
+        self.bytes.drain(..length as usize);
+        // `skb_postpull_rcsum`; the kernel goes by where the sum begins, which is before.
+        self.partial = self.partial.and_then(|field| field.checked_sub(length));
         Some(())
     }
 }

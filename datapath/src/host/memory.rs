@@ -57,6 +57,8 @@ pub struct Memory<F: Network> {
     pub sockets: HashSet<FlowKey<F::Address>>,
     pub drops: Vec<u64>,
     pub stats: HashMap<u32, ServiceCounters>,
+    /// What another processor does once, between a look at an unanswered flow and its keeping.
+    pub meanwhile: Option<fn(&mut Self)>,
     capacity: usize,
     parties: Parties<F::Address>,
 }
@@ -81,6 +83,7 @@ impl<F: Network> Memory<F> {
             sockets: HashSet::new(),
             drops: vec![0; DROPS_LEN],
             stats: HashMap::new(),
+            meanwhile: None,
             parties: Parties::default(),
             capacity: sizes.flows,
         }
@@ -218,6 +221,13 @@ impl<F: Network> Tables<F> for Memory<F> {
 
     fn socket_holds(&mut self, key: &FlowKey<F::Address>) -> bool {
         self.sockets.contains(key)
+    }
+
+    fn settle<const ROLE: u8>(&mut self, key: &FlowKey<F::Address>) -> Result<(), KeepError> {
+        if let Some(act) = self.meanwhile.take() {
+            act(self);
+        }
+        track::settle::<F, Self, ROLE>(self, key)
     }
 
     fn count_drop(&mut self, hook: Hook, reason: Reason) {

@@ -3,9 +3,11 @@
 use datapath::{
     address::protocol::{TCP, UDP},
     counter::Reason,
+    frontend::kind,
     header::tcp::{ACK, FIN, RST, SYN},
     host::frame::{Datagram, icmp},
     packet::Verdict,
+    service::{SetRef, service_flags},
 };
 
 use crate::{
@@ -26,6 +28,10 @@ both! {
     a_syn_with_more_flags_begins_nothing,
     strays_pass_beside_another_proxy,
     packets_too_short_are_refused_or_left_alone,
+    what_leaves_for_an_unknown_port_of_a_cluster_ip_is_refused,
+    what_leaves_for_a_cluster_ip_meets_its_policy,
+    what_leaves_for_other_addresses_passes,
+    errors_and_later_fragments_that_leave_pass,
 }
 
 /// The ICMP port unreachable about a packet, from whom it was sent to.
@@ -255,4 +261,73 @@ fn packets_too_short_are_refused_or_left_alone<F: Side>() {
             }
         }
     }
+}
+
+/// A process of the node names a port that the cluster IP does not have: its packet is seen
+/// only when it leaves.
+fn what_leaves_for_an_unknown_port_of_a_cluster_ip_is_refused<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    bed.cluster_ip(vip::<F>(80), TCP, &[local(near::<F>(8080))]);
+    let n = node::<F>(40_000);
+    let ping = [if F::V6 { 128 } else { 8 }, 0];
+    for packet in [
+        Datagram::<F>::tcp(n, vip::<F>(81), SYN),
+        Datagram::<F>::udp(n, vip::<F>(80)),
+        Datagram::<F>::udp(n, vip::<F>(81)).with_payload(&[]),
+        icmp::<F>(n.addr, vip::<F>(0).addr, ping, [0, 1, 0, 1], b"ping"),
+        Datagram::<F>::other(n.addr, vip::<F>(0).addr, 132, &[1; 24]),
+    ] {
+        let answer = bed.answers(UP_OUT, &packet.bytes(), Reason::UnknownPort);
+        same::<F>(&unreachable(&packet, &packet.bytes()), &answer);
+        // The answer comes in by the same device and is for the node itself.
+        bed.passes(UP_IN, &answer);
+        // Only where it leaves the node is it lost.
+        bed.passes(POD_OUT, &packet.bytes());
+    }
+    assert_eq!(bed.rows(), (0, 0));
+}
+
+/// What the socket path left as it was, and what it never saw.
+fn what_leaves_for_a_cluster_ip_meets_its_policy<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let (n, v) = (node::<F>(40_000), vip::<F>(80));
+    let elsewhere = bed.set(&[remote(far::<F>(8080))]);
+    let service = bed.service_of(elsewhere, SetRef::DROP, service_flags::INTERNAL_LOCAL);
+    bed.frontend(v, UDP, service, kind::CLUSTER_IP);
+    let packet = Datagram::<F>::udp(n, v);
+    bed.drops(UP_OUT, &packet.bytes(), Reason::TrafficPolicy);
+    bed.update(service, SetRef::REJECT, SetRef::REJECT, service_flags::INTERNAL_LOCAL);
+    let answer = bed.answers(UP_OUT, &packet.bytes(), Reason::NoEndpoints);
+    same::<F>(&unreachable(&packet, &packet.bytes()), &answer);
+    bed.update(service, elsewhere, SetRef::DROP, 0);
+    bed.passes(UP_OUT, &packet.bytes());
+}
+
+fn what_leaves_for_other_addresses_passes<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    bed.cluster_ip(vip::<F>(80), TCP, &[local(near::<F>(8080))]);
+    let service = bed.service(&[]);
+    let external = at::<F>(50, 1, 80);
+    bed.frontend(external, TCP, service, kind::EXTERNAL_IP);
+    let n = node::<F>(40_000);
+    for to in [at::<F>(50, 1, 81), external, outside::<F>(81), at::<F>(96, 9, 80)] {
+        bed.passes(UP_OUT, &Datagram::<F>::tcp(n, to, SYN).bytes());
+        bed.passes(UP_OUT, &Datagram::<F>::udp(n, to).bytes());
+    }
+}
+
+fn errors_and_later_fragments_that_leave_pass<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    bed.cluster_ip(vip::<F>(80), TCP, &[local(near::<F>(8080))]);
+    let (n, v) = (node::<F>(40_000), vip::<F>(81));
+    let quote = Datagram::<F>::tcp(v, n, ACK).bytes();
+    let kinds: &[u8] = if F::V6 { &[1, 2, 3, 4, 127, 137] } else { &[3, 4, 5, 11, 12] };
+    for kind in kinds {
+        bed.passes(UP_OUT, &icmp::<F>(n.addr, v.addr, [*kind, 0], [0; 4], &quote).bytes());
+    }
+    let packet = Datagram::<F>::udp(n, v).with_payload(&[1; 200]);
+    let pieces = packet.fragments(128);
+    let answer = bed.answers(UP_OUT, &pieces[0], Reason::UnknownPort);
+    same::<F>(&unreachable(&packet, &pieces[0][..128]), &answer);
+    bed.passes(UP_OUT, &pieces[1]);
 }

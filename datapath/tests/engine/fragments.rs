@@ -1,7 +1,10 @@
 //! Packets in pieces.
 
 use datapath::{
-    address::protocol::{TCP, UDP},
+    address::{
+        V6,
+        protocol::{TCP, UDP},
+    },
     counter::Reason,
     header::tcp::{ACK, SYN},
     host::frame::{Datagram, Sum},
@@ -202,4 +205,21 @@ fn tcp_fragments<F: Side>() {
         bed.becomes(POD_IN, piece, expected);
     }
     assert_eq!(bed.rows(), (0, 2));
+}
+
+/// Options may stand among what is cut into pieces (RFC 8200 §4.5). Then a later fragment does
+/// not even tell its protocol, and does not follow its first.
+#[test]
+fn fragments_that_begin_with_options_end_at_a_cluster_ip() {
+    let mut bed = Bed::<V6>::new();
+    let (c, v, b) = (client::<V6>(40_000), vip::<V6>(53), near::<V6>(5353));
+    bed.cluster_ip(v, UDP, &[local(b)]);
+    let pieces = |to| {
+        let mut body = vec![UDP, 0, 1, 4, 0, 0, 0, 0];
+        let datagram = Datagram::<V6>::udp(c, to).with_payload(&[1; 100]).bytes();
+        body.extend(&datagram[40..]);
+        Datagram::<V6>::other(c.addr, to.addr, 60, &body).fragments(64)
+    };
+    bed.becomes(POD_IN, &pieces(v)[0], &pieces(b)[0]);
+    bed.drops(POD_IN, &pieces(v)[1], Reason::UnknownPort);
 }

@@ -27,10 +27,14 @@ both! {
     all_kinds_of_errors,
     as_short_as_errors_may_be,
     about_udp_without_checksum,
+    about_udp_whose_checksum_comes_to_zero,
     about_first_fragments,
     about_options_and_extensions,
+    behind_options_and_extensions,
     redirects_are_dropped,
     about_other_flows_nothing_is_done,
+    about_pings_nothing_is_done,
+    quotations_that_cannot_be_read,
     informational_messages_between_the_parties_pass,
 }
 
@@ -238,6 +242,20 @@ fn about_udp_without_checksum<F: Side>() {
     bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
 }
 
+/// Zero says that there is no checksum (RFC 768), which over IPv6 is an error (RFC 8200 §8.1).
+fn about_udp_whose_checksum_comes_to_zero<F: Side>() {
+    let (c, v, b) = parties::<F>();
+    let mut bed = flow::<F>(UDP, c, v, b);
+    let field = if F::V6 { 46 } else { 26 };
+    // What the client sent is so that its checksum is 0xffff, the way zero is written.
+    let request = Datagram::<F>::udp(c, v).with_payload(&[0; 8]);
+    let sum = request.bytes();
+    let request = request.with_payload(&[sum[field], sum[field + 1], 0, 0, 0, 0, 0, 0]);
+    assert_eq!(request.bytes()[field..field + 2], [0xff, 0xff]);
+    let came = error::<F>(b.addr, c.addr, &request.clone().to(b).bytes());
+    bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
+}
+
 fn about_first_fragments<F: Side>() {
     let (c, v, b) = parties::<F>();
     let mut bed = flow::<F>(UDP, c, v, b);
@@ -260,6 +278,45 @@ fn about_options_and_extensions<F: Side>() {
     ];
     let came = error::<F>(b.addr, c.addr, &request.clone().to(b).bytes());
     bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
+}
+
+/// The error's own header may be followed by more before the message.
+fn behind_options_and_extensions<F: Side>() {
+    let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
+    let (mut bed, s) = masqueraded::<F>(TCP, c, v, b);
+    let request = Datagram::<F>::tcp(c, v, ACK).with_payload(&[5; 64]);
+    let inside = request.clone().to(b);
+    let pad = |units: u8| {
+        let mut bytes = vec![0, units, 1, 4 + units * 8];
+        bytes.resize(8 + usize::from(units) * 8, 0);
+        bytes
+    };
+    let chains: [Vec<(u8, Vec<u8>)>; 4] = [
+        vec![(0, pad(0))],
+        vec![(60, pad(3))],
+        vec![(0, pad(0)), (60, pad(1))],
+        // RFC 6946: in one fragment, and no other.
+        vec![(44, vec![0, 0, 0, 0, 1, 2, 3, 4])],
+    ];
+    for chain in chains {
+        let made = |src, dst, about: &Datagram<F>| {
+            let (kind, rest) = too_big::<F>();
+            let mut error = icmp::<F>(src, dst, kind, rest, &about.bytes());
+            error.options = [1, 1, 1, 0].repeat(chain.len());
+            error.extensions.clone_from(&chain);
+            error.bytes()
+        };
+        for (by, shown) in [(router::<F>(), router::<F>()), (b.addr, v.addr)] {
+            let came = made(by, s.addr, &inside.clone().from(s));
+            let between = made(by, c.addr, &inside);
+            bed.becomes(UP_IN, &came, &between);
+            bed.becomes(UP_OUT, &between, &made(shown, c.addr, &request));
+        }
+        // A ping behind the same headers is nobody's.
+        let mut ping = icmp::<F>(b.addr, c.addr, [128, 0], [0; 4], &inside.bytes());
+        ping.extensions.clone_from(&chain);
+        bed.passes(UP_OUT, &ping.bytes());
+    }
 }
 
 fn redirects_are_dropped<F: Side>() {
@@ -297,6 +354,64 @@ fn about_other_flows_nothing_is_done<F: Side>() {
     bed.passes(POD_OUT, &error::<F>(b.addr, c.addr, &udp.bytes()));
     let ping = icmp::<F>(c.addr, b.addr, [if F::V6 { 128 } else { 8 }, 0], [0; 4], b"ping");
     bed.passes(POD_OUT, &error::<F>(b.addr, c.addr, &ping.bytes()));
+}
+
+/// An echo has no ports, so no flow: what complains about one is the kernel's where the address
+/// is the node's, and nobody's where it is a cluster IP.
+fn about_pings_nothing_is_done<F: Side>() {
+    let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
+    let (mut bed, _) = masqueraded::<F>(TCP, c, v, b);
+    bed.cluster_ip(vip::<F>(80), TCP, &[remote(b)]);
+    for kind in if F::V6 { [128, 129] } else { [8, 0] } {
+        // The bytes that would be ports are those of the flow.
+        let rest = [0x75, 0x80, 0x9c, 0x40];
+        let echo = |src, dst| icmp::<F>(src, dst, [kind, 0], rest, b"ping").bytes();
+        for (hook, by) in [(UP_IN, router::<F>()), (POD_IN, b.addr), (UP_OUT, b.addr)] {
+            bed.passes(hook, &error::<F>(by, v.addr, &echo(v.addr, c.addr)));
+            bed.passes(hook, &error::<F>(by, c.addr, &echo(c.addr, b.addr)));
+        }
+        let lost = error::<F>(c.addr, vip::<F>(0).addr, &echo(vip::<F>(0).addr, c.addr));
+        bed.drops(UP_IN, &lost, Reason::UnknownPort);
+    }
+}
+
+/// Nobody can tell whose they are: the kernel's business, or nobody's at a cluster IP.
+fn quotations_that_cannot_be_read<F: Side>() {
+    let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
+    let (mut bed, s) = masqueraded::<F>(TCP, c, v, b);
+    let lost = vip::<F>(80);
+    bed.cluster_ip(lost, TCP, &[remote(b)]);
+    let request = Datagram::<F>::tcp(s, b, ACK).with_payload(&[5; 64]);
+    let header = if F::V6 { 40 } else { 20 };
+    let spoil = |at: usize, byte: u8| {
+        let mut bytes = request.bytes();
+        bytes[at] = byte;
+        bytes
+    };
+    let mut quotations = vec![Vec::new(), vec![0x45], vec![0xff; 200]];
+    if F::V6 {
+        // IPv4, no version, a chain that ends nowhere, and ones that are not followed.
+        quotations.extend([spoil(0, 0x45), spoil(0, 0), spoil(6, 60), spoil(6, 51), spoil(6, 50)]);
+    } else {
+        // IPv6, lengths below the least, and options beyond the quotation's end.
+        quotations.extend([spoil(0, 0x65), spoil(0, 0x40), spoil(0, 0x44)]);
+        quotations.push(spoil(0, 0x4f)[..60].to_vec());
+    }
+    // Another protocol, and headers without all ports.
+    quotations.extend([spoil(if F::V6 { 6 } else { 9 }, 132), request.bytes()[..header].to_vec()]);
+    quotations.push(request.bytes()[..header + 3].to_vec());
+    for quotation in quotations {
+        for hook in [UP_IN, UP_OUT] {
+            bed.passes(hook, &error::<F>(b.addr, s.addr, &quotation));
+        }
+        bed.drops(UP_IN, &error::<F>(b.addr, lost.addr, &quotation), Reason::UnknownPort);
+    }
+    // Not even all of the message's own header.
+    let whole = error::<F>(b.addr, s.addr, &request.bytes());
+    for length in header..header + 8 {
+        bed.passes(UP_IN, &whole[..length]);
+        bed.passes(UP_OUT, &whole[..length]);
+    }
 }
 
 fn informational_messages_between_the_parties_pass<F: Side>() {

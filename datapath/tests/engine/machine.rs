@@ -10,6 +10,7 @@ use datapath::{
     host::{buffer::Buffer, frame::Sample, memory::Memory},
     ingress::ingress,
     packet::Verdict,
+    refusal::refuse,
     service::{Service, ServiceCounters},
     settings::Settings,
     tables::Store,
@@ -62,13 +63,22 @@ impl<F: Side> Machine<F> {
     }
 
     pub(crate) fn run_buffer(&mut self, hook: Hook, mut buffer: Buffer) -> (Verdict, Vec<u8>) {
-        let verdict = match hook {
-            Hook::PodIngress | Hook::UplinkIngress => {
-                ingress::<F, _, _>(&mut buffer, &mut self.memory, hook)
-            }
-            _ => egress::<F, _, _>(&mut buffer, &mut self.memory, hook),
-        };
+        let verdict = self.decide(hook, &mut buffer);
         (verdict, buffer.bytes)
+    }
+
+    /// What the program of a hook decides.
+    pub(crate) fn decide(&mut self, hook: Hook, buffer: &mut Buffer) -> Verdict {
+        if matches!(hook, Hook::PodIngress | Hook::UplinkIngress) {
+            return ingress::<F, _, _>(buffer, &mut self.memory, hook);
+        }
+        if matches!(hook, Hook::UplinkEgress) {
+            let verdict = refuse::<F, _, _>(buffer, &mut self.memory, hook);
+            if verdict != Verdict::Pass {
+                return verdict;
+            }
+        }
+        egress::<F, _, _>(buffer, &mut self.memory, hook)
     }
 
     /// What a hook has counted, by reason.

@@ -16,5 +16,6 @@ mod node_port;
 
 mod partial;
 mod properties;
+mod race;
 mod selection;
 mod socket;

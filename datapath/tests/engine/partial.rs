@@ -3,8 +3,8 @@
 
 use datapath::{
     address::protocol::{TCP, UDP},
-    counter::Reason,
-    header::tcp::{ACK, SYN},
+    counter::{Hook, Reason},
+    header::tcp::{ACK, FIN, SYN},
     host::{
         buffer::Buffer,
         frame::{Datagram, Sum, icmp},
@@ -23,6 +23,7 @@ both! {
     rewritten_both_ways,
     masqueraded,
     refused,
+    reset,
 }
 
 fn partial<F: Side>(mut packet: Datagram<F>) -> (Buffer, Datagram<F>) {
@@ -36,12 +37,7 @@ fn partial<F: Side>(mut packet: Datagram<F>) -> (Buffer, Datagram<F>) {
 
 /// Sends a packet that must go on as another, both partial.
 #[track_caller]
-fn becomes<F: Side>(
-    bed: &mut Bed<F>,
-    hook: datapath::counter::Hook,
-    packet: Datagram<F>,
-    expected: Datagram<F>,
-) {
+fn becomes<F: Side>(bed: &mut Bed<F>, hook: Hook, packet: Datagram<F>, expected: Datagram<F>) {
     let (buffer, _) = partial(packet);
     let (verdict, out) = bed.machine.run_buffer(hook, buffer);
     assert_eq!(verdict, Verdict::Pass);
@@ -76,17 +72,67 @@ fn masqueraded<F: Side>() {
     becomes(&mut bed, POD_OUT, syn.clone().to(b), syn.to(b).from(node::<F>(59_000)));
 }
 
+/// Sends a packet that must be answered, by a packet whose checksum nobody is to complete:
+/// that would spoil what stands where the other's checksum was.
+#[track_caller]
+fn answers<F: Side>(bed: &mut Bed<F>, hook: Hook, packet: Datagram<F>) -> (Vec<u8>, Vec<u8>) {
+    let (mut buffer, packet) = partial(packet);
+    assert_eq!(bed.machine.decide(hook, &mut buffer), Verdict::Answer);
+    assert_eq!(buffer.partial, None);
+    (packet.bytes(), buffer.bytes)
+}
+
+/// Packets with as much before the transport header as there may be.
+fn dressed<F: Side>(packet: &Datagram<F>) -> Vec<Datagram<F>> {
+    let mut packets = vec![packet.clone()];
+    for length in [4, 20, 40] {
+        let mut packet = packet.clone();
+        packet.options = vec![1; length];
+        packet.extensions = vec![(60, vec![0; 8]); length / 8];
+        packets.push(packet);
+    }
+    let mut long = packet.clone();
+    long.extensions = vec![(60, [&[0, 31][..], &[0; 254]].concat())];
+    packets.push(long);
+    packets
+}
+
 /// The answer quotes the packet, whose checksum is never completed: nothing checks it there.
 fn refused<F: Side>() {
     let mut bed = Bed::<F>::new();
     let v = vip::<F>(80);
     bed.cluster_ip(v, TCP, &[]);
-    let (buffer, packet) = partial(Datagram::<F>::tcp(client::<F>(1), v, SYN));
-    let (verdict, out) = bed.machine.run_buffer(POD_IN, buffer);
-    assert_eq!(verdict, Verdict::Answer);
     let kind = if F::V6 { [1, 4] } else { [3, 3] };
-    let expected = icmp::<F>(v.addr, packet.src.addr, kind, [0; 4], &packet.bytes()).bytes();
     let header = if F::V6 { 40 } else { 20 };
-    assert_eq!(out[header..], expected[header..]);
-    assert_eq!(bed.dropped(POD_IN, Reason::NoEndpoints), 1);
+    for to in [v, vip::<F>(81)] {
+        for proto in [TCP, UDP] {
+            for payload in [0, 1, 3, 200] {
+                let packet = Datagram::<F>::of(proto, client::<F>(1), to, SYN);
+                for packet in dressed(&packet.with_payload(&vec![7; payload])) {
+                    for hook in [POD_IN, UP_OUT] {
+                        let src = packet.src.addr;
+                        let (asked, out) = answers(&mut bed, hook, packet.clone());
+                        let quote = &asked[..asked.len().min(128) & !3];
+                        let expected = icmp::<F>(v.addr, src, kind, [0; 4], quote).bytes();
+                        assert_eq!(out[header..], expected[header..]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn reset<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let v = vip::<F>(80);
+    bed.cluster_ip(v, TCP, &[local(near::<F>(8080))]);
+    for flags in [ACK, FIN] {
+        let stray = Datagram::<F>::tcp(client::<F>(1), v, flags).with_payload(b"lost");
+        for stray in dressed(&stray) {
+            let (_, out) = answers(&mut bed, POD_IN, stray);
+            assert_eq!(out.len(), if F::V6 { 60 } else { 40 });
+            assert_eq!(checksums::<F>(&out, Expect::Full), Ok(()));
+        }
+    }
+    assert_eq!(bed.dropped(POD_IN, Reason::NotSyn), 10);
 }

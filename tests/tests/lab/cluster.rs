@@ -25,7 +25,7 @@ const SILENCE: Duration = Duration::from_millis(400);
 /// Over a veth the answer to a SYN comes while the kernel still holds the socket, and the error
 /// is taken note of only when the SYN is sent again, after a second; kube-proxy's rules have
 /// the same effect.
-const AT_ONCE: Duration = Duration::from_millis(1_800);
+pub(crate) const AT_ONCE: Duration = Duration::from_millis(1_800);
 /// The socket path refuses within the call, without any packet.
 pub(crate) const THE_CALL: Duration = Duration::from_millis(500);
 

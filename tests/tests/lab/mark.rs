@@ -1,4 +1,5 @@
-//! Socket options that no library wraps: marks of packets, and datagrams without checksum.
+//! Socket options that no library wraps: marks of packets, datagrams without checksum, and IP
+//! options.
 
 use std::{
     ffi::CString,
@@ -12,17 +13,32 @@ use std::{
 const SO_RCVMARK: i32 = 75;
 
 fn set_option(socket: &impl AsRawFd, option: i32, value: u32) -> io::Result<()> {
-    // SAFETY: the pointer is to a live value of the length given.
+    set_bytes(socket, libc::SOL_SOCKET, option, &value.to_ne_bytes())
+}
+
+fn set_bytes(socket: &impl AsRawFd, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the pointer is to live bytes of the length given.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_SOCKET,
+            level,
             option,
-            (&raw const value).cast(),
-            size_of::<u32>() as libc::socklen_t,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Puts IPv4 options or an IPv6 extension header, with nothing but padding in them, before the
+/// transport header of what the socket sends.
+pub(crate) fn with_options(socket: &impl AsRawFd, v6: bool) -> io::Result<()> {
+    if v6 {
+        const PADDED: [u8; 8] = [0, 0, 1, 4, 0, 0, 0, 0];
+        set_bytes(socket, libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, &PADDED)
+    } else {
+        set_bytes(socket, libc::IPPROTO_IP, libc::IP_OPTIONS, &[1, 1, 1, 0])
+    }
 }
 
 /// Sends datagrams with checksum zero from now on.

@@ -1,16 +1,31 @@
 //! What is refused at once, what is dropped without a word, and that both are counted.
 
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+};
+
+use agent_kit::table::{MapTable, Table};
+use aya::Pod;
+use datapath::{
+    address::{Address, Ipv4, Ipv6},
+    flow::{Flow, FlowKey},
+};
 use lab::agent::SocketLb;
 use serde_json::json;
 
 use crate::{
-    cluster::{Cluster, THE_CALL},
-    service::{Target, expose},
+    cluster::{AT_ONCE, Cluster, Plan, THE_CALL, ok},
+    mark,
+    service::{FAMILIES, Target, expose},
 };
 
 both! {
     no_endpoints_is_refused_at_once,
     unknown_port_of_cluster_ip_is_refused,
+    refusals_pass_a_strict_reverse_path_filter,
+    answers_are_right_where_a_device_does_not_sum_up,
     internal_traffic_policy_without_local_endpoints_times_out,
     internal_traffic_policy_keeps_to_the_node,
     external_traffic_policy_local_drops_without_local_endpoints,
@@ -37,9 +52,67 @@ fn unknown_port_of_cluster_ip_is_refused(mode: SocketLb) {
     let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
     cluster.is_refused("pod1a", Target::Port(10, 81));
     cluster.is_refused("client", Target::Port(10, 81));
-    // The socket path leaves the address as it is, and no hook that could answer sees a packet
-    // of the node's own before it is out: here nobody refuses, unlike kube-proxy with nftables.
-    cluster.is_silent("node1", Target::Port(10, 81));
+    // The socket path leaves the address as it is, and the packet is refused on its way out.
+    cluster.is_refused("node1", Target::Port(10, 81));
+}
+
+/// The answer to the node's own packet comes in by the device that the packet would have left
+/// by, from the cluster IP.
+fn refusals_pass_a_strict_reverse_path_filter(mode: SocketLb) {
+    let mut plan = Plan::new(mode);
+    plan.spec.rp_filter = 1;
+    let cluster = plan.up(&[expose(10, &["pod2a"])]);
+    for from in ["node1", "node2", "pod1a", "client"] {
+        cluster.is_refused(from, Target::Port(10, 81));
+    }
+}
+
+/// Pods leave their checksums to their device, and the answers made of their packets go back by
+/// a device that leaves none to anybody: what would be completed would be spoiled.
+fn answers_are_right_where_a_device_does_not_sum_up(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1b"]), expose(11, &[])]);
+    ok(cluster.lab.shell("node1", "ethtool -K vethpod1a tx off"));
+    cluster.is_refused("pod1a", Target::ClusterIp(11));
+    cluster.is_refused("pod1a", Target::Port(10, 81));
+    // Sockets made here belong to no pod's cgroup, so they go the packet path.
+    for family in FAMILIES {
+        let to = Target::ClusterIp(10).address(&cluster.lab, family);
+        let pod = cluster.place("pod1a");
+        let mut stream = ok(pod.enter(|| {
+            let stream = TcpStream::connect_timeout(&to, AT_ONCE).expect("connected");
+            mark::with_options(&stream, to.is_ipv6()).expect("IP_OPTIONS");
+            stream
+        }));
+        forget_flows(&cluster, "node1");
+        stream.write_all(b"lost\n").expect("the kernel takes it");
+        stream.set_read_timeout(Some(AT_ONCE)).expect("a timeout");
+        // The server's greeting may have come before.
+        let reset = stream.read_to_end(&mut Vec::new()).expect_err("nobody knows the connection");
+        assert_eq!(reset.kind(), std::io::ErrorKind::ConnectionReset, "{to}: {reset}");
+    }
+    let strays = cluster.metric("millrace_drops_total", &[("reason", "not_syn")]);
+    assert!(strays >= 2.0, "{strays}");
+}
+
+/// Empties a node's tables of flows.
+fn forget_flows(cluster: &Cluster, node: &str) {
+    let maps = cluster.lab.bpffs(node).join("proxy/maps");
+    forget::<Ipv4>(&maps, "4");
+    forget::<Ipv6>(&maps, "6");
+}
+
+fn forget<A: Address>(maps: &Path, family: &str)
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    for name in ["FLOWS", "PENDING"] {
+        let mut table: MapTable<FlowKey<A>, Flow<A>> =
+            ok(MapTable::open(&maps.join(format!("{name}{family}"))));
+        for (key, _) in ok(table.rows()) {
+            ok(table.remove(&key));
+        }
+    }
 }
 
 fn internal_traffic_policy_without_local_endpoints_times_out(mode: SocketLb) {
@@ -94,6 +167,10 @@ fn drops_are_counted_by_reason_and_hook(mode: SocketLb) {
     assert!(drops("no_endpoints", at) >= 4.0);
     cluster.is_refused("pod1a", Target::Port(10, 81));
     assert!(drops("unknown_port", "pod_ingress") >= 4.0);
+    cluster.is_refused("node1", Target::Port(10, 81));
+    assert!(drops("unknown_port", "uplink_egress") >= 4.0);
+    cluster.is_silent("node1", Target::ClusterIp(11));
+    assert!(drops("traffic_policy", "uplink_egress") >= 4.0);
     cluster.is_silent("client", Target::NodePort("node1", 11));
     assert!(drops("traffic_policy", "uplink_ingress") >= 4.0);
     cluster.is_silent("pod1a", Target::ClusterIp(11));

@@ -324,6 +324,8 @@ fn next<F: Side>(dice: &mut Dice, recent: &[Vec<u8>]) -> Option<(Hook, Vec<u8>)>
             let about = dice.below(recent.len());
             (dice.of(&hooks), complaint::<F>(dice, &recent[about])?)
         }
+        // A process of the node asks.
+        6 => (Hook::UplinkEgress, request(dice)),
         _ => (dice.of(&ins), request(dice)),
     };
     dress(dice, &mut packet);

@@ -168,11 +168,21 @@ impl<F: Side> Machine<F> {
     }
 
     pub(crate) fn run(&mut self, hook: Hook, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        self.run_frame(hook, ETHERNET, bytes)
+    }
+
+    /// Sends a packet behind the link layer's two addresses.
+    pub(crate) fn run_frame(
+        &mut self,
+        hook: Hook,
+        ethernet: [u8; 12],
+        bytes: &[u8],
+    ) -> (Verdict, Vec<u8>) {
         // The kernel runs nothing on a frame without a whole network header.
         if bytes.len() < F::HEADER as usize {
             return (Verdict::Pass, bytes.to_vec());
         }
-        let mut frame = ETHERNET.to_vec();
+        let mut frame = ethernet.to_vec();
         frame.extend(F::ETHERTYPE.to_be_bytes());
         frame.extend(bytes);
         let mut out = vec![0; frame.len() + 256];
@@ -186,9 +196,9 @@ impl<F: Side> Machine<F> {
         };
         let (head, rest) = out.split_at(14);
         if verdict == Verdict::Answer {
-            assert_eq!((&head[..6], &head[6..12]), (&ETHERNET[6..], &ETHERNET[..6]));
+            assert_eq!((&head[..6], &head[6..12]), (&ethernet[6..], &ethernet[..6]));
         } else {
-            assert_eq!(head[..12], ETHERNET);
+            assert_eq!(head[..12], ethernet);
         }
         assert_eq!(head[12..], F::ETHERTYPE.to_be_bytes());
         (verdict, rest.to_vec())

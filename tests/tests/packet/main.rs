@@ -27,6 +27,7 @@ mod icmp;
 mod node_port;
 
 mod differential;
+mod frame;
 #[allow(dead_code, reason = "the comparison asks less of it than the cases do")]
 #[path = "../../../datapath/tests/engine/machine.rs"]
 mod host;
