@@ -153,20 +153,22 @@ impl Network for V4 {
 
     #[inline(always)]
     fn header<P: Packet>(packet: &P, at: u32) -> Option<IpHeader<Ipv4>> {
-        let h = packet.load::<20>(at)?;
-        let length = (h[0] & 0x0f) as u32 * 4;
-        if h[0] >> 4 != 4 || length < Self::HEADER {
+        let [first, second, third, src, dst] = packet.words(at)?;
+        let [start, _, _, _] = first.to_ne_bytes();
+        let [id0, id1, fragment0, fragment1] = second.to_ne_bytes();
+        let [_, next, _, _] = third.to_ne_bytes();
+        let length = (start & 0x0f) as u32 * 4;
+        if start >> 4 != 4 || length < Self::HEADER {
             return None;
         }
-        let fragment = u16::from_be_bytes([h[6], h[7]]);
-        let part = part(fragment & 0x1fff, fragment & 0x2000 != 0);
+        let fragment = u16::from_be_bytes([fragment0, fragment1]);
         Some(IpHeader {
-            src: Ipv4::from_bytes([h[12], h[13], h[14], h[15]]),
-            dst: Ipv4::from_bytes([h[16], h[17], h[18], h[19]]),
-            next: h[9],
+            src: Ipv4::from_raw(src),
+            dst: Ipv4::from_raw(dst),
+            next,
             offset: at + length,
-            part,
-            id: u16::from_ne_bytes([h[4], h[5]]) as u32,
+            part: part(fragment & 0x1fff, fragment & 0x2000 != 0),
+            id: u16::from_ne_bytes([id0, id1]) as u32,
         })
     }
 
@@ -195,8 +197,14 @@ impl Network for V4 {
         old: Ipv4,
         new: Ipv4,
     ) -> Option<()> {
-        packet.change_header_checksum(at + 10, checksum::difference(old.sum(), new.sum()))?;
-        packet.store(at + field, &new.bytes())
+        // All from the checksum on in one go: each store is a call of the kernel.
+        let [third, src, dst] = packet.words(at + 8)?;
+        let [ttl, proto, sum0, sum1] = third.to_ne_bytes();
+        let sum = u16::from_ne_bytes([sum0, sum1]);
+        let sum = checksum::replace(sum, checksum::difference(old.sum(), new.sum())).to_ne_bytes();
+        let [a, b, c, d] = if field == Self::SRC { new.bytes() } else { src.to_ne_bytes() };
+        let [e, f, g, h] = if field == Self::DST { new.bytes() } else { dst.to_ne_bytes() };
+        packet.store(at + 8, &[ttl, proto, sum[0], sum[1], a, b, c, d, e, f, g, h])
     }
 
     #[inline(always)]
@@ -310,14 +318,16 @@ impl Network for V6 {
 
     #[inline(always)]
     fn header<P: Packet>(packet: &P, at: u32) -> Option<IpHeader<Ipv6>> {
-        let start = packet.load::<8>(at)?;
-        if start[0] >> 4 != 6 {
+        let [first, second, a, b, c, d, e, f, g, h] = packet.words(at)?;
+        let [start, _, _, _] = first.to_ne_bytes();
+        let [_, _, next, _] = second.to_ne_bytes();
+        if start >> 4 != 6 {
             return None;
         }
         Some(IpHeader {
-            src: Ipv6::from_bytes(packet.load(at + Self::SRC)?),
-            dst: Ipv6::from_bytes(packet.load(at + Self::DST)?),
-            next: start[6],
+            src: Ipv6::from_raw([a, b, c, d]),
+            dst: Ipv6::from_raw([e, f, g, h]),
+            next,
             offset: at + Self::HEADER,
             part: Part::Whole,
             id: 0,
@@ -426,12 +436,13 @@ pub fn transport<F: Network, P: Packet>(
         return Ok(transport);
     }
     if transport.proto == protocol::TCP {
-        let h = packet.load::<14>(transport.offset).ok_or(Reason::Malformed)?;
-        transport.ports = ports([h[0], h[1], h[2], h[3]]);
-        transport.flags = h[13];
+        let [both, _, _, last] = packet.words(transport.offset).ok_or(Reason::Malformed)?;
+        let [_, flags, _, _] = last.to_ne_bytes();
+        transport.ports = ports(both.to_ne_bytes());
+        transport.flags = flags;
     } else if transport.proto == protocol::UDP {
-        let h = packet.load::<8>(transport.offset).ok_or(Reason::Malformed)?;
-        transport.ports = ports([h[0], h[1], h[2], h[3]]);
+        let [both, _] = packet.words(transport.offset).ok_or(Reason::Malformed)?;
+        transport.ports = ports(both.to_ne_bytes());
     }
     Ok(transport)
 }

@@ -35,9 +35,7 @@ enum Step {
     /// The row's flow has been answered and must be kept.
     Settle,
     /// ICMP, or a protocol that no Service speaks.
-    Portless {
-        only_ours: bool,
-    },
+    Portless,
     /// To be answered so.
     Unreachable(Reason),
     /// A TCP segment that belongs to no flow and begins none.
@@ -64,8 +62,8 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
     let mut step = look::<F, P, T>(packet, tables, Look::First);
     if step == Step::Restart {
         step = if restart::<F, P, T>(packet, tables) { Step::Open } else { Step::Settle };
-    } else if let Step::Portless { only_ours } = step {
-        step = without_ports::<F, P, T>(packet, tables, only_ours);
+    } else if step == Step::Portless {
+        step = without_ports::<F, P, T>(packet, tables);
     } else if step == Step::Settle
         && !settle::<F, P, T>(packet, tables)
         && !(tables.reclaim() && settle::<F, P, T>(packet, tables))
@@ -87,7 +85,7 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
         Step::Unreachable(reason) => answer::unreachable::<F, P, T>(packet, tables, hook, reason),
         Step::Stray => answer::stray::<F, P, T>(packet, tables, hook),
         // A row that was there a moment ago has been evicted meanwhile.
-        Step::Open | Step::Choose { .. } | Step::Restart | Step::Settle | Step::Portless { .. } => {
+        Step::Open | Step::Choose { .. } | Step::Restart | Step::Settle | Step::Portless => {
             Err(Reason::FlowTableFull)
         }
     };
@@ -102,29 +100,25 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
 #[inline(never)]
 fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T, look: Look) -> Step {
     let Some(header) = F::header(packet, 0) else { return Step::Done(Verdict::Pass) };
-    let Some(usage) = tables.address_use(header.dst) else { return Step::Done(Verdict::Pass) };
-    let only_ours = usage.flags & address_use::CLUSTER_IP != 0;
-    // On an address that is not only ours, what we cannot read is somebody else's.
-    let otherwise =
-        |reason| if only_ours { Step::Refused(reason) } else { Step::Done(Verdict::Pass) };
     let mut transport = match header::transport::<F, P>(packet, &header) {
         Ok(transport) => transport,
-        Err(reason) => return otherwise(reason),
+        Err(reason) => return unreadable::<F, T>(tables, header.dst, reason),
     };
     if !has_ports(transport.proto) {
-        return Step::Portless { only_ours };
+        return Step::Portless;
     }
     if transport.part == Part::Later {
-        match tables.fragment(&fragment_key(&header, &transport, hook::INGRESS)) {
-            Some(ports) => transport.ports = ports,
-            None => return otherwise(Reason::FragmentWithoutFirst),
-        }
+        let fragment = fragment_key(&header, &transport, hook::INGRESS);
+        let Some(ports) = tables.fragment(&fragment) else {
+            return unreadable::<F, T>(tables, header.dst, Reason::FragmentWithoutFirst);
+        };
+        transport.ports = ports;
     }
     let key = key(&header, &transport, hook::INGRESS);
     let target = match known::<F, T>(tables, &key, &transport, packet.len(), look) {
         Ok(target) => target,
         Err(Step::Open) if transport.part == Part::Later => {
-            return otherwise(Reason::FragmentWithoutFirst);
+            return unreadable::<F, T>(tables, header.dst, Reason::FragmentWithoutFirst);
         }
         Err(step) => return step,
     };
@@ -138,13 +132,22 @@ fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T, loo
     }
 }
 
-/// A packet to one of our addresses, of a protocol that has no ports.
+/// What cannot be read is refused on an address that is only ours; on another it is somebody
+/// else's.
 #[inline(always)]
-fn without_ports<F: Network, P: Packet, T: Tables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-    only_ours: bool,
-) -> Step {
+fn unreadable<F: Network, T: Tables<F>>(tables: &mut T, dst: F::Address, reason: Reason) -> Step {
+    match tables.address_use(dst) {
+        Some(usage) if usage.flags & address_use::CLUSTER_IP != 0 => Step::Refused(reason),
+        _ => Step::Done(Verdict::Pass),
+    }
+}
+
+/// A packet, perhaps to one of our addresses, of a protocol that has no ports.
+#[inline(always)]
+fn without_ports<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
+    let usage = F::header(packet, 0).and_then(|header| tables.address_use(header.dst));
+    let Some(usage) = usage else { return Step::Done(Verdict::Pass) };
+    let only_ours = usage.flags & address_use::CLUSTER_IP != 0;
     match icmp::ingress::<F, P, T>(packet, tables) {
         Entered::Translated => Step::Done(Verdict::Pass),
         Entered::Failed(reason) => Step::Refused(reason),
@@ -248,18 +251,12 @@ fn restart<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) 
     false
 }
 
-/// Keeps the packet's flow if the backend has answered it; false if there is no room. If it has
-/// not, as far as the rows tell, an eviction may have taken the reply's, and the client, which
-/// has its SYN-ACK, will send no SYN again: so it is written again here.
+/// Keeps the packet's flow if the backend has answered it; false if there is no room.
 #[inline(never)]
 fn settle<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> bool {
     let mut key = FlowKey::default();
     if !read_key::<F, P>(packet, &mut key, hook::INGRESS) {
         return false;
-    }
-    if !track::is_answered(tables, &key) {
-        track::restore::<F, T, { role::ORIGINAL }>(tables, &key);
-        return true;
     }
     tables.settle::<{ role::ORIGINAL }>(&key) != Err(KeepError::Full)
 }

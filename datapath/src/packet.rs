@@ -38,10 +38,11 @@ pub trait Packet {
 
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
-    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
+    /// `W` words as they lie in memory. For what every packet is read for: programs read it
+    /// straight from the packet.
+    fn words<const W: usize>(&self, offset: u32) -> Option<[u32; W]>;
 
-    /// Changes the IPv4 header checksum at `offset` by `difference`.
-    fn change_header_checksum(&mut self, offset: u32, difference: u32) -> Option<()>;
+    fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
 
     /// Changes the transport checksum at `offset` by `difference`. With `zero_is_none` a field
     /// that holds zero is left alone, and a result of zero is written as 0xffff (UDP).

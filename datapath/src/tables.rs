@@ -84,8 +84,9 @@ pub trait Tables<F: Network> {
     /// Puts the row of `opening.role` for `parties` into `PENDING`; false if `opening.replace`
     /// is not set and there is one already.
     fn begin(&mut self, opening: Opening) -> bool;
-    /// Moves a row from `PENDING` to `FLOWS`.
-    fn keep(&mut self, key: &FlowKey<F::Address>) -> Result<(), KeepError>;
+    /// Moves the row of a role for `parties` from `PENDING` to `FLOWS`. One that stands in
+    /// `FLOWS` already, from when there was no room for the others, knows more and stays.
+    fn keep(&mut self, role: u8) -> Result<(), KeepError>;
     /// Removes a row from both.
     fn forget(&mut self, key: &FlowKey<F::Address>);
     /// Removes some expired rows from `FLOWS`; true if there is room now.

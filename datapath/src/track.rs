@@ -155,14 +155,6 @@ fn forget_sibling<F: Network, T: Tables<F>, const ROLE: u8, const OTHER: u8>(
     }
 }
 
-/// True if the backend has answered the flow whose `ORIGINAL` row is at `key` in `PENDING`.
-#[inline(never)]
-pub fn is_answered<F: Network, T: Tables<F>>(tables: &mut T, key: &FlowKey<F::Address>) -> bool {
-    sibling::<F, T, { role::ORIGINAL }>(tables, key, role::REPLY)
-        .and_then(|reply| look::<F, T>(tables, &reply))
-        .is_some_and(|(seen, _)| seen != 0)
-}
-
 /// Opens the flow of [`Tables::parties`] in `PENDING`. False if the tuple between client and
 /// backend belongs to a live flow by way of another frontend.
 #[inline(always)]
@@ -188,11 +180,10 @@ pub fn open<F: Network, T: Tables<F>>(tables: &mut T, service: u32, flags: u16) 
 fn is_taken<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
     let Parties { frontend, .. } = *tables.parties();
     let key = tables.parties().reply();
-    let pending = tables.flow(Store::Answered, &key).is_none();
-    let Some(row) = find::<F, T>(tables, &key) else { return false };
+    let Some((row, store)) = tables.find(&key) else { return false };
     let same = row.to == frontend.addr && row.to_port == frontend.port;
     // A row of the same flow is what eviction left of it.
-    !(same && pending || tables.succeed::<{ role::REPLY }>(&key))
+    !(same && store == Store::Pending || tables.succeed::<{ role::REPLY }>(&key))
 }
 
 /// Writes again what eviction took of the unanswered flow whose row of role `ROLE` is at `key`.
@@ -218,7 +209,7 @@ pub fn restore<F: Network, T: Tables<F>, const ROLE: u8>(
 }
 
 /// Puts the parties of the unanswered flow whose row of role `ROLE` is at `key` where
-/// [`Tables::begin`] finds them.
+/// [`Tables::begin`] and [`Tables::keep`] find them.
 #[inline(never)]
 pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(tables: &mut T, key: &FlowKey<F::Address>) {
     if let Some(row) = tables.flow(Store::Pending, key) {
@@ -227,7 +218,10 @@ pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(tables: &mut T, key: &Flo
     }
 }
 
-/// Moves the answered flow whose row of role `ROLE` is at `key` in `PENDING` to `FLOWS`.
+/// Moves the flow whose row of role `ROLE` is at `key` in `PENDING` to `FLOWS`, if it has been
+/// answered. That it has not, as far as the rows tell, may be because an eviction has taken the
+/// reply's; and the client, which has its SYN-ACK, will send no SYN again: so it is written
+/// again.
 ///
 /// # Errors
 /// [`KeepError::Full`] if there is no room; rows that found some stay, and go by themselves if
@@ -237,28 +231,44 @@ pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) -> Result<(), KeepError> {
-    restore::<F, T, ROLE>(tables, key);
+    let now = tables.now();
     let Some(row) = tables.flow(Store::Pending, key) else { return Err(KeepError::Missing) };
-    let masquerade = row.flags & flow_flags::MASQUERADE != 0;
-    keep_sibling::<F, T, ROLE, { role::REPLY }>(tables, key)?;
-    if masquerade {
-        keep_sibling::<F, T, ROLE, { role::ORIGINAL_SOURCE }>(tables, key)?;
-        keep_sibling::<F, T, ROLE, { role::REPLY_TARGET }>(tables, key)?;
+    let (service, flags) = (row.service, row.flags);
+    stage::<F, T, ROLE>(tables, key);
+    if ROLE == role::ORIGINAL && !is_answered::<F, T>(tables) {
+        restore::<F, T, ROLE>(tables, key);
+        return Ok(());
+    }
+    let opening = |role| Opening { role, service, flags, now, replace: false };
+    keep::<F, T>(tables, opening(role::REPLY))?;
+    if flags & flow_flags::MASQUERADE != 0 {
+        keep::<F, T>(tables, opening(role::ORIGINAL_SOURCE))?;
+        if tables.parties().source != Place::default() {
+            keep::<F, T>(tables, opening(role::REPLY_TARGET))?;
+        }
     }
     // Last, since it is what makes the flow.
-    keep_sibling::<F, T, ROLE, { role::ORIGINAL }>(tables, key)
+    keep::<F, T>(tables, opening(role::ORIGINAL))
 }
 
-/// Moves one row of a flow, if it is there.
+/// True if the backend has answered the flow of [`Tables::parties`].
+#[inline(always)]
+fn is_answered<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
+    let reply = tables.parties().reply();
+    tables.find(&reply).is_some_and(|(row, _)| row.seen != 0)
+}
+
+/// Moves one row of the flow of [`Tables::parties`]; one that an eviction has taken is written
+/// again first.
 #[inline(never)]
-fn keep_sibling<F: Network, T: Tables<F>, const ROLE: u8, const OTHER: u8>(
-    tables: &mut T,
-    key: &FlowKey<F::Address>,
-) -> Result<(), KeepError> {
-    let Some(row) = sibling::<F, T, ROLE>(tables, key, OTHER) else { return Ok(()) };
-    // One that was kept when there was no room for the others knows more than the one that
-    // `restore` has just written.
-    if tables.flow(Store::Answered, &row).is_some() { Ok(()) } else { tables.keep(&row) }
+fn keep<F: Network, T: Tables<F>>(tables: &mut T, opening: Opening) -> Result<(), KeepError> {
+    match tables.keep(opening.role) {
+        Err(KeepError::Missing) => {
+            tables.begin(opening);
+            tables.keep(opening.role)
+        }
+        done => done,
+    }
 }
 
 /// Removes the flow that a row in `FLOWS` belongs to, if it has expired. Only `ORIGINAL` rows

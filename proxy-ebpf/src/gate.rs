@@ -13,7 +13,6 @@ use datapath::{
 use crate::{
     maps::{ADDRESSMARKS, MARKS, PEERMARKS},
     skb::ETHERNET,
-    tables::mark_place,
 };
 
 pub type Marks<const FLAGS: usize> = Array<[u8; MARKS_LEN], 1, FLAGS>;
@@ -69,31 +68,83 @@ unsafe fn word(at: *const u8) -> u32 {
     word
 }
 
-/// The network header, if all of it lies in the buffer's linear part.
+/// What lies at an offset from the network header, if `length` bytes of it are in the buffer's
+/// linear part.
+#[inline(always)]
+fn at(context: &TcContext, offset: u32, length: u32) -> Option<*const u8> {
+    // Opaque, or the compiler would load the packet's bounds before the call of the function
+    // this is in and hand them over as numbers, which the verifier does not take for pointers.
+    let skb = opaque(context.skb.skb);
+    // SAFETY: the kernel's context.
+    let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+    // Opaque, or the compiler would compare one sum and read through another, of which the
+    // verifier does not know that they are the same.
+    let start = opaque((data + offset as usize) as *mut u8);
+    let start = start as usize + ETHERNET as usize;
+    (start + length as usize <= end).then_some(start as *const u8)
+}
+
+/// The same pointer, of which the compiler knows nothing.
+#[inline(always)]
+pub fn opaque<T>(mut pointer: *mut T) -> *mut T {
+    // SAFETY: moves a register to itself. (With no instruction at all, two lines of source
+    // would belong to the next, which the kernel refuses.)
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) pointer, options(nostack)) };
+    pointer
+}
+
+/// The network header, if all of it is there.
 #[inline(always)]
 fn header<F: Peek>(context: &TcContext) -> Option<*const u8> {
-    let mut skb = context.skb.skb;
-    // SAFETY: does nothing, which the compiler does not know: else it would load the packet's
-    // bounds before the call of the function this is in and hand them over as numbers, which
-    // the verifier does not take for pointers any more.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) skb, options(nomem, nostack)) };
-    // SAFETY: the kernel's context.
-    let (start, end) = unsafe { ((*skb).data as usize + ETHERNET as usize, (*skb).data_end) };
-    (start + F::HEADER as usize <= end as usize).then_some(start as *const u8)
+    at(context, 0, F::HEADER)
 }
+
+/// `W` words of the packet, if they are in the buffer's linear part.
+#[inline(always)]
+pub fn words<const W: usize>(context: &TcContext, offset: u32) -> Option<[u32; W]> {
+    // The verifier keeps no track of a pointer that might reach further than 64 KiB, nor does it
+    // see through the comparison that the compiler makes of this one.
+    if offset > LAST_OFFSET {
+        return None;
+    }
+    let offset = masked::<{ LAST_OFFSET as usize }>(offset as usize) as u32;
+    let start = at(context, offset, 4 * W as u32)?;
+    // SAFETY: `at` has checked that the bytes are there.
+    Some(core::array::from_fn(|index| unsafe { word(start.add(4 * index)) }))
+}
+
+/// The lowest bits, in one instruction where it stands. In Rust, the compiler would move the mask
+/// before or behind other steps, where the verifier (of Linux 6.1 more than any) does not see
+/// what it bounds.
+#[inline(always)]
+pub fn masked<const MASK: usize>(mut number: usize) -> usize {
+    // SAFETY: changes one register.
+    unsafe {
+        core::arch::asm!(
+            "{number} &= {mask}",
+            number = inout(reg) number,
+            mask = const MASK,
+            options(pure, nomem, nostack)
+        );
+    }
+    number
+}
+
+/// Far behind any header. All bits below its highest are set.
+const LAST_OFFSET: u32 = 0x7fff;
 
 #[inline(always)]
 pub fn is_set<const FLAGS: usize>(marks: &Marks<FLAGS>, hash: u32) -> bool {
     let Some(bytes) = marks.get_ptr(0) else { return true };
     // SAFETY: the place is below the row's length.
-    unsafe { *bytes.cast::<u8>().add(mark_place(hash)) != 0 }
+    unsafe { *bytes.cast::<u8>().add(masked::<{ MARKS_LEN - 1 }>(hash as usize)) != 0 }
 }
 
 #[inline(always)]
 pub fn set<const FLAGS: usize>(marks: &Marks<FLAGS>, hash: u32) {
     if let Some(bytes) = marks.get_ptr_mut(0) {
         // SAFETY: the place is below the row's length.
-        unsafe { *bytes.cast::<u8>().add(mark_place(hash)) = 1 };
+        unsafe { *bytes.cast::<u8>().add(masked::<{ MARKS_LEN - 1 }>(hash as usize)) = 1 };
     }
 }
 

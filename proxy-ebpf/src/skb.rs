@@ -8,7 +8,10 @@ use aya_ebpf::{
 };
 use datapath::packet::{Covers, Packet};
 
-use crate::apart::extensions;
+use crate::{
+    apart::extensions,
+    gate::{self, opaque},
+};
 
 /// Length of the Ethernet header: the agent attaches to Ethernet devices only. VLAN tags are
 /// not in the buffer but beside it.
@@ -79,6 +82,31 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
+    fn words<const W: usize>(&self, offset: u32) -> Option<[u32; W]> {
+        let mut words = core::mem::MaybeUninit::<[u32; W]>::uninit();
+        let to = words.as_mut_ptr();
+        match gate::words(self.context, offset) {
+            // SAFETY: the array's own place.
+            Some(words) => unsafe { to.write(words) },
+            // Not in the buffer's linear part.
+            // SAFETY: the helper checks the bounds of the packet, and the array holds the bytes.
+            None => done(unsafe {
+                helper::bpf_skb_load_bytes(
+                    self.context.as_ptr(),
+                    ETHERNET + offset,
+                    to.cast(),
+                    4 * W as u32,
+                )
+            })?,
+        }
+        // Kept in memory: so both ways here leave the same behind, and the verifier goes on from
+        // here once.
+        let words = opaque(to);
+        // SAFETY: written above, either way.
+        Some(unsafe { *words })
+    }
+
+    #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
         // SAFETY: the helper checks the bounds of the packet and reads N bytes.
         done(unsafe {
@@ -87,20 +115,6 @@ impl Packet for Skb<'_> {
                 ETHERNET + offset,
                 bytes.as_ptr().cast(),
                 N as u32,
-                0,
-            )
-        })
-    }
-
-    #[inline(always)]
-    fn change_header_checksum(&mut self, offset: u32, difference: u32) -> Option<()> {
-        // SAFETY: the helper checks the bounds of the packet.
-        done(unsafe {
-            helper::bpf_l3_csum_replace(
-                self.context.as_ptr().cast(),
-                ETHERNET + offset,
-                0,
-                difference.into(),
                 0,
             )
         })

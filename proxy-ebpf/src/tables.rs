@@ -102,6 +102,9 @@ impl FamilyMaps for V6 {
     }
 }
 
+/// What an update says with `BPF_NOEXIST` if there is a row.
+const EEXIST: i32 = -17;
+
 /// The maps, seen from a program that runs on a device.
 pub struct Maps<'a> {
     pub packet: Option<&'a TcContext>,
@@ -232,12 +235,20 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn keep(&mut self, key: &FlowKey<F::Address>) -> Result<(), KeepError> {
-        let row = F::PENDING.get_ptr(key).ok_or(KeepError::Missing)?;
+    fn keep(&mut self, role: u8) -> Result<(), KeepError> {
+        let scratch = F::SCRATCH.get_ptr_mut(0).ok_or(KeepError::Missing)?;
+        // SAFETY: the row is this processor's own, and programs on devices are not interrupted
+        // by one another.
+        let scratch = unsafe { &mut *scratch };
+        scratch.key = scratch.parties.key(role);
+        let row = F::PENDING.get_ptr(&scratch.key).ok_or(KeepError::Missing)?;
         // SAFETY: as for `flow`; the kernel copies the row.
         let row = unsafe { &*row };
-        F::FLOWS.insert(key, row, BPF_ANY.into()).map_err(|_| KeepError::Full)?;
-        let _ = F::PENDING.remove(key);
+        match F::FLOWS.insert(&scratch.key, row, BPF_NOEXIST.into()) {
+            Ok(()) | Err(EEXIST) => {}
+            Err(_) => return Err(KeepError::Full),
+        }
+        let _ = F::PENDING.remove(&scratch.key);
         Ok(())
     }
 
@@ -379,23 +390,6 @@ pub fn now() -> u32 {
     const SHIFT: u32 = TICK_NS.trailing_zeros();
     // SAFETY: the helper takes nothing. It reads the clock of the last timer tick.
     (unsafe { helper::bpf_ktime_get_coarse_ns() } >> SHIFT) as u32
-}
-
-/// Where in a row of marks the byte of a hash is.
-#[inline(always)]
-pub fn mark_place(hash: u32) -> usize {
-    let mut place = hash as usize;
-    // SAFETY: changes one register. In Rust, the compiler would move the mask before the last
-    // step of the hash, an exclusive or, behind which Linux 6.1 knows no bounds any more.
-    unsafe {
-        core::arch::asm!(
-            "{place} &= {mask}",
-            place = inout(reg) place,
-            mask = const size::MARKS_LEN - 1,
-            options(pure, nomem, nostack)
-        );
-    }
-    place
 }
 
 /// Counts a connection of the socket path.

@@ -52,16 +52,15 @@ impl Packet for Buffer {
         self.bytes.get(offset..offset.checked_add(N)?)?.try_into().ok()
     }
 
+    fn words<const W: usize>(&self, offset: u32) -> Option<[u32; W]> {
+        let offset = offset as usize;
+        let (bytes, _) = self.bytes.get(offset..offset.checked_add(4 * W)?)?.as_chunks();
+        bytes.iter().map(|word| u32::from_ne_bytes(*word)).collect::<Vec<_>>().try_into().ok()
+    }
+
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
         let offset = offset as usize;
         self.bytes.get_mut(offset..offset.checked_add(N)?)?.copy_from_slice(bytes);
-        Some(())
-    }
-
-    fn change_header_checksum(&mut self, offset: u32, difference: u32) -> Option<()> {
-        let word = self.word(offset)?;
-        let new = replace(read(word), difference);
-        word.copy_from_slice(&new.to_ne_bytes());
         Some(())
     }
 

@@ -173,13 +173,16 @@ impl<F: Network> Tables<F> for Memory<F> {
         true
     }
 
-    fn keep(&mut self, key: &FlowKey<F::Address>) -> Result<(), KeepError> {
-        let row = *self.pending.get_mut(key).ok_or(KeepError::Missing)?;
-        if self.flows.len() >= self.capacity && !self.flows.contains_key(key) {
-            return Err(KeepError::Full);
+    fn keep(&mut self, role: u8) -> Result<(), KeepError> {
+        let key = self.parties.key(role);
+        let row = *self.pending.get_mut(&key).ok_or(KeepError::Missing)?;
+        if !self.flows.contains_key(&key) {
+            if self.flows.len() >= self.capacity {
+                return Err(KeepError::Full);
+            }
+            self.flows.insert(key, row);
         }
-        self.flows.insert(*key, row);
-        self.pending.remove(key);
+        self.pending.remove(&key);
         Ok(())
     }
 
