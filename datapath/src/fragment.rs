@@ -25,3 +25,13 @@ pub struct Ports {
     pub src_port: Be16,
     pub dst_port: Be16,
 }
+
+impl Ports {
+    /// Both as the one word that they are in a transport header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self) -> u32 {
+        let ([a, b], [c, d]) = (self.src_port.bytes(), self.dst_port.bytes());
+        u32::from_ne_bytes([a, b, c, d])
+    }
+}

@@ -6,8 +6,10 @@ use crate::{
     checksum,
     counter::Reason,
     device::Masquerade,
+    flow::Place,
     fragment::Ports,
     packet::{Covers, Packet},
+    rewrite::Side,
 };
 
 /// The part of a packet that every hook looks at: addresses, and where the rest begins.
@@ -124,6 +126,17 @@ pub trait Network: Family + Masquerade {
         new: Self::Address,
     ) -> Option<()>;
 
+    /// Writes address and port of one side of a packet whose transport header follows its fixed
+    /// header at once, and corrects the IPv4 header's checksum: all in one go, because each
+    /// write is a call of the kernel. `header` and `ports` are the packet's as they were.
+    fn store_place<P: Packet>(
+        packet: &mut P,
+        header: &IpHeader<Self::Address>,
+        ports: Ports,
+        side: Side,
+        new: Place<Self::Address>,
+    ) -> Option<()>;
+
     /// Writes an address at `offset` and nothing else.
     fn store_bare_address<P: Packet>(packet: &mut P, offset: u32, new: Self::Address)
     -> Option<()>;
@@ -197,14 +210,26 @@ impl Network for V4 {
         old: Ipv4,
         new: Ipv4,
     ) -> Option<()> {
-        // All from the checksum on in one go: each store is a call of the kernel.
         let [third, src, dst] = packet.words(at + 8)?;
-        let [ttl, proto, sum0, sum1] = third.to_ne_bytes();
-        let sum = u16::from_ne_bytes([sum0, sum1]);
-        let sum = checksum::replace(sum, checksum::difference(old.sum(), new.sum())).to_ne_bytes();
-        let [a, b, c, d] = if field == Self::SRC { new.bytes() } else { src.to_ne_bytes() };
-        let [e, f, g, h] = if field == Self::DST { new.bytes() } else { dst.to_ne_bytes() };
-        packet.store(at + 8, &[ttl, proto, sum[0], sum[1], a, b, c, d, e, f, g, h])
+        let third = change_sum(third, old, new);
+        let (src, dst) = if field == Self::SRC { (new.raw(), dst) } else { (src, new.raw()) };
+        packet.store_words(at + 8, &[third, src, dst])
+    }
+
+    #[inline(always)]
+    fn store_place<P: Packet>(
+        packet: &mut P,
+        header: &IpHeader<Ipv4>,
+        ports: Ports,
+        side: Side,
+        new: Place<Ipv4>,
+    ) -> Option<()> {
+        let [third] = packet.words(8)?;
+        let old = if side == Side::Source { header.src } else { header.dst };
+        let third = change_sum(third, old, new.addr);
+        let ports = side.put_port(ports, new.port).word();
+        let (src, dst) = side.put_address(header, new.addr);
+        packet.store_words(8, &[third, src.raw(), dst.raw(), ports])
     }
 
     #[inline(always)]
@@ -242,6 +267,15 @@ impl Network for V4 {
     fn total_length<P: Packet>(packet: &P) -> Option<u32> {
         packet.load::<2>(2).map(|bytes| u16::from_be_bytes(bytes) as u32)
     }
+}
+
+/// The third word of an IPv4 header, which ends with its checksum, after an address changed.
+#[inline(always)]
+fn change_sum(third: u32, old: Ipv4, new: Ipv4) -> u32 {
+    let [ttl, proto, a, b] = third.to_ne_bytes();
+    let difference = checksum::difference(old.sum(), new.sum());
+    let [a, b] = checksum::replace(u16::from_ne_bytes([a, b]), difference).to_ne_bytes();
+    u32::from_ne_bytes([ttl, proto, a, b])
 }
 
 /// Follows IPv6 extension headers from `offset` on, where one of the kind `next` begins.
@@ -364,7 +398,24 @@ impl Network for V6 {
         _: Ipv6,
         new: Ipv6,
     ) -> Option<()> {
-        packet.store(at + field, &new.bytes())
+        packet.store_words(at + field, &new.raw())
+    }
+
+    #[inline(always)]
+    fn store_place<P: Packet>(
+        packet: &mut P,
+        header: &IpHeader<Ipv6>,
+        ports: Ports,
+        side: Side,
+        new: Place<Ipv6>,
+    ) -> Option<()> {
+        let ports = side.put_port(ports, new.port).word();
+        let [a, b, c, d] = new.addr.raw();
+        if side == Side::Destination {
+            return packet.store_words(Self::DST, &[a, b, c, d, ports]);
+        }
+        let [e, f, g, h] = header.dst.raw();
+        packet.store_words(Self::SRC, &[a, b, c, d, e, f, g, h, ports])
     }
 
     #[inline(always)]

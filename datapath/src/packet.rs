@@ -44,6 +44,9 @@ pub trait Packet {
 
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()>;
 
+    /// Writes words as they are to lie in memory.
+    fn store_words<const W: usize>(&mut self, offset: u32, words: &[u32; W]) -> Option<()>;
+
     /// Changes the transport checksum at `offset` by `difference`. With `zero_is_none` a field
     /// that holds zero is left alone, and a result of zero is written as 0xffff (UDP).
     fn change_transport_checksum(

@@ -1,10 +1,11 @@
 //! Rewriting one side of a packet, with all checksums kept right.
 
 use crate::{
-    address::{Address, protocol},
+    address::{Address, Be16, protocol},
     checksum::difference,
     counter::Reason,
     flow::Place,
+    fragment::Ports,
     header::{IpHeader, Network, Part, Transport, checksum_offset},
     packet::{Covers, Packet},
 };
@@ -23,6 +24,24 @@ impl Side {
         match self {
             Self::Source => F::SRC,
             Self::Destination => F::DST,
+        }
+    }
+
+    /// Source and destination of a header, this side's replaced.
+    #[inline(always)]
+    pub fn put_address<A: Address>(self, header: &IpHeader<A>, new: A) -> (A, A) {
+        match self {
+            Self::Source => (new, header.dst),
+            Self::Destination => (header.src, new),
+        }
+    }
+
+    /// A transport header's ports, this side's replaced.
+    #[inline(always)]
+    pub const fn put_port(self, ports: Ports, new: Be16) -> Ports {
+        match self {
+            Self::Source => Ports { src_port: new, ..ports },
+            Self::Destination => Ports { dst_port: new, ..ports },
         }
     }
 
@@ -55,41 +74,56 @@ pub fn rewrite<F: Network, P: Packet>(
         Side::Source => (header.src, transport.ports.src_port),
         Side::Destination => (header.dst, transport.ports.dst_port),
     };
-    write::<F, P>(packet, transport, side, old, old_port.raw(), new).ok_or(Reason::RewriteFailed)
+    write::<F, P>(packet, header, transport, side, old, old_port, new).ok_or(Reason::RewriteFailed)
 }
 
 #[inline(always)]
 fn write<F: Network, P: Packet>(
     packet: &mut P,
+    header: &IpHeader<F::Address>,
     transport: &Transport,
     side: Side,
     old: F::Address,
-    old_port: u16,
+    old_port: Be16,
     new: Place<F::Address>,
 ) -> Option<()> {
-    if transport.part != Part::Later {
-        let at = transport.offset + checksum_offset(transport.proto);
-        let udp = transport.proto == protocol::UDP;
-        if old != new.addr {
-            packet.change_transport_checksum(
-                at,
-                difference(old.sum(), new.addr.sum()),
-                F::COVERS,
-                udp,
-            )?;
-        }
-        if old_port != new.port.raw() {
-            packet.change_transport_checksum(
-                at,
-                difference(old_port as u32, new.port.raw() as u32),
-                Covers::Payload,
-                udp,
-            )?;
-            packet.store(transport.offset + side.port_field(), &new.port.bytes())?;
-        }
+    if transport.part == Part::Later {
+        return F::store_address(packet, 0, side.address_field::<F>(), old, new.addr);
     }
+    change_checksum::<F, P>(packet, transport, old, old_port, new)?;
+    if transport.offset == F::HEADER {
+        return F::store_place(packet, header, transport.ports, side, new);
+    }
+    packet.store(transport.offset + side.port_field(), &new.port.bytes())?;
+    F::store_address(packet, 0, side.address_field::<F>(), old, new.addr)
+}
+
+/// Changes the transport checksum from one place of one side to another.
+#[inline(always)]
+fn change_checksum<F: Network, P: Packet>(
+    packet: &mut P,
+    transport: &Transport,
+    old: F::Address,
+    old_port: Be16,
+    new: Place<F::Address>,
+) -> Option<()> {
+    let at = transport.offset + checksum_offset(transport.proto);
+    let udp = transport.proto == protocol::UDP;
     if old != new.addr {
-        F::store_address(packet, 0, side.address_field::<F>(), old, new.addr)?;
+        packet.change_transport_checksum(
+            at,
+            difference(old.sum(), new.addr.sum()),
+            F::COVERS,
+            udp,
+        )?;
+    }
+    if old_port != new.port {
+        packet.change_transport_checksum(
+            at,
+            difference(old_port.raw() as u32, new.port.raw() as u32),
+            Covers::Payload,
+            udp,
+        )?;
     }
     Some(())
 }

@@ -121,6 +121,20 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
+    fn store_words<const W: usize>(&mut self, offset: u32, words: &[u32; W]) -> Option<()> {
+        // SAFETY: the helper checks the bounds of the packet and reads W words.
+        done(unsafe {
+            helper::bpf_skb_store_bytes(
+                self.context.as_ptr().cast(),
+                ETHERNET + offset,
+                words.as_ptr().cast(),
+                4 * W as u32,
+                0,
+            )
+        })
+    }
+
+    #[inline(always)]
     fn change_transport_checksum(
         &mut self,
         offset: u32,

@@ -64,6 +64,15 @@ impl Packet for Buffer {
         Some(())
     }
 
+    fn store_words<const W: usize>(&mut self, offset: u32, words: &[u32; W]) -> Option<()> {
+        let offset = offset as usize;
+        let bytes = self.bytes.get_mut(offset..offset.checked_add(4 * W)?)?;
+        for (to, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+            *to = word.to_ne_bytes();
+        }
+        Some(())
+    }
+
     fn change_transport_checksum(
         &mut self,
         offset: u32,
