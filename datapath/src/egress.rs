@@ -31,7 +31,7 @@ enum Step {
 
 /// Decides over a packet that goes out by a device. As at ingress, what few packets need is
 /// done apart, and then the packet is looked at again.
-#[inline(never)]
+#[inline(always)]
 pub fn egress<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,

@@ -53,7 +53,7 @@ enum Look {
 ///
 /// What most packets need is done in one look; what few need is done apart, and then the
 /// packet is looked at again, because a program and all it calls share 512 bytes of stack.
-#[inline(never)]
+#[inline(always)]
 pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
