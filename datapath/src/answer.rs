@@ -4,7 +4,7 @@ use crate::{
     address::protocol,
     checksum::fold,
     counter::{Hook, Reason},
-    header::{self, IpHeader, Network, Transport, tcp},
+    header::{self, Network, tcp},
     packet::{Packet, Verdict},
     tables::Tables,
 };
@@ -22,20 +22,19 @@ const CHECKSUM_END: u32 = 20;
 
 /// Turns the packet into ICMP port unreachable about itself, from its destination to its
 /// source, as kube-proxy's `reject` does for TCP too: `connect` fails with ECONNREFUSED.
-/// Reads the header again rather than have it handed down: eBPF functions take few arguments.
-#[inline(never)]
+///
+/// # Errors
+/// [`Reason::RewriteFailed`] if the packet could not be written.
+#[inline(always)]
 pub fn unreachable<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     hook: Hook,
     reason: Reason,
 ) -> Result<Verdict, Reason> {
-    let header = F::header(packet, 0).ok_or(Reason::Malformed)?;
-    let transport = F::follow(packet, 0, &header)?;
-    let length = packet.len();
-    let quote = if length > QUOTE { QUOTE } else { length & !3 };
-    write_unreachable::<F, P>(packet, header.src, header.dst, transport.offset, quote)
-        .ok_or(Reason::RewriteFailed)?;
+    if !packet.write_unreachable::<F>() {
+        return Err(Reason::RewriteFailed);
+    }
     tables.count_drop(hook, reason);
     Ok(Verdict::Answer)
 }
@@ -44,14 +43,12 @@ pub fn unreachable<F: Network, P: Packet, T: Tables<F>>(
 /// device may still have to complete the packet's checksum (CHECKSUM_PARTIAL): it would write
 /// into the quotation, after the message has been summed up.
 #[inline(always)]
-fn write_unreachable<F: Network, P: Packet>(
-    packet: &mut P,
-    src: F::Address,
-    dst: F::Address,
-    offset: u32,
-    quote: u32,
-) -> Option<()> {
-    let old = offset + CHECKSUM_END;
+pub fn write_unreachable<F: Network, P: Packet>(packet: &mut P) -> Option<()> {
+    let header = F::header(packet, 0)?;
+    let transport = F::follow(packet, 0, &header).ok()?;
+    let length = packet.len();
+    let quote = if length > QUOTE { QUOTE } else { length & !3 };
+    let old = transport.offset + CHECKSUM_END;
     let old = if old > quote { old } else { quote };
     let start = F::HEADER + ICMP_HEADER;
     packet.resize(old + start + quote)?;
@@ -69,7 +66,7 @@ fn write_unreachable<F: Network, P: Packet>(
     }
     packet.shed(old)?;
     let payload = (ICMP_HEADER + quote) as u16;
-    let pseudo = F::write_header(packet, dst, src, F::ICMP, payload)?;
+    let pseudo = F::write_header(packet, header.dst, header.src, F::ICMP, payload)?;
     if F::V6 {
         sum += pseudo;
     }
@@ -82,33 +79,32 @@ fn write_unreachable<F: Network, P: Packet>(
 /// connection, so the segment passes.
 ///
 /// # Errors
-/// [`Reason::NotSyn`] for a reset, which is never answered with another.
-#[inline(never)]
+/// [`Reason::NotSyn`] for a reset, which is never answered with another;
+/// [`Reason::RewriteFailed`] if the packet could not be written.
+#[inline(always)]
 pub fn stray<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     hook: Hook,
 ) -> Result<Verdict, Reason> {
-    let header = F::header(packet, 0).ok_or(Reason::Malformed)?;
-    let transport = header::transport::<F, P>(packet, &header)?;
     if tables.settings().foreign_proxy != 0 {
         return Ok(Verdict::Pass);
     }
-    if transport.flags & tcp::RST != 0 {
+    if header::flags::<F, P>(packet) & tcp::RST != 0 {
         return Err(Reason::NotSyn);
     }
-    write_reset::<F, P>(packet, &header, &transport).ok_or(Reason::RewriteFailed)?;
+    if !packet.write_reset::<F>() {
+        return Err(Reason::RewriteFailed);
+    }
     tables.count_drop(hook, Reason::NotSyn);
     Ok(Verdict::Answer)
 }
 
 /// Turns a segment into the reset that answers it (RFC 9293 §3.10.7.1).
 #[inline(always)]
-fn write_reset<F: Network, P: Packet>(
-    packet: &mut P,
-    header: &IpHeader<F::Address>,
-    transport: &Transport,
-) -> Option<()> {
+pub fn write_reset<F: Network, P: Packet>(packet: &mut P) -> Option<()> {
+    let header = F::header(packet, 0)?;
+    let transport = header::transport::<F, P>(packet, &header).ok()?;
     let segment = packet.load::<14>(transport.offset)?;
     let [p0, p1, p2, p3, s0, s1, s2, s3, a0, a1, a2, a3, data, flags] = segment;
     let (sequence, acknowledgement, reset) = if flags & tcp::ACK != 0 {

@@ -498,12 +498,19 @@ pub fn transport<F: Network, P: Packet>(
     Ok(transport)
 }
 
-/// True if a TCP segment asks for a connection, and nothing else. Reads the headers again.
+/// The flags of a TCP segment. Reads the headers again.
 #[inline(never)]
-pub fn opens<F: Network, P: Packet>(packet: &P) -> bool {
+pub fn flags<F: Network, P: Packet>(packet: &P) -> u8 {
     let transport = F::header(packet, 0).map(|header| transport::<F, P>(packet, &header));
-    let Some(Ok(transport)) = transport else { return false };
-    transport.flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
+    let Some(Ok(transport)) = transport else { return 0 };
+    transport.flags
+}
+
+/// True for the flags of a TCP segment that asks for a connection, and for nothing else.
+#[inline(always)]
+#[must_use]
+pub const fn opens(flags: u8) -> bool {
+    flags & (tcp::SYN | tcp::ACK | tcp::RST | tcp::FIN) == tcp::SYN
 }
 
 /// The two ports that a transport header begins with.

@@ -280,7 +280,7 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
             Step::Done(Verdict::Pass)
         };
     };
-    if key.proto == protocol::TCP && !header::opens::<F, P>(packet) {
+    if key.proto == protocol::TCP && !header::opens(header::flags::<F, P>(packet)) {
         return Step::Stray;
     }
     *tables.parties() = Parties {

@@ -1,7 +1,10 @@
 //! The engine's view of a packet: bytes from the network header on, reached by offset. In the
 //! kernel a socket buffer, in tests a vector.
 
-use crate::header;
+use crate::{
+    answer,
+    header::{self, Network},
+};
 
 /// What became of a packet.
 #[must_use]
@@ -65,6 +68,24 @@ pub trait Packet {
         Self: Sized,
     {
         header::pack(header::extensions(self, offset, next))
+    }
+
+    /// [`answer::write_unreachable`], likewise; false if the packet could not be written.
+    #[inline(always)]
+    fn write_unreachable<F: Network>(&mut self) -> bool
+    where
+        Self: Sized,
+    {
+        answer::write_unreachable::<F, Self>(self).is_some()
+    }
+
+    /// [`answer::write_reset`], likewise.
+    #[inline(always)]
+    fn write_reset<F: Network>(&mut self) -> bool
+    where
+        Self: Sized,
+    {
+        answer::write_reset::<F, Self>(self).is_some()
     }
 
     /// Cuts the packet off at `length` bytes, or makes it that long; what is added is undefined

@@ -5,7 +5,9 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use datapath::{
     address::{Ipv4, Ipv6, V4, V6},
     flow::{FlowKey, role},
-    header, masquerade,
+    answer,
+    header::{self, Network},
+    masquerade,
     tables::KeepError,
     track,
 };
@@ -55,6 +57,18 @@ fn claim<F: FamilyMaps>(skb: *mut __sk_buff, service: u32, force: u32) -> u32 {
     masquerade::claim::<F, _>(&mut Maps { packet: Some(&context) }, service, force != 0).into()
 }
 
+#[inline(always)]
+fn unreachable<F: Network>(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    answer::write_unreachable::<F, _>(&mut Skb::new(&context, 0)).is_some().into()
+}
+
+#[inline(always)]
+fn reset<F: Network>(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    answer::write_reset::<F, _>(&mut Skb::new(&context, 0)).is_some().into()
+}
+
 /// Follows the extension headers of an IPv6 packet.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -86,4 +100,8 @@ global! {
     succeed_reply6(key: *const FlowKey<Ipv6>) = succeed::<V6, { role::REPLY }>(key);
     claim4(skb: *mut __sk_buff, service: u32, force: u32) = claim::<V4>(skb, service, force);
     claim6(skb: *mut __sk_buff, service: u32, force: u32) = claim::<V6>(skb, service, force);
+    unreachable4(skb: *mut __sk_buff) = unreachable::<V4>(skb);
+    unreachable6(skb: *mut __sk_buff) = unreachable::<V6>(skb);
+    reset4(skb: *mut __sk_buff) = reset::<V4>(skb);
+    reset6(skb: *mut __sk_buff) = reset::<V6>(skb);
 }

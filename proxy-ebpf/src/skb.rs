@@ -6,10 +6,13 @@ use aya_ebpf::{
     helpers::generated as helper,
     programs::TcContext,
 };
-use datapath::packet::{Covers, Packet};
+use datapath::{
+    header::Network,
+    packet::{Covers, Packet},
+};
 
 use crate::{
-    apart::extensions,
+    apart::*,
     gate::{self, opaque},
 };
 
@@ -163,6 +166,18 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn extensions(&self, offset: u32, next: u8) -> u64 {
         extensions(self.context.skb.skb, offset, next)
+    }
+
+    #[inline(always)]
+    fn write_unreachable<F: Network>(&mut self) -> bool {
+        let skb = self.context.skb.skb;
+        (if F::V6 { unreachable6(skb) } else { unreachable4(skb) }) != 0
+    }
+
+    #[inline(always)]
+    fn write_reset<F: Network>(&mut self) -> bool {
+        let skb = self.context.skb.skb;
+        (if F::V6 { reset6(skb) } else { reset4(skb) }) != 0
     }
 
     #[inline(always)]
