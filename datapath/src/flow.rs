@@ -133,7 +133,19 @@ pub struct Walk {
     pub enough: u32,
     /// When a walk last found nothing to remove, in units of [`TICK_NS`].
     pub in_vain: u32,
-    pub pad: u32,
+    /// When the table was last full, in the same units; zero if it never was.
+    pub full: u32,
+}
+
+impl Walk {
+    /// True for some time after the table was full: then closed flows have to go soon, lest
+    /// those of the last two minutes keep new ones out. (So does netfilter's conntrack: its
+    /// `tcp_can_early_drop`.)
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_pressed(&self, now: u32) -> bool {
+        self.full != 0 && now.wrapping_sub(self.full) <= timeout_sec::TCP_CLOSED
+    }
 }
 
 /// The one row per processor of `SCRATCH4` and `SCRATCH6`: where a row is put together, because

@@ -136,7 +136,7 @@ pub trait Tables<F: Network> {
     where
         Self: Sized,
     {
-        track::forget_finished::<F, Self, ROLE, true>(self, key)
+        track::forget_finished::<F, Self, ROLE>(self, key, 0)
     }
 
     /// [`masquerade::claim`].

@@ -87,12 +87,13 @@ fn look<F: Network, T: Tables<F>>(tables: &mut T, key: &FlowKey<F::Address>) -> 
 }
 
 /// True if the flow whose row of role `ROLE` is at `key` has been idle for too long, lacks a
-/// direction, or, where a successor with the same tuple asks (`HEIR`), is closed. Seconds and
-/// ticks are taken for the same: a tick is 7 % longer.
+/// direction, or has been closed and idle for `closed` already. Seconds and ticks are taken for
+/// the same: a tick is 7 % longer.
 #[inline(always)]
-fn is_finished<F: Network, T: Tables<F>, const ROLE: u8, const HEIR: bool>(
+fn is_finished<F: Network, T: Tables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
+    closed: u32,
 ) -> bool {
     let now = tables.now();
     let Some((mine, last)) = look::<F, T>(tables, key) else { return true };
@@ -104,9 +105,12 @@ fn is_finished<F: Network, T: Tables<F>, const ROLE: u8, const HEIR: bool>(
         None if ROLE == role::ORIGINAL => (0, last),
         None => return true,
     };
-    let closed = HEIR && key.proto == protocol::TCP && is_closed(mine, theirs);
+    let idle = now.wrapping_sub(later(last, touched));
+    if key.proto == protocol::TCP && is_closed(mine, theirs) && idle >= closed {
+        return true;
+    }
     let (original, reply) = if ROLE == role::ORIGINAL { (mine, theirs) } else { (theirs, mine) };
-    closed || now.wrapping_sub(later(last, touched)) > timeout(key.proto, original, reply)
+    idle > timeout(key.proto, original, reply)
 }
 
 /// The later of two times, on a clock that wraps.
@@ -115,14 +119,16 @@ const fn later(a: u32, b: u32) -> u32 {
     if a.wrapping_sub(b) < 1 << 31 { a } else { b }
 }
 
-/// Forgets the flow whose row of role `ROLE` is at `key` if it has been idle too long, or is
-/// closed and `HEIR` asks for its place; false if it lives.
+/// Forgets the flow whose row of role `ROLE` is at `key` if it has been idle too long, or closed
+/// and idle for `closed`: at once if that is zero, because a successor with the same tuple asks
+/// for its place. False if it lives.
 #[inline(always)]
-pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8, const HEIR: bool>(
+pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
+    closed: u32,
 ) -> bool {
-    if !is_finished::<F, T, ROLE, HEIR>(tables, key) {
+    if !is_finished::<F, T, ROLE>(tables, key, closed) {
         return false;
     }
     forget_all::<F, T, ROLE>(tables, key);
@@ -279,13 +285,16 @@ pub fn expire<F: Network, T: Tables<F>>(
     key: &FlowKey<F::Address>,
     row: &Flow<F::Address>,
     now: u32,
+    is_pressed: bool,
 ) -> bool {
     // No flow is forgotten sooner, so most rows are done with here.
     if now.wrapping_sub(row.last) <= timeout_sec::TCP_RESET {
         return false;
     }
     if row.role == role::ORIGINAL {
-        return forget_finished::<F, T, { role::ORIGINAL }, false>(tables, key);
+        // Late segments of a closed connection are worth a row only while there are rows enough.
+        let closed = if is_pressed { timeout_sec::TCP_RESET } else { timeout_sec::TCP_CLOSED };
+        return forget_finished::<F, T, { role::ORIGINAL }>(tables, key, closed);
     }
     // A flow on its way from `PENDING` has no `ORIGINAL` for a moment.
     let original = Parties::of(key, row).original();

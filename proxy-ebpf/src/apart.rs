@@ -43,7 +43,7 @@ fn settle<F: FamilyMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32
 #[inline(always)]
 fn succeed<F: FamilyMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32 {
     let Some(key) = copy(key) else { return 0 };
-    track::forget_finished::<F, _, ROLE, true>(&mut Maps { packet: None }, &key).into()
+    track::forget_finished::<F, _, ROLE>(&mut Maps { packet: None }, &key, 0).into()
 }
 
 #[inline(always)]

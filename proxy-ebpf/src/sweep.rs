@@ -14,8 +14,9 @@ use crate::{
     tables::{FamilyMaps, expire, now},
 };
 
-/// Flows removed at once when room is needed.
-const ROOM: u32 = 64;
+/// Flows removed at once when room is needed: a walk begins with the rows that walks before it
+/// have looked at, so it must be worth the while.
+const ROOM: u32 = 1_024;
 
 /// Callback of the walk over one family's flows.
 ///
@@ -28,7 +29,9 @@ unsafe fn visit<F: FamilyMaps>(key: *const c_void, row: *const c_void) -> i64 {
     // that any processor may write, and a race costs one walk more.
     unsafe {
         let key = *key.cast::<FlowKey<F::Address>>();
-        if expire::<F>(&key, &*row.cast::<Flow<F::Address>>()) {
+        let now = now();
+        let is_pressed = (*walk).is_pressed(now);
+        if expire::<F>(&key, &*row.cast::<Flow<F::Address>>(), now, is_pressed) {
             (*walk).removed += 1;
         }
         i64::from((*walk).removed >= (*walk).enough)
@@ -75,12 +78,14 @@ fn reclaim<F: FamilyMaps>() -> u32 {
     let Some(last) = WALKS.get_ptr_mut(F::V6 as u32) else { return 0 };
     // SAFETY: a row of numbers, as above.
     unsafe {
-        if (*last).in_vain == now() {
+        let now = now();
+        (*last).full = now;
+        if (*last).in_vain == now {
             return 0;
         }
         let removed = walk::<F>(ROOM);
         if removed == 0 {
-            (*last).in_vain = now();
+            (*last).in_vain = now;
         }
         u32::from(removed != 0)
     }

@@ -403,9 +403,14 @@ pub fn count_socket_connection(service: u32) {
 
 /// Removes the flow at `key` if it has expired.
 #[inline(always)]
-pub fn expire<F: FamilyMaps>(key: &FlowKey<F::Address>, row: &Flow<F::Address>) -> bool
+pub fn expire<F: FamilyMaps>(
+    key: &FlowKey<F::Address>,
+    row: &Flow<F::Address>,
+    now: u32,
+    is_pressed: bool,
+) -> bool
 where
     F::Address: Address,
 {
-    track::expire::<F, _>(&mut Maps { packet: None }, key, row, now())
+    track::expire::<F, _>(&mut Maps { packet: None }, key, row, now, is_pressed)
 }

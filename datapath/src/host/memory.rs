@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Flows that `reclaim` removes at most, as in the programs.
-const ROOM: u32 = 64;
+const ROOM: u32 = 1_024;
 
 /// Rows that the tables of flows may hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,10 +93,13 @@ impl<F: Network> Memory<F> {
     fn walk(&mut self, enough: u32) -> u32 {
         let rows: Vec<_> = self.flows.iter().map(|(key, row)| (*key, *row)).collect();
         let now = self.now;
+        let is_pressed = self.walk.is_pressed(now);
         let mut removed = 0;
         for (key, row) in rows {
             // An earlier row of the same flow may have taken this one with it.
-            if self.flows.contains_key(&key) && track::expire::<F, _>(self, &key, &row, now) {
+            if self.flows.contains_key(&key)
+                && track::expire::<F, _>(self, &key, &row, now, is_pressed)
+            {
                 removed += 1;
                 if removed >= enough {
                     break;
@@ -192,6 +195,7 @@ impl<F: Network> Tables<F> for Memory<F> {
     }
 
     fn reclaim(&mut self) -> bool {
+        self.walk.full = self.now;
         if self.walk.in_vain == self.now {
             return false;
         }

@@ -19,6 +19,7 @@ both! {
     a_flood_pushes_out_no_settled_flow,
     a_handshake_completes_in_a_flood,
     a_table_of_expired_flows_makes_room,
+    a_table_of_closed_flows_makes_room,
     a_table_of_live_flows_refuses_and_counts,
     a_flow_that_found_half_its_room_is_whole_later,
     one_tuple_serves_one_frontend,
@@ -127,6 +128,39 @@ fn a_table_of_expired_flows_makes_room<F: Side>() {
         reply(&mut bed, client::<F>(port));
     }
     assert_eq!(bed.dropped(POD_IN, Reason::FlowTableFull), 0);
+}
+
+fn close<F: Side>(bed: &mut Bed<F>, client: Place<F::Address>) {
+    bed.run(POD_IN, &Datagram::<F>::tcp(client, vip::<F>(80), FIN | ACK).bytes());
+    bed.run(POD_OUT, &Datagram::<F>::tcp(near::<F>(8080), client, FIN | ACK).bytes());
+}
+
+fn a_table_of_closed_flows_makes_room<F: Side>() {
+    let mut bed = web::<F>(Sizes { flows: 256, ..Sizes::default() });
+    for port in 1..=128 {
+        handshake(&mut bed, client::<F>(port));
+        if port > 1 {
+            close(&mut bed, client::<F>(port));
+        }
+    }
+    // As long as there is room, the last segments of a connection may be late.
+    bed.machine.pass(100);
+    bed.machine.sweep();
+    assert_eq!(bed.rows(), (0, 256));
+    for port in 1001..=1127 {
+        handshake(&mut bed, client::<F>(port));
+        reply(&mut bed, client::<F>(port));
+    }
+    ack(&mut bed, client::<F>(1));
+    assert_eq!(bed.rows().1, 256);
+    // For a while now closed flows go soon, but not at once.
+    close(&mut bed, client::<F>(1001));
+    bed.machine.pass(5);
+    bed.machine.sweep();
+    assert_eq!(bed.rows().1, 256);
+    bed.machine.pass(7);
+    bed.machine.sweep();
+    assert_eq!(bed.rows().1, 254);
 }
 
 fn a_table_of_live_flows_refuses_and_counts<F: Side>() {
