@@ -18,15 +18,31 @@ use crate::{
 
 /// How far a packet has got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Step {
+pub enum Step {
     Done,
-    Refused(Reason),
+    /// The packet could not be rewritten.
+    Failed,
     /// The flow is to be masqueraded and has no source yet.
     Assign,
     /// The flow has been answered and must be kept.
     Settle,
     /// ICMP: perhaps an error about a flow.
     Message,
+}
+
+impl Step {
+    /// The reverse of `as u32`, which is how a function of eBPF can return it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unpack(number: u32) -> Self {
+        match number {
+            0 => Self::Done,
+            2 => Self::Assign,
+            3 => Self::Settle,
+            4 => Self::Message,
+            _ => Self::Failed,
+        }
+    }
 }
 
 /// Decides over a packet that goes out by a device. As at ingress, what few packets need is
@@ -37,10 +53,10 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
     tables: &mut T,
     hook: Hook,
 ) -> Verdict {
-    let step = look::<F, P, T>(packet, tables);
+    let step = packet.look_out::<F, T>(tables);
     let done = match step {
         Step::Done => return Verdict::Pass,
-        Step::Refused(reason) => Err(reason),
+        Step::Failed => Err(Reason::RewriteFailed),
         Step::Message => icmp::egress::<F, P, T>(packet, tables),
         Step::Assign => {
             assign::<F, P, T>(packet, tables).and_then(|()| once_more::<F, P, T>(packet, tables))
@@ -66,9 +82,9 @@ fn once_more<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
 ) -> Result<(), Reason> {
-    match look::<F, P, T>(packet, tables) {
+    match packet.look_out::<F, T>(tables) {
         Step::Done => Ok(()),
-        Step::Refused(reason) => Err(reason),
+        Step::Failed => Err(Reason::RewriteFailed),
         // A row that was there a moment ago has been evicted meanwhile.
         Step::Assign | Step::Settle | Step::Message => Err(Reason::FlowTableFull),
     }
@@ -101,8 +117,8 @@ fn settle<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -
 
 /// Does what can be done at once: all for a packet that is not ours, the rewrite for one whose
 /// flow is known.
-#[inline(never)]
-fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
+#[inline(always)]
+pub fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
     let Some(header) = F::header(packet, 0) else { return Step::Done };
     if header.next == F::ICMP {
         return Step::Message;
@@ -148,7 +164,7 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
     }
     match rewrite::<F, P>(packet, header, &transport, Side::Source, source) {
         Ok(()) => Step::Done,
-        Err(reason) => Step::Refused(reason),
+        Err(_) => Step::Failed,
     }
 }
 

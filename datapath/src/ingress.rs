@@ -20,8 +20,9 @@ use crate::{
 
 /// How far a packet has got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Step {
-    Done(Verdict),
+pub enum Step {
+    /// Passes on.
+    Done,
     Refused(Reason),
     /// No row: a flow may begin.
     Open,
@@ -42,9 +43,47 @@ enum Step {
     Stray,
 }
 
+impl Step {
+    /// What [`look`] found as one number that a function of eBPF can return.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(self) -> u32 {
+        match self {
+            Self::Done => 0,
+            Self::Open => 1,
+            Self::Restart => 2,
+            Self::Settle => 3,
+            Self::Portless => 4,
+            Self::Refused(reason) => REFUSED + reason as u32,
+            // What no look finds.
+            Self::Choose { .. } | Self::Unreachable(_) | Self::Stray => 5,
+        }
+    }
+
+    /// The reverse of [`Step::pack`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn unpack(number: u32) -> Self {
+        match number {
+            0 => Self::Done,
+            1 => Self::Open,
+            2 => Self::Restart,
+            3 => Self::Settle,
+            4 => Self::Portless,
+            _ => match Reason::numbered(number.wrapping_sub(REFUSED)) {
+                Some(reason) => Self::Refused(reason),
+                None => Self::Refused(Reason::RewriteFailed),
+            },
+        }
+    }
+}
+
+/// Packed reasons begin here.
+const REFUSED: u32 = 16;
+
 /// How much a look at the tables may lead to: less once it has been done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Look {
+pub enum Look {
     First,
     Again,
 }
@@ -59,7 +98,7 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
     tables: &mut T,
     hook: Hook,
 ) -> Verdict {
-    let mut step = look::<F, P, T>(packet, tables, Look::First);
+    let mut step = packet.look_in::<F, T>(tables, Look::First);
     if step == Step::Restart {
         step = if restart::<F, P, T>(packet, tables) { Step::Open } else { Step::Settle };
     } else if step == Step::Portless {
@@ -77,10 +116,10 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
         step = choose::<F, T>(tables, hook, service, kind);
     }
     if step == Step::Settle {
-        step = look::<F, P, T>(packet, tables, Look::Again);
+        step = packet.look_in::<F, T>(tables, Look::Again);
     }
     let answered = match step {
-        Step::Done(verdict) => Ok(verdict),
+        Step::Done => Ok(Verdict::Pass),
         Step::Refused(reason) => Err(reason),
         Step::Unreachable(reason) => answer::unreachable::<F, P, T>(packet, tables, hook, reason),
         Step::Stray => answer::stray::<F, P, T>(packet, tables, hook),
@@ -97,9 +136,13 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
 
 /// Does what can be done at once: all for a packet that is not ours, the rewrite for one whose
 /// flow is known.
-#[inline(never)]
-fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T, look: Look) -> Step {
-    let Some(header) = F::header(packet, 0) else { return Step::Done(Verdict::Pass) };
+#[inline(always)]
+pub fn look<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    look: Look,
+) -> Step {
+    let Some(header) = F::header(packet, 0) else { return Step::Done };
     let mut transport = match header::transport::<F, P>(packet, &header) {
         Ok(transport) => transport,
         Err(reason) => return unreadable::<F, T>(tables, header.dst, reason),
@@ -127,7 +170,7 @@ fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T, loo
         tables.remember_fragment(&fragment, transport.ports);
     }
     match rewrite::<F, P>(packet, &header, &transport, Side::Destination, target) {
-        Ok(()) => Step::Done(Verdict::Pass),
+        Ok(()) => Step::Done,
         Err(reason) => Step::Refused(reason),
     }
 }
@@ -138,7 +181,7 @@ fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T, loo
 fn unreadable<F: Network, T: Tables<F>>(tables: &mut T, dst: F::Address, reason: Reason) -> Step {
     match tables.address_use(dst) {
         Some(usage) if usage.flags & address_use::CLUSTER_IP != 0 => Step::Refused(reason),
-        _ => Step::Done(Verdict::Pass),
+        _ => Step::Done,
     }
 }
 
@@ -146,14 +189,14 @@ fn unreadable<F: Network, T: Tables<F>>(tables: &mut T, dst: F::Address, reason:
 #[inline(always)]
 fn without_ports<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
     let usage = F::header(packet, 0).and_then(|header| tables.address_use(header.dst));
-    let Some(usage) = usage else { return Step::Done(Verdict::Pass) };
+    let Some(usage) = usage else { return Step::Done };
     let only_ours = usage.flags & address_use::CLUSTER_IP != 0;
     match icmp::ingress::<F, P, T>(packet, tables) {
-        Entered::Translated => Step::Done(Verdict::Pass),
+        Entered::Translated => Step::Done,
         Entered::Failed(reason) => Step::Refused(reason),
         Entered::Answerable if only_ours => Step::Unreachable(Reason::UnknownPort),
         _ if only_ours => Step::Refused(Reason::UnknownPort),
-        _ => Step::Done(Verdict::Pass),
+        _ => Step::Done,
     }
 }
 
@@ -277,7 +320,7 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
         return if usage.is_some_and(|usage| usage.flags & address_use::CLUSTER_IP != 0) {
             Step::Unreachable(Reason::UnknownPort)
         } else {
-            Step::Done(Verdict::Pass)
+            Step::Done
         };
     };
     if key.proto == protocol::TCP && !header::opens(header::flags::<F, P>(packet)) {

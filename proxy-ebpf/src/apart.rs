@@ -5,8 +5,9 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use datapath::{
     address::{Ipv4, Ipv6, V4, V6},
     flow::{FlowKey, role},
-    answer,
+    answer, egress,
     header::{self, Network},
+    ingress::{self, Look},
     masquerade,
     tables::KeepError,
     track,
@@ -58,6 +59,21 @@ fn claim<F: FamilyMaps>(skb: *mut __sk_buff, service: u32, force: u32) -> u32 {
 }
 
 #[inline(always)]
+fn look_in<F: FamilyMaps>(skb: *mut __sk_buff, again: u32) -> u32 {
+    let context = TcContext::new(skb);
+    let mut maps = Maps { packet: Some(&context) };
+    let look = if again == 0 { Look::First } else { Look::Again };
+    ingress::look::<F, _, _>(&mut Skb::of::<F>(&context), &mut maps, look).pack()
+}
+
+#[inline(always)]
+fn look_out<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    let mut maps = Maps { packet: Some(&context) };
+    egress::look::<F, _, _>(&mut Skb::of::<F>(&context), &mut maps) as u32
+}
+
+#[inline(always)]
 fn unreachable<F: Network>(skb: *mut __sk_buff) -> u32 {
     let context = TcContext::new(skb);
     answer::write_unreachable::<F, _>(&mut Skb::new(&context, 0)).is_some().into()
@@ -100,6 +116,10 @@ global! {
     succeed_reply6(key: *const FlowKey<Ipv6>) = succeed::<V6, { role::REPLY }>(key);
     claim4(skb: *mut __sk_buff, service: u32, force: u32) = claim::<V4>(skb, service, force);
     claim6(skb: *mut __sk_buff, service: u32, force: u32) = claim::<V6>(skb, service, force);
+    look_in4(skb: *mut __sk_buff, again: u32) = look_in::<V4>(skb, again);
+    look_in6(skb: *mut __sk_buff, again: u32) = look_in::<V6>(skb, again);
+    look_out4(skb: *mut __sk_buff) = look_out::<V4>(skb);
+    look_out6(skb: *mut __sk_buff) = look_out::<V6>(skb);
     unreachable4(skb: *mut __sk_buff) = unreachable::<V4>(skb);
     unreachable6(skb: *mut __sk_buff) = unreachable::<V6>(skb);
     reset4(skb: *mut __sk_buff) = reset::<V4>(skb);

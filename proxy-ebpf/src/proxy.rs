@@ -29,7 +29,7 @@ use datapath::{
 use gate::{is_foreign_destination, is_foreign_pair};
 use skb::Skb;
 use socket::{Operation, call4, call6, release};
-use tables::{FamilyMaps, Maps, settings};
+use tables::{FamilyMaps, Maps};
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: not ours, or done with; the next
 /// program goes on.
@@ -120,12 +120,12 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
     let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
         ETH_P_IP if !is_foreign_destination::<V4>(context) => {
-            let mut skb = Skb::new(context, 0);
+            let mut skb = Skb::of::<V4>(context);
             let verdict = ingress::<V4, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
         ETH_P_IPV6 if !is_foreign_destination::<V6>(context) => {
-            let mut skb = Skb::new(context, settings().ipv6_checksum_flags);
+            let mut skb = Skb::of::<V6>(context);
             let verdict = ingress::<V6, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
@@ -148,7 +148,7 @@ fn leave(context: &TcContext, hook: Hook) -> i32 {
             if is_foreign_pair::<V4>(context) {
                 return NEXT;
             }
-            let mut skb = Skb::new(context, 0);
+            let mut skb = Skb::of::<V4>(context);
             let verdict = egress::<V4, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }
@@ -162,7 +162,7 @@ fn leave(context: &TcContext, hook: Hook) -> i32 {
             if is_foreign_pair::<V6>(context) {
                 return NEXT;
             }
-            let mut skb = Skb::new(context, settings().ipv6_checksum_flags);
+            let mut skb = Skb::of::<V6>(context);
             let verdict = egress::<V6, _, _>(&mut skb, &mut maps, hook);
             act(&mut skb, &mut maps, hook, verdict)
         }

@@ -7,13 +7,17 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use datapath::{
+    egress,
     header::Network,
+    ingress::{self, Look},
     packet::{Covers, Packet},
+    tables::Tables,
 };
 
 use crate::{
     apart::*,
     gate::{self, opaque},
+    tables::settings,
 };
 
 /// Length of the Ethernet header: the agent attaches to Ethernet devices only. VLAN tags are
@@ -33,6 +37,12 @@ impl<'a> Skb<'a> {
     #[inline(always)]
     pub fn new(context: &'a TcContext, ipv6_checksum_flags: u32) -> Self {
         Self { context, ipv6_checksum_flags }
+    }
+
+    /// A packet of a family.
+    #[inline(always)]
+    pub fn of<F: Network>(context: &'a TcContext) -> Self {
+        Self::new(context, if F::V6 { settings().ipv6_checksum_flags } else { 0 })
     }
 
     /// Sends the packet over its device to where it came from: out of it, or, with
@@ -166,6 +176,18 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn extensions(&self, offset: u32, next: u8) -> u64 {
         extensions(self.context.skb.skb, offset, next)
+    }
+
+    #[inline(always)]
+    fn look_in<F: Network, T: Tables<F>>(&mut self, _: &mut T, look: Look) -> ingress::Step {
+        let (skb, again) = (self.context.skb.skb, (look == Look::Again).into());
+        ingress::Step::unpack(if F::V6 { look_in6(skb, again) } else { look_in4(skb, again) })
+    }
+
+    #[inline(always)]
+    fn look_out<F: Network, T: Tables<F>>(&mut self, _: &mut T) -> egress::Step {
+        let skb = self.context.skb.skb;
+        egress::Step::unpack(if F::V6 { look_out6(skb) } else { look_out4(skb) })
     }
 
     #[inline(always)]
