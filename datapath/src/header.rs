@@ -352,15 +352,15 @@ impl Network for V6 {
 
     #[inline(always)]
     fn header<P: Packet>(packet: &P, at: u32) -> Option<IpHeader<Ipv6>> {
-        let [first, second, a, b, c, d, e, f, g, h] = packet.words(at)?;
-        let [start, _, _, _] = first.to_ne_bytes();
-        let [_, _, next, _] = second.to_ne_bytes();
+        let words: [u32; 10] = packet.words(at)?;
+        let [start, _, _, _] = words[0].to_ne_bytes();
+        let [_, _, next, _] = words[1].to_ne_bytes();
         if start >> 4 != 6 {
             return None;
         }
         Some(IpHeader {
-            src: Ipv6::from_raw([a, b, c, d]),
-            dst: Ipv6::from_raw([e, f, g, h]),
+            src: Ipv6::from_raw([words[2], words[3], words[4], words[5]]),
+            dst: Ipv6::from_raw([words[6], words[7], words[8], words[9]]),
             next,
             offset: at + Self::HEADER,
             part: Part::Whole,
@@ -410,12 +410,12 @@ impl Network for V6 {
         new: Place<Ipv6>,
     ) -> Option<()> {
         let ports = side.put_port(ports, new.port).word();
-        let [a, b, c, d] = new.addr.raw();
+        let (new, dst) = (new.addr.raw(), header.dst.raw());
         if side == Side::Destination {
-            return packet.store_words(Self::DST, &[a, b, c, d, ports]);
+            return packet.store_words(Self::DST, &[new[0], new[1], new[2], new[3], ports]);
         }
-        let [e, f, g, h] = header.dst.raw();
-        packet.store_words(Self::SRC, &[a, b, c, d, e, f, g, h, ports])
+        let words = [new[0], new[1], new[2], new[3], dst[0], dst[1], dst[2], dst[3], ports];
+        packet.store_words(Self::SRC, &words)
     }
 
     #[inline(always)]
