@@ -10,12 +10,15 @@ use agent_kit::{
     barrier::Barrier,
     bpf::{self, MapLayout, map_type},
     mount,
+    table::{MapTable, Table},
 };
 use serde::Serialize;
 
 use aya::Ebpf;
+use datapath::settings::{Settings, socket_lb};
 
 use crate::{
+    apply::tables::table,
     attach,
     config::CheckArgs,
     object,
@@ -64,6 +67,7 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
     findings.extend(capabilities());
     findings.push(bpffs(&args.show.pins.bpffs));
     findings.push(cgroup(args.cgroup_root.as_deref()));
+    findings.extend(socket_path(&args.show.pins.bpffs));
     findings.push(btf());
     findings.extend(maps());
     let programs = object::verify();
@@ -74,6 +78,21 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
     findings.push(rules());
     findings
 }
+
+/// How the agent of this node was told to use sockets, if there is one.
+fn socket_path(bpffs: &Path) -> Option<Finding> {
+    let settings: MapTable<u32, Settings> = table(&object::pins(bpffs).maps(), "SETTINGS").ok()?;
+    let (_, settings) = settings.rows().ok()?.into_iter().next()?;
+    Some(match settings.socket_lb {
+        socket_lb::ON => ok("socket path", "for pods and the node's own processes"),
+        socket_lb::HOST => ok("socket path", "for the node's own processes"),
+        _ => lacking("socket path", Verdict::Warning, "off", WITHOUT_SOCKETS),
+    })
+}
+
+/// What it means that sockets are left alone.
+pub const WITHOUT_SOCKETS: &str = "the node's own processes reach no ClusterIP, nor NodePorts of \
+                                   this node; run with --socket-lb host";
 
 fn kernel() -> Finding {
     match kernel_version() {

@@ -342,6 +342,7 @@ impl Agent {
     fn attach_sockets(&mut self) -> Result<(), Problem> {
         let problem = |object: &str, message: String| Problem::new(Problem::NODE, object, message);
         if self.args.socket_lb == SocketLb::Off {
+            warn!("--socket-lb off: {}", check::WITHOUT_SOCKETS);
             attach::detach_sockets(&self.links)
                 .map_err(|err| problem("--socket-lb", err.to_string()))?;
         } else {

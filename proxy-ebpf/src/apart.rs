@@ -4,8 +4,8 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use datapath::{
     address::{Ipv4, Ipv6, V4, V6},
-    flow::{FlowKey, role},
     answer, egress,
+    flow::{FlowKey, role},
     header::{self, Network},
     ingress::{self, Look},
     masquerade,
