@@ -5,8 +5,11 @@
 #![feature(asm_experimental_arch)]
 
 mod apart;
+mod connected;
 mod gate;
+mod linear;
 mod maps;
+mod marks;
 mod skb;
 mod socket;
 mod sweep;

@@ -16,7 +16,7 @@ use datapath::{
 
 use crate::{
     apart::*,
-    gate::{self, opaque},
+    linear::{self, opaque},
     tables::settings,
 };
 
@@ -98,7 +98,7 @@ impl Packet for Skb<'_> {
     fn words<const W: usize>(&self, offset: u32) -> Option<[u32; W]> {
         let mut words = core::mem::MaybeUninit::<[u32; W]>::uninit();
         let to = words.as_mut_ptr();
-        match gate::words(self.context, offset) {
+        match linear::words(self.context, offset) {
             // SAFETY: the array's own place.
             Some(words) => unsafe { to.write(words) },
             // Not in the buffer's linear part.

@@ -5,7 +5,7 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::{
     EbpfContext,
     bindings::BPF_ANY,
-    btf_maps::{Array, LruHashMap},
+    btf_maps::LruHashMap,
     helpers::generated as helper,
     programs::{SockAddrContext, SockContext},
 };
@@ -14,15 +14,16 @@ use datapath::{
     connect::{self, Call, place},
     counter::{Hook, Reason},
     flow::Place,
-    maps::{PEERS_CAPACITY, SOCKETS_CAPACITY},
+    maps::PEERS_CAPACITY,
     settings::socket_lb,
-    socket::{Connected, Peer, PeerKey, WAYS, place as place_of_row},
+    socket::{Peer, PeerKey},
     tables::Tables,
 };
 
 use crate::{
-    gate::{is_foreign, is_peer, mark_peer},
-    maps::{MMAP, PEERS4, PEERS6, SOCKETS4, SOCKETS6},
+    connected::{self, ConnectedMaps},
+    maps::{PEERS4, PEERS6},
+    marks::{is_foreign, is_peer, mark_peer},
     tables::{FamilyMaps, Maps, count_socket_connection, settings},
 };
 
@@ -31,25 +32,20 @@ const ALLOW: i32 = 1;
 /// The call fails, with EPERM unless another error was set.
 const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
-const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
 
-type Sockets<A> = Array<Connected<A>, SOCKETS_CAPACITY, MMAP>;
 type Peers<A> = LruHashMap<PeerKey<A>, Peer<A>, PEERS_CAPACITY>;
 
-/// What the socket path remembers, by family.
-pub trait SocketMaps: FamilyMaps {
-    const SOCKETS: &'static Sockets<Self::Address>;
+/// What the socket path remembers of datagrams, by family.
+pub trait SocketMaps: FamilyMaps + ConnectedMaps {
     const PEERS: &'static Peers<Self::Address>;
 }
 
 impl SocketMaps for V4 {
-    const SOCKETS: &'static Sockets<Ipv4> = &SOCKETS4;
     const PEERS: &'static Peers<Ipv4> = &PEERS4;
 }
 
 impl SocketMaps for V6 {
-    const SOCKETS: &'static Sockets<Ipv6> = &SOCKETS6;
     const PEERS: &'static Peers<Ipv6> = &PEERS6;
 }
 
@@ -205,7 +201,7 @@ fn outward<F: Peerage>(
         // Only a datagram socket can be connected again before it is let go. (One of TCP can
         // after a failure, which leaves a row that no other peer matches.)
         if operation == Operation::Connect && protocol(context) != protocol::TCP {
-            forget::<F>(cookie(context));
+            connected::forget::<F>(cookie(context));
         }
         return ALLOW;
     }
@@ -219,7 +215,7 @@ fn outward<F: Peerage>(
         Call::Backend(backend, service) => {
             if operation == Operation::Send {
                 remember_peer::<F>(context, peer, backend, service);
-            } else if !remember_connection::<F>(context, peer, backend, service)
+            } else if !connected::remember::<F>(cookie(context), peer, backend, service)
                 && !is_of_node(context)
             {
                 return ALLOW;
@@ -238,127 +234,29 @@ fn outward<F: Peerage>(
         }
         Call::Pass => {
             if operation == Operation::Connect {
-                forget::<F>(cookie(context));
+                connected::forget::<F>(cookie(context));
             }
             ALLOW
         }
     }
 }
 
-/// Notes the translation of a `connect`; false if there is no room. Then the packet path serves
-/// pods, and the node's own processes see the backend as their peer.
-#[inline(always)]
-fn remember_connection<F: Peerage>(
-    context: &SockAddrContext,
-    frontend: Place<F::Address>,
-    backend: Place<F::Address>,
-    service: u32,
-) -> bool {
-    mark_peer(backend.port);
-    let cookie = cookie(context);
-    let Some(row) = row::<F>(cookie).or_else(|| claim::<F>(cookie)) else { return false };
-    // SAFETY: the map's rows are never freed, and this one is the socket's own.
-    unsafe {
-        *row = Connected {
-            cookie,
-            frontend: frontend.addr,
-            backend: backend.addr,
-            frontend_port: frontend.port,
-            backend_port: backend.port,
-            service,
-        };
-    }
-    true
-}
-
-/// The row of a socket, if it has one.
-#[inline(always)]
-fn row<F: SocketMaps>(cookie: u64) -> Option<*mut Connected<F::Address>> {
-    (0..WAYS).find_map(|way| {
-        let row = F::SOCKETS.get_ptr_mut(place_of_row(cookie, way))?;
-        // SAFETY: the map's rows are never freed; volatile because others are being taken.
-        (unsafe { read_volatile(&raw const (*row).cookie) } == cookie).then_some(row)
-    })
-}
-
-/// Takes a row for a socket, if one of its places is free.
-#[inline(always)]
-fn claim<F: SocketMaps>(cookie: u64) -> Option<*mut Connected<F::Address>> {
-    (0..WAYS).find_map(|way| {
-        let row = F::SOCKETS.get_ptr_mut(place_of_row(cookie, way))?;
-        // SAFETY: the map's rows are never freed.
-        unsafe { take(&raw mut (*row).cookie, cookie) }.then_some(row)
-    })
-}
-
-/// Writes a word where zero stands; false if something else does.
-///
-/// # Safety
-/// The word lies in a row of a map.
-#[inline(always)]
-unsafe fn take(word: *mut u64, value: u64) -> bool {
-    let found: u64;
-    // SAFETY: the caller's. The target has no compare-and-exchange in Rust.
-    unsafe {
-        core::arch::asm!(
-            "r0 = cmpxchg_64({word} + 0, r0, {value})",
-            word = in(reg) word,
-            value = in(reg) value,
-            inout("r0") 0_u64 => found,
-        );
-    }
-    found == 0
-}
-
-/// Frees a socket's row, if it has one.
-#[inline(always)]
-fn forget<F: SocketMaps>(cookie: u64) {
-    if let Some(row) = row::<F>(cookie) {
-        // SAFETY: the map's rows are never freed, and this one is the socket's own.
-        unsafe { write_volatile(&raw mut (*row).cookie, 0) };
-    }
-}
-
-/// The process lets go of a socket.
+/// The process lets go of a socket. One without a peer may have had one; one of IPv6 may have
+/// been connected to IPv4's in disguise.
 #[inline(always)]
 pub fn release(context: &SockContext) -> i32 {
     // SAFETY: the kernel's context.
     let (family, port) = unsafe { ((*context.sock).family, (*context.sock).dst_port) };
     let port = Be16::from_bytes(port.to_ne_bytes());
-    if family == AF_INET {
-        // SAFETY: the kernel's context.
-        let address = Ipv4::from_raw(unsafe { (*context.sock).dst_ip4 });
-        forget_released::<V4>(context, Place::new(address, port));
-    } else if family == AF_INET6 {
-        // SAFETY: the kernel's context; word by word, as the verifier asks.
-        let address = Ipv6::from_raw(unsafe {
-            let words = (&raw const (*context.sock).dst_ip6).cast::<u32>();
-            [
-                read_volatile(words),
-                read_volatile(words.add(1)),
-                read_volatile(words.add(2)),
-                read_volatile(words.add(3)),
-            ]
-        });
-        let place = Place::new(address, port);
-        forget_released::<V6>(context, place);
-        if port == Be16::ZERO || address.v4_mapped().is_some() {
-            let address = address.v4_mapped().unwrap_or_default();
-            forget_released::<V4>(context, Place::new(address, port));
+    if port == Be16::ZERO || is_peer(port) {
+        // SAFETY: the helper takes the program's context.
+        let cookie = unsafe { helper::bpf_get_socket_cookie(context.as_ptr()) };
+        connected::forget::<V4>(cookie);
+        if family == AF_INET6 {
+            connected::forget::<V6>(cookie);
         }
     }
     ALLOW
-}
-
-/// Removes the row of a socket whose peer is now `peer`: without a port if it is connected to
-/// nothing, or nothing any more.
-#[inline(always)]
-fn forget_released<F: SocketMaps>(context: &SockContext, peer: Place<F::Address>) {
-    if peer.port == Be16::ZERO || is_peer(peer.port) {
-        // SAFETY: the helper takes the program's context.
-        let cookie = unsafe { helper::bpf_get_socket_cookie(context.as_ptr()) };
-        forget::<F>(cookie);
-    }
 }
 
 #[inline(always)]
@@ -413,8 +311,8 @@ fn frontend<F: Peerage>(
         return None;
     }
     // SAFETY: the map's rows are never freed, and this one is the socket's own.
-    let connected = row::<F>(cookie(context)).map(|row| unsafe { *row });
-    if let Some(row) = connected
+    let row = connected::row::<F>(cookie(context)).map(|row| unsafe { *row });
+    if let Some(row) = row
         && row.backend == peer.addr
         && row.backend_port == peer.port
         && row.frontend_port != Be16::ZERO

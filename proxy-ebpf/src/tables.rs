@@ -31,8 +31,8 @@ use datapath::{
 
 use crate::{
     apart::*,
-    gate::{is_set, set},
     maps::*,
+    marks::{is_set, set},
     sweep::{reclaim4, reclaim6},
 };
 
