@@ -2,12 +2,13 @@
 //! made yet, so none needs to be rewritten later.
 
 use crate::{
-    address::{Be16, protocol},
+    address::{Address, Be16, protocol},
     flow::Place,
     frontend::FrontendKey,
     hash,
     header::Network,
     select::{Choice, scope, select},
+    socket::{Peer, PeerKey, side},
     tables::Tables,
 };
 
@@ -30,40 +31,71 @@ pub fn connect<F: Network, T: Tables<F>>(
     frontend: Place<F::Address>,
     proto: u8,
 ) -> Call<F::Address> {
+    let key = FrontendKey::new(frontend.addr, frontend.port, proto);
+    let Some(found) = tables.frontend(&key) else { return Call::Pass };
+    let flags = tables.service_flags(found.service).unwrap_or(0);
     let entropy = tables.random();
-    call::<F, T>(tables, frontend, proto, entropy)
+    match select::<F, T>(tables, found.service, scope(found.kind, flags, true), entropy) {
+        Choice::Backend(backend) => {
+            Call::Backend(Place::new(backend.addr, backend.port), found.service)
+        }
+        other => without(&other),
+    }
 }
 
-/// Where a datagram of an unconnected socket goes: to the same backend as the one before it,
-/// as long as the set is the same, because an application expects its peer to stay.
+/// Where a datagram of an unconnected socket goes: to the same backend as the one before it, as
+/// long as that is in the set, because an application expects its peer to stay. A first one goes
+/// where the socket's cookie tells, so that to be forgotten changes nothing while the set is the
+/// same.
 #[inline(always)]
 pub fn send<F: Network, T: Tables<F>>(
     tables: &mut T,
     frontend: Place<F::Address>,
     cookie: u64,
 ) -> Call<F::Address> {
-    use crate::address::Address;
-    let socket = hash::mix(cookie as u32 ^ (cookie >> 32) as u32);
-    let entropy = hash::mix(socket ^ frontend.addr.fold() ^ frontend.port.raw() as u32);
-    call::<F, T>(tables, frontend, protocol::UDP, entropy)
+    let key = FrontendKey::new(frontend.addr, frontend.port, protocol::UDP);
+    let Some(found) = tables.frontend(&key) else { return Call::Pass };
+    let flags = tables.service_flags(found.service).unwrap_or(0);
+    let scope = scope(found.kind, flags, true);
+    let service = found.service;
+    let Some(set) = tables.set(service, scope) else { return Call::Refuse };
+    let key = PeerKey::new(cookie, frontend, side::FRONTEND);
+    let last = tables.peer(&key).filter(|last| last.service == service);
+    let (backend, is_known) = match last {
+        Some(last) if set.count != 0 && last.generation == set.generation => {
+            (Place::new(last.addr, last.port), true)
+        }
+        Some(last) if tables.is_in(set, &last) => (Place::new(last.addr, last.port), false),
+        _ => match select::<F, T>(tables, service, scope, entropy(frontend, cookie)) {
+            Choice::Backend(backend) => (Place::new(backend.addr, backend.port), false),
+            other => return without(&other),
+        },
+    };
+    if !is_known {
+        let Place { addr, port, .. } = backend;
+        tables.remember_peer(&key, &Peer { addr, port, generation: set.generation, service });
+    }
+    // A socket may reach one backend by two frontends; the application means the last.
+    let Place { addr, port, .. } = frontend;
+    let key = PeerKey::new(cookie, backend, side::BACKEND);
+    if tables.peer(&key).is_none_or(|meant| meant.addr != addr || meant.port != port) {
+        tables.remember_peer(&key, &Peer { addr, port, generation: 0, service });
+    }
+    Call::Backend(backend, service)
 }
 
 #[inline(always)]
-fn call<F: Network, T: Tables<F>>(
-    tables: &mut T,
-    frontend: Place<F::Address>,
-    proto: u8,
-    entropy: u32,
-) -> Call<F::Address> {
-    let key = FrontendKey::new(frontend.addr, frontend.port, proto);
-    let Some(found) = tables.frontend(&key) else { return Call::Pass };
-    let flags = tables.service_flags(found.service).unwrap_or(0);
-    match select::<F, T>(tables, found.service, scope(found.kind, flags, true), entropy) {
-        Choice::Backend(backend) => {
-            Call::Backend(Place::new(backend.addr, backend.port), found.service)
-        }
+fn entropy<A: Address>(frontend: Place<A>, cookie: u64) -> u32 {
+    let socket = hash::mix(cookie as u32 ^ (cookie >> 32) as u32);
+    hash::mix(socket ^ frontend.addr.fold() ^ frontend.port.raw() as u32)
+}
+
+/// What becomes of a call if no backend was chosen.
+#[inline(always)]
+const fn without<A>(choice: &Choice<A>) -> Call<A> {
+    match choice {
         Choice::Reject => Call::Refuse,
-        Choice::Drop | Choice::Torn => Call::Pass,
+        Choice::Backend(_) | Choice::Drop | Choice::Torn => Call::Pass,
     }
 }
 

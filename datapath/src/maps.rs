@@ -31,7 +31,7 @@ pub const PENDING_CAPACITY: usize = 32_768;
 pub const FRAGMENTS_CAPACITY: usize = 4_096;
 /// A power of two.
 pub const SOCKETS_CAPACITY: usize = 65_536;
-pub const PEERS_CAPACITY: usize = 16_384;
+pub const PEERS_CAPACITY: usize = 32_768;
 pub const DEVICES_CAPACITY: usize = 4_096;
 /// Bytes of the one row of `MARKS` and of `ADDRESSMARKS`; a power of two.
 pub const MARKS_LEN: usize = 65_536;

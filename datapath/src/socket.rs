@@ -1,7 +1,13 @@
 //! What the socket path remembers of a translation, so that the application sees the frontend
 //! as its peer.
 
-use crate::{address::Be16, maps::SOCKETS_CAPACITY};
+use crate::{
+    address::{Address, Be16},
+    backend::Backend,
+    flow::Place,
+    maps::SOCKETS_CAPACITY,
+    service::SetRef,
+};
 
 /// Row of the arrays `SOCKETS4` and `SOCKETS6`: the translation of a socket's last `connect`,
 /// until the process lets go of the socket. 24 and 48 bytes.
@@ -36,26 +42,55 @@ pub const fn place(cookie: u64, way: u32) -> u32 {
     (cookie as u32).wrapping_add(way * (STEP + 1)) & (SOCKETS_CAPACITY as u32 - 1)
 }
 
-/// Key of the LRU tables `PEERS4` and `PEERS6`: a backend that an unconnected socket has sent
-/// to. 16 and 28 bytes.
+/// Key of the LRU tables `PEERS4` and `PEERS6`: what an unconnected socket has to do with. 16 and
+/// 28 bytes.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct PeerKey<A> {
     /// `bpf_get_socket_cookie`, in two halves so that no key is padded to eight bytes.
     pub cookie: [u32; 2],
-    pub backend: A,
-    pub backend_port: Be16,
-    pub pad: u16,
+    pub addr: A,
+    pub port: Be16,
+    /// [`side`].
+    pub side: u16,
 }
 
-/// Value of the peer tables: the frontend that the application meant. 12 and 24 bytes.
+/// What `PeerKey::addr` and `PeerKey::port` are.
+pub mod side {
+    /// A backend that the socket was given: the row tells the frontend that the application
+    /// means by it.
+    pub const BACKEND: u16 = 0;
+    /// A frontend that the application sends to: the row tells the backend it was given last.
+    pub const FRONTEND: u16 = 1;
+}
+
+/// Value of the peer tables. 12 and 24 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Peer<A> {
-    pub frontend: A,
-    pub frontend_port: Be16,
-    pub pad: u16,
+    pub addr: A,
+    pub port: Be16,
+    /// `SetRef::generation` of the set that the backend was found in last.
+    pub generation: u16,
     pub service: u32,
+}
+
+impl<A: Address> Peer<A> {
+    /// True if this backend of a set is the one.
+    #[inline(always)]
+    pub fn is(&self, backend: &Backend<A>, set: SetRef) -> bool {
+        self.addr == backend.addr
+            && self.port == backend.port
+            && backend.generation == set.generation
+    }
+}
+
+impl<A: Copy> PeerKey<A> {
+    #[inline(always)]
+    pub const fn new(cookie: u64, place: Place<A>, side: u16) -> Self {
+        let cookie = [cookie as u32, (cookie >> 32) as u32];
+        Self { cookie, addr: place.addr, port: place.port, side }
+    }
 }
 
 #[cfg(test)]

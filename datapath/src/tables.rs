@@ -11,6 +11,7 @@ use crate::{
     masquerade,
     service::SetRef,
     settings::Settings,
+    socket::{Peer, PeerKey},
     track,
 };
 
@@ -97,6 +98,18 @@ pub trait Tables<F: Network> {
 
     fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Ports>;
     fn remember_fragment(&mut self, key: &FragmentKey<F::Address>, ports: Ports);
+
+    /// What is known of an unconnected socket.
+    fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>>;
+    fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>);
+
+    /// True if the set has the backend that a socket was given.
+    #[inline(always)]
+    fn is_in(&mut self, set: SetRef, peer: &Peer<F::Address>) -> bool {
+        (0..u32::from(set.count)).any(|index| {
+            self.backend(set.block + index).is_some_and(|backend| peer.is(&backend, set))
+        })
+    }
 
     /// What the device that the packet is on is called to the masquerade.
     fn device(&mut self) -> Option<Device>;

@@ -10,6 +10,7 @@ mod gate;
 mod linear;
 mod maps;
 mod marks;
+mod search;
 mod skb;
 mod socket;
 mod sweep;

@@ -4,8 +4,6 @@ use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::BPF_ANY,
-    btf_maps::LruHashMap,
     helpers::generated as helper,
     programs::{SockAddrContext, SockContext},
 };
@@ -14,15 +12,13 @@ use datapath::{
     connect::{self, Call, place},
     counter::{Hook, Reason},
     flow::Place,
-    maps::PEERS_CAPACITY,
     settings::socket_lb,
-    socket::{Peer, PeerKey},
+    socket::{PeerKey, side},
     tables::Tables,
 };
 
 use crate::{
     connected::{self, ConnectedMaps},
-    maps::{PEERS4, PEERS6},
     marks::{is_foreign, is_peer, mark_peer},
     tables::{FamilyMaps, Maps, count_socket_connection, settings},
 };
@@ -34,23 +30,8 @@ const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 const AF_INET6: u32 = 10;
 
-type Peers<A> = LruHashMap<PeerKey<A>, Peer<A>, PEERS_CAPACITY>;
-
-/// What the socket path remembers of datagrams, by family.
-pub trait SocketMaps: FamilyMaps + ConnectedMaps {
-    const PEERS: &'static Peers<Self::Address>;
-}
-
-impl SocketMaps for V4 {
-    const PEERS: &'static Peers<Ipv4> = &PEERS4;
-}
-
-impl SocketMaps for V6 {
-    const PEERS: &'static Peers<Ipv6> = &PEERS6;
-}
-
 /// The address in a call's context, of whatever kind the socket is.
-trait Peerage: SocketMaps {
+trait Peerage: FamilyMaps + ConnectedMaps {
     fn set_address(context: &SockAddrContext, address: Self::Address, mapped: bool);
 }
 
@@ -214,7 +195,7 @@ fn outward<F: Peerage>(
     match call {
         Call::Backend(backend, service) => {
             if operation == Operation::Send {
-                remember_peer::<F>(context, peer, backend, service);
+                mark_peer(backend.port);
             } else if !connected::remember::<F>(cookie(context), peer, backend, service)
                 && !is_of_node(context)
             {
@@ -259,33 +240,6 @@ pub fn release(context: &SockContext) -> i32 {
     ALLOW
 }
 
-#[inline(always)]
-fn peer_key<F: Peerage>(
-    context: &SockAddrContext,
-    backend: Place<F::Address>,
-) -> PeerKey<F::Address> {
-    let cookie = cookie(context);
-    PeerKey {
-        cookie: [cookie as u32, (cookie >> 32) as u32],
-        backend: backend.addr,
-        backend_port: backend.port,
-        pad: 0,
-    }
-}
-
-/// Notes which frontend the socket means by this backend.
-#[inline(always)]
-fn remember_peer<F: Peerage>(
-    context: &SockAddrContext,
-    frontend: Place<F::Address>,
-    backend: Place<F::Address>,
-    service: u32,
-) {
-    let peer = Peer { frontend: frontend.addr, frontend_port: frontend.port, pad: 0, service };
-    mark_peer(backend.port);
-    let _ = F::PEERS.insert(peer_key::<F>(context, backend), peer, BPF_ANY.into());
-}
-
 /// The kernel names the peer: the application shall see the frontend.
 #[inline(always)]
 fn inward<F: Peerage>(
@@ -322,7 +276,7 @@ fn frontend<F: Peerage>(
     if operation == Operation::PeerName {
         return None;
     }
-    // SAFETY: the row is copied at once.
-    let row = unsafe { F::PEERS.get(peer_key::<F>(context, peer)).copied() }?;
-    Some(Place::new(row.frontend, row.frontend_port))
+    let key = PeerKey::new(cookie(context), peer, side::BACKEND);
+    let row = Tables::<F>::peer(&mut Maps { packet: None }, &key)?;
+    Some(Place::new(row.addr, row.port))
 }

@@ -25,6 +25,7 @@ use datapath::{
     maps as size,
     service::{Service, SetRef},
     settings::Settings,
+    socket::{Peer, PeerKey},
     tables::{KeepError, Opening, Scope, Store, Tables},
     track,
 };
@@ -33,6 +34,7 @@ use crate::{
     apart::*,
     maps::*,
     marks::{is_set, set},
+    search,
     sweep::{reclaim4, reclaim6},
 };
 
@@ -41,6 +43,7 @@ type Addresses<A> = HashMap<A, AddressUse, { size::ADDRESSES_CAPACITY }, LAZY>;
 type Backends<A> = Array<Backend<A>, { size::BACKENDS_CAPACITY }, MMAP>;
 type Flows<A> = HashMap<FlowKey<A>, Flow<A>, { size::FLOWS_CAPACITY }, LAZY>;
 type Pending<A> = LruHashMap<FlowKey<A>, Flow<A>, { size::PENDING_CAPACITY }>;
+type Peers<A> = LruHashMap<PeerKey<A>, Peer<A>, { size::PEERS_CAPACITY }>;
 type Fragments<A> = LruHashMap<FragmentKey<A>, Ports, { size::FRAGMENTS_CAPACITY }>;
 
 /// The maps of one family.
@@ -51,6 +54,7 @@ pub trait FamilyMaps: Network {
     const FLOWS: &'static Flows<Self::Address>;
     const PENDING: &'static Pending<Self::Address>;
     const FRAGMENTS: &'static Fragments<Self::Address>;
+    const PEERS: &'static Peers<Self::Address>;
     const SCRATCH: &'static PerCpuArray<Scratch<Self::Address>, 1>;
 
     /// A tuple as the socket look-ups take it.
@@ -65,6 +69,7 @@ impl FamilyMaps for V4 {
     const FLOWS: &'static Flows<Self::Address> = &FLOWS4;
     const PENDING: &'static Pending<Self::Address> = &PENDING4;
     const FRAGMENTS: &'static Fragments<Self::Address> = &FRAGMENTS4;
+    const PEERS: &'static Peers<Self::Address> = &PEERS4;
     const SCRATCH: &'static PerCpuArray<Scratch<Self::Address>, 1> = &SCRATCH4;
 
     type SockTuple = SockTuple4;
@@ -87,6 +92,7 @@ impl FamilyMaps for V6 {
     const FLOWS: &'static Flows<Self::Address> = &FLOWS6;
     const PENDING: &'static Pending<Self::Address> = &PENDING6;
     const FRAGMENTS: &'static Fragments<Self::Address> = &FRAGMENTS6;
+    const PEERS: &'static Peers<Self::Address> = &PEERS6;
     const SCRATCH: &'static PerCpuArray<Scratch<Self::Address>, 1> = &SCRATCH6;
 
     type SockTuple = SockTuple6;
@@ -282,6 +288,22 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     #[inline(always)]
     fn remember_fragment(&mut self, key: &FragmentKey<F::Address>, ports: Ports) {
         let _ = F::FRAGMENTS.insert(key, ports, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>> {
+        // SAFETY: the row is copied at once.
+        unsafe { F::PEERS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>) {
+        let _ = F::PEERS.insert(key, peer, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn is_in(&mut self, set: SetRef, peer: &Peer<F::Address>) -> bool {
+        search::is_in::<F>(set, peer)
     }
 
     #[inline(always)]

@@ -15,6 +15,7 @@ use crate::{
     maps::{FLOWS_CAPACITY, FRAGMENTS_CAPACITY, MARKS_LEN, PENDING_CAPACITY},
     service::{Service, ServiceCounters, SetRef},
     settings::Settings,
+    socket::{Peer, PeerKey},
     tables::{KeepError, Opening, Scope, Store, Tables},
     track,
 };
@@ -50,6 +51,7 @@ pub struct Memory<F: Network> {
     pub flows: HashMap<FlowKey<F::Address>, Flow<F::Address>>,
     pub pending: Lru<FlowKey<F::Address>, Flow<F::Address>>,
     pub fragments: Lru<FragmentKey<F::Address>, Ports>,
+    pub peers: HashMap<PeerKey<F::Address>, Peer<F::Address>>,
     pub marks: Vec<bool>,
     pub walk: Walk,
     pub device: Option<Device>,
@@ -77,6 +79,7 @@ impl<F: Network> Memory<F> {
             flows: HashMap::new(),
             pending: Lru::new(sizes.pending),
             fragments: Lru::new(FRAGMENTS_CAPACITY),
+            peers: HashMap::new(),
             marks: vec![false; MARKS_LEN],
             walk: Walk::default(),
             device: None,
@@ -220,6 +223,14 @@ impl<F: Network> Tables<F> for Memory<F> {
 
     fn remember_fragment(&mut self, key: &FragmentKey<F::Address>, ports: Ports) {
         self.fragments.insert(*key, ports);
+    }
+
+    fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>> {
+        self.peers.get(key).copied()
+    }
+
+    fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>) {
+        self.peers.insert(*key, *peer);
     }
 
     fn device(&mut self) -> Option<Device> {

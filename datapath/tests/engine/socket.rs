@@ -3,8 +3,10 @@
 use datapath::{
     address::protocol::{TCP, UDP},
     connect::{Call, connect, send},
+    flow::Place,
     frontend::kind,
     service::{SetRef, service_flags},
+    socket::{PeerKey, side},
 };
 
 use crate::{bed::Bed, machine::Side, plan::*};
@@ -16,6 +18,9 @@ both! {
     where_the_policy_allows_none_the_packet_path_decides,
     a_node_port_reaches_all_backends_from_inside,
     a_socket_sends_to_one_backend_while_the_set_is_the_same,
+    a_socket_sends_to_one_backend_while_the_set_has_it,
+    a_socket_that_is_forgotten_sends_where_it_did,
+    one_backend_by_two_frontends_is_the_last_that_was_meant,
 }
 
 fn a_frontend_becomes_a_backend<F: Side>() {
@@ -80,4 +85,60 @@ fn a_socket_sends_to_one_backend_while_the_set_is_the_same<F: Side>() {
         }
     }
     assert!(places.len() > 90, "{}", places.len());
+}
+
+/// The place that a datagram goes to.
+fn sent<F: Side>(bed: &mut Bed<F>, frontend: Place<F::Address>, cookie: u64) -> Place<F::Address> {
+    match send::<F, _>(&mut bed.machine.memory, frontend, cookie) {
+        Call::Backend(place, _) => place,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn a_socket_sends_to_one_backend_while_the_set_has_it<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let backends = |ports: std::ops::RangeInclusive<u16>| -> Vec<_> {
+        ports.map(|port| local(near::<F>(port))).collect()
+    };
+    let service = bed.cluster_ip(vip::<F>(53), UDP, &backends(1..=10));
+    let first: Vec<_> = (0..200).map(|cookie| sent(&mut bed, vip::<F>(53), cookie)).collect();
+    for ports in [1..=40, 1..=7, 3..=200] {
+        let set = bed.set(&backends(ports.clone()));
+        bed.update(service, set, set, 0);
+        for (cookie, before) in first.iter().enumerate() {
+            let now = sent(&mut bed, vip::<F>(53), cookie as u64);
+            let port = now.port.get();
+            assert!(ports.contains(&port), "{port} is gone");
+            let was_lost = !(3..=7).contains(&before.port.get());
+            assert!(now == *before || was_lost, "{before:?} became {now:?}");
+            assert_eq!(sent(&mut bed, vip::<F>(53), cookie as u64), now);
+        }
+    }
+    bed.update(service, SetRef::REJECT, SetRef::REJECT, 0);
+    let call = send::<F, _>(&mut bed.machine.memory, vip::<F>(53), 0);
+    assert_eq!(call, Call::Refuse);
+}
+
+fn a_socket_that_is_forgotten_sends_where_it_did<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let backends: Vec<_> = (1..=10).map(|port| local(near::<F>(port))).collect();
+    bed.cluster_ip(vip::<F>(53), UDP, &backends);
+    for cookie in 0..100 {
+        let first = sent(&mut bed, vip::<F>(53), cookie);
+        bed.machine.memory.peers.clear();
+        assert_eq!(sent(&mut bed, vip::<F>(53), cookie), first);
+    }
+}
+
+fn one_backend_by_two_frontends_is_the_last_that_was_meant<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let b = near::<F>(5353);
+    let (first, second) = (vip::<F>(53), at::<F>(96, 2, 53));
+    bed.cluster_ip(first, UDP, &[local(b)]);
+    bed.cluster_ip(second, UDP, &[local(b)]);
+    for frontend in [first, second, first, first] {
+        assert_eq!(sent(&mut bed, frontend, 7), b);
+        let meant = bed.machine.memory.peers[&PeerKey::new(7, b, side::BACKEND)];
+        assert_eq!((meant.addr, meant.port), (frontend.addr, frontend.port));
+    }
 }

@@ -34,15 +34,16 @@ pub(crate) fn assert_nothing_lost(load: &Load) {
 fn established_stays_with_its_backend_when_the_set_changes(mode: SocketLb) {
     const GENTLE: [&str; 4] = ["--rate=20", "--lasting=4", "--requests=50", "--datagrams=50"];
     let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
-    let load = |from, target, protocols: &str| {
+    let load = |from, target, protocols: &str, more: &[&'static str]| {
         let all = load_arguments(&cluster, target);
         let chosen = all.iter().filter(|argument| argument.starts_with(protocols));
-        let arguments: Vec<&str> = chosen.map(String::as_str).chain(GENTLE).collect();
+        let flags = GENTLE.into_iter().chain(more.iter().copied());
+        let arguments: Vec<&str> = chosen.map(String::as_str).chain(flags).collect();
         ok(peer::load(&cluster.place(from), &arguments))
     };
     let both = |protocols| {
-        let pod = load("pod1a", Target::ClusterIp(10), protocols);
-        [pod, load("client", Target::NodePort("node1", 10), protocols)]
+        let pod = load("pod1a", Target::ClusterIp(10), protocols, &[]);
+        [pod, load("client", Target::NodePort("node1", 10), protocols, &[])]
     };
     // The loads have their connections when the backend counts them.
     let under_way = || {
@@ -52,6 +53,7 @@ fn established_stays_with_its_backend_when_the_set_changes(mode: SocketLb) {
         });
     };
     let loads = both("--");
+    let unconnected = load("pod1a", Target::ClusterIp(10), "--udp", &["--unconnected"]);
     under_way();
     for pods in [&["pod2a", "pod2b"][..], &["pod1b", "pod2a", "pod2b"], &["pod1b", "pod2a"]] {
         cluster.publish(&expose(10, pods));
@@ -62,6 +64,9 @@ fn established_stays_with_its_backend_when_the_set_changes(mode: SocketLb) {
         assert_nothing_lost(&load);
         assert_eq!(load.udp_moved, 0, "a datagram of an answered flow went elsewhere: {load:?}");
     }
+    let load = ok(unconnected.stop());
+    assert!(load.udp_sent > 0, "{load:?}");
+    assert_eq!((load.failed, load.udp_missing, load.udp_moved), (0, 0, 0), "{load:?}");
     // A connection also outlives its backend's place in the set: the pod may be terminating.
     let loads = both("--tcp");
     under_way();

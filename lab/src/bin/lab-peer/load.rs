@@ -45,6 +45,9 @@ pub(crate) struct Arguments {
     /// Datagrams a second and address
     #[arg(long, default_value_t = 500)]
     datagrams: u32,
+    /// Send datagrams by `sendto`, without a `connect`
+    #[arg(long)]
+    unconnected: bool,
     /// Seconds to wait for an answer before it counts as failed
     #[arg(long, default_value_t = 5.0)]
     timeout: f64,
@@ -125,8 +128,8 @@ fn start(arguments: &Arguments, run: &Arc<Run>) -> Vec<JoinHandle<()>> {
         }
     }
     for &to in &arguments.udp {
-        let (numbered, rate) = (Arc::clone(run), arguments.datagrams);
-        threads.push(thread::spawn(move || send_numbers(&numbered, to, rate)));
+        let (numbered, arguments) = (Arc::clone(run), arguments.clone());
+        threads.push(thread::spawn(move || send_numbers(&numbered, to, &arguments)));
     }
     threads
 }
@@ -200,21 +203,29 @@ fn ask_until_the_end(run: &Run, to: SocketAddr, pace: &mut Pace) -> io::Result<(
     Ok(())
 }
 
-fn send_numbers(run: &Arc<Run>, to: SocketAddr, rate: u32) {
-    let socket = run.origin.udp(to).and_then(|socket| socket.connect(to).map(|()| socket));
-    let socket = match socket {
+fn send_numbers(run: &Arc<Run>, to: SocketAddr, arguments: &Arguments) {
+    let connect = |socket: UdpSocket| {
+        if arguments.unconnected { Ok(socket) } else { socket.connect(to).map(|()| socket) }
+    };
+    let socket = match run.origin.udp(to).and_then(connect) {
         Ok(socket) => socket,
         Err(err) => return run.failed(&err),
     };
     let sent = AtomicU64::new(0);
     let finished = AtomicBool::new(false);
     thread::scope(|scope| {
-        let receiver = scope.spawn(|| count_answers(run, &socket, &sent, &finished));
-        let mut pace = Pace::new(rate);
+        let receiver = scope.spawn(|| count_answers(run, &socket, to, &sent, &finished));
+        let mut pace = Pace::new(arguments.datagrams);
         while run.goes_on() {
             pace.turn();
             let number = sent.fetch_add(1, Ordering::Relaxed);
-            if let Err(err) = socket.send(format!("number {number}").as_bytes()) {
+            let text = format!("number {number}");
+            let done = if arguments.unconnected {
+                socket.send_to(text.as_bytes(), to)
+            } else {
+                socket.send(text.as_bytes())
+            };
+            if let Err(err) = done {
                 run.failed(&err);
             }
         }
@@ -228,22 +239,30 @@ fn send_numbers(run: &Arc<Run>, to: SocketAddr, rate: u32) {
     });
 }
 
-/// Counts the numbers that came back, each once, until all have or nothing comes any more.
-fn count_answers(run: &Run, socket: &UdpSocket, sent: &AtomicU64, finished: &AtomicBool) -> u64 {
+/// Counts the numbers that came back, each once, until all have or nothing comes any more. One
+/// that comes from another address than it was sent to has been moved, too.
+fn count_answers(
+    run: &Run,
+    socket: &UdpSocket,
+    to: SocketAddr,
+    sent: &AtomicU64,
+    finished: &AtomicBool,
+) -> u64 {
     let _ = socket.set_read_timeout(Some(Duration::from_millis(500)));
     let mut seen = BTreeSet::new();
     let mut first = None;
     let mut buffer = [0; 2048];
     loop {
-        match socket.recv(&mut buffer) {
-            Ok(bytes) => {
+        match socket.recv_from(&mut buffer) {
+            Ok((bytes, from)) => {
                 let Ok(greeting) = parse(&String::from_utf8_lossy(&buffer[..bytes])) else {
                     continue;
                 };
                 seen.extend(
                     greeting.echo.strip_prefix("number ").and_then(|n| n.parse::<u64>().ok()),
                 );
-                if *first.get_or_insert_with(|| greeting.name.clone()) != greeting.name {
+                let first = first.get_or_insert_with(|| greeting.name.clone());
+                if *first != greeting.name || from != to {
                     run.count(|counts| counts.udp_moved += 1);
                 }
             }

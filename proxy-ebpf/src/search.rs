@@ -1,0 +1,64 @@
+//! A set of backends, looked through for one of them: by a helper of the kernel, whose callback
+//! the verifier follows once, where it would follow each turn of a loop.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
+use datapath::{
+    address::{V4, V6},
+    service::SetRef,
+    socket::Peer,
+    tables::Tables,
+};
+
+use crate::tables::{FamilyMaps, Maps};
+
+/// What is looked for, and whether it was found.
+#[repr(C)]
+struct Search<A> {
+    peer: Peer<A>,
+    set: SetRef,
+    found: u64,
+}
+
+/// Callback of the search: 1 ends it.
+///
+/// # Safety
+/// To be called by `bpf_loop` only, with a pointer to a [`Search`] of the family.
+#[inline(always)]
+unsafe fn compare<F: FamilyMaps>(index: u64, search: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let search = unsafe { &mut *search.cast::<Search<F::Address>>() };
+    let place = search.set.block.wrapping_add(index as u32);
+    let backend = Tables::<F>::backend(&mut Maps { packet: None }, place);
+    if let Some(backend) = backend
+        && search.peer.is(&backend, search.set)
+    {
+        search.found = 1;
+        return 1;
+    }
+    0
+}
+
+#[inline(never)]
+extern "C" fn compare4(index: u64, search: *mut c_void) -> i64 {
+    // SAFETY: called by the kernel as `is_in` below says.
+    unsafe { compare::<V4>(index, search) }
+}
+
+#[inline(never)]
+extern "C" fn compare6(index: u64, search: *mut c_void) -> i64 {
+    // SAFETY: called by the kernel as `is_in` below says.
+    unsafe { compare::<V6>(index, search) }
+}
+
+/// True if the set has the backend that a socket was given.
+#[inline(always)]
+pub fn is_in<F: FamilyMaps>(set: SetRef, peer: &Peer<F::Address>) -> bool {
+    let mut search = Search { peer: *peer, set, found: 0 };
+    let compare = if F::V6 { compare6 as *mut c_void } else { compare4 as *mut c_void };
+    // SAFETY: the callback has the form that the helper asks for, and the search outlives it.
+    unsafe { bpf_loop(set.count.into(), compare, (&raw mut search).cast(), 0) };
+    // SAFETY: our own; volatile because the compiler does not see who wrote it.
+    unsafe { core::ptr::read_volatile(&raw const search.found) != 0 }
+}
