@@ -10,9 +10,13 @@ pub mod barrier;
 pub mod bpf;
 pub mod clsact;
 pub mod filter;
+pub mod finding;
 pub mod link;
+pub mod log;
 pub mod mount;
 pub mod object;
+pub mod output;
+pub mod print;
 pub mod reason;
 pub mod table;
 
