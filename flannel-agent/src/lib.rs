@@ -7,5 +7,6 @@ pub mod lease;
 pub mod mac;
 pub mod net_config;
 pub mod pool;
+pub mod store;
 pub mod subnet;
 pub mod subnet_env;

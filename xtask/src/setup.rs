@@ -51,6 +51,8 @@ pub(crate) fn tiers() -> Vec<Need> {
         Need::program("ethtool", "sets offloads of links", &["ethtool"]),
         Need::program("tcpdump", "looks at packets between nodes", &["tcpdump"]),
         Need::program("etcd", "keeps the leases of flannel-agent in the lab", &["etcd-server"]),
+        Need::program("etcdctl", "reads leases as an operator would", &["etcd-client"]),
+        protoc(),
     ]);
     needs
 }

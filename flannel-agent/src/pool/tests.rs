@@ -35,21 +35,22 @@ fn defaults_skip_the_first_subnet() {
 
 #[test]
 fn every_check_names_its_field() {
+    type Bounds = (Option<u32>, Option<IpAddr>, Option<IpAddr>);
     let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
-    let cases: [(&str, Option<u32>, Option<IpAddr>, Option<IpAddr>, &str); 11] = [
-        ("10.0.0.0/16", Some(31), None, None, "SubnetLen"),
-        ("10.0.0.0/16", Some(17), None, None, "SubnetLen"),
-        ("10.0.0.0/29", None, None, None, "Network"),
-        ("10.0.0.0/16", None, ip("10.1.0.0"), None, "SubnetMin"),
-        ("10.0.0.0/16", None, ip("10.0.1.4"), None, "SubnetMin"),
-        ("10.0.0.0/16", None, None, ip("10.1.0.0"), "SubnetMax"),
-        ("10.0.0.0/16", None, None, ip("10.0.255.1"), "SubnetMax"),
-        ("10.0.0.0/16", None, ip("10.0.9.0"), ip("10.0.8.0"), "SubnetMin"),
-        ("fd00::/48", Some(127), None, None, "IPv6SubnetLen"),
-        ("fd00::/125", None, None, None, "IPv6Network"),
-        ("fd00::/48", None, ip("fd01::"), None, "IPv6SubnetMin"),
+    let cases: [(&str, Bounds, &str); 11] = [
+        ("10.0.0.0/16", (Some(31), None, None), "SubnetLen"),
+        ("10.0.0.0/16", (Some(17), None, None), "SubnetLen"),
+        ("10.0.0.0/29", (None, None, None), "Network"),
+        ("10.0.0.0/16", (None, ip("10.1.0.0"), None), "SubnetMin"),
+        ("10.0.0.0/16", (None, ip("10.0.1.4"), None), "SubnetMin"),
+        ("10.0.0.0/16", (None, None, ip("10.1.0.0")), "SubnetMax"),
+        ("10.0.0.0/16", (None, None, ip("10.0.255.1")), "SubnetMax"),
+        ("10.0.0.0/16", (None, ip("10.0.9.0"), ip("10.0.8.0")), "SubnetMin"),
+        ("fd00::/48", (Some(127), None, None), "IPv6SubnetLen"),
+        ("fd00::/125", (None, None, None), "IPv6Network"),
+        ("fd00::/48", (None, ip("fd01::"), None), "IPv6SubnetMin"),
     ];
-    for (network, len, min, max, field) in cases {
+    for (network, (len, min, max), field) in cases {
         assert_eq!(Pool::new(net(network), len, min, max).unwrap_err().field, field, "{network}");
     }
 }
