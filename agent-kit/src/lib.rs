@@ -6,6 +6,7 @@
 //! updates for cgroups, mapped arrays) is in [`bpf`].
 
 pub mod array;
+pub mod ask;
 pub mod barrier;
 pub mod bpf;
 pub mod clsact;
@@ -14,6 +15,7 @@ pub mod finding;
 pub mod link;
 pub mod log;
 pub mod mount;
+pub mod notice;
 pub mod object;
 pub mod output;
 pub mod print;

@@ -5,7 +5,12 @@ use std::net::Ipv4Addr;
 
 use ipnetwork::IpNetwork;
 
-use crate::{lease::Lease, net_config::Pools, subnet::Subnet};
+use crate::{
+    lease::Lease,
+    net_config::Pools,
+    pool::Pool,
+    subnet::{Family, Subnet},
+};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -40,18 +45,19 @@ pub fn step(applicant: &Applicant, leases: &[Lease]) -> Step {
         let is_fit = fits(&applicant.pools, own.subnet);
         return if is_fit { Step::Reuse(own.subnet) } else { Step::Remove(own.subnet) };
     }
-    let previous = applicant.previous;
-    let is_taken = leases.iter().any(|lease| lease.subnet.overlaps(previous));
-    if fits(&applicant.pools, previous) && !is_taken {
-        return Step::Create(previous);
-    }
     let taken: Vec<IpNetwork> = leases.iter().flat_map(|lease| lease.subnet.networks()).collect();
-    let pick = |pool: Option<crate::pool::Pool>, chance| match pool {
-        Some(pool) => pool.pick(&taken, chance).map(Some),
+    // Each family by itself: a network that becomes dual-stack keeps its IPv4 subnets.
+    let take = |pool: Option<Pool>, previous: Option<IpNetwork>, chance| match pool {
+        Some(pool) => {
+            let previous = previous.filter(|&previous| pool.is_free(previous, &taken));
+            previous.or_else(|| pool.pick(&taken, chance)).map(Some)
+        }
         None => Some(None),
     };
-    let [first, second] = applicant.chance;
-    match (pick(applicant.pools.v4, first), pick(applicant.pools.v6, second)) {
+    let Applicant { pools, previous, chance, .. } = applicant;
+    let v4 = take(pools.v4, previous.of(Family::V4), chance[0]);
+    let v6 = take(pools.v6, previous.of(Family::V6), chance[1]);
+    match (v4, v6) {
         (Some(v4), Some(v6)) => Step::Create(Subnet::from_networks(v4.into_iter().chain(v6))),
         _ => Step::Exhausted,
     }
@@ -59,7 +65,7 @@ pub fn step(applicant: &Applicant, leases: &[Lease]) -> Step {
 
 /// Whether a subnet has just the families that are on, each out of its pool.
 pub fn fits(pools: &Pools, subnet: Subnet) -> bool {
-    let family = |pool: Option<crate::pool::Pool>, subnet: Option<IpNetwork>| match (pool, subnet) {
+    let family = |pool: Option<Pool>, subnet: Option<IpNetwork>| match (pool, subnet) {
         (Some(pool), Some(subnet)) => pool.fits(subnet),
         (None, None) => true,
         _ => false,
@@ -137,6 +143,14 @@ mod tests {
         // Out of range.
         let picked = step(&applicant(SINGLE, "10.9.7.0-24"), &[]);
         assert_eq!(picked, Step::Create(subnet("10.3.4.0-24")));
+    }
+
+    #[test]
+    fn a_network_that_becomes_dual_stack_keeps_its_subnets() {
+        let picked = step(&applicant(DUAL, "10.3.7.0-24"), &[]);
+        assert_eq!(picked, Step::Create(subnet("10.3.7.0-24&fc00:0:0:6::-64")));
+        let picked = step(&applicant(SINGLE, "10.3.7.0-24&fc00:0:0:9::-64"), &[]);
+        assert_eq!(picked, Step::Create(subnet("10.3.7.0-24")));
     }
 
     #[test]
