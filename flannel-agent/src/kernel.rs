@@ -4,6 +4,7 @@ mod message;
 
 use std::{io, net::IpAddr};
 
+use agent_kit::netlink::default_devices;
 use futures::StreamExt;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::{
@@ -133,7 +134,7 @@ impl Kernel {
         }
         for family in Family::BOTH {
             for route in self.routes(family).await? {
-                let devices = message::default_devices(&route);
+                let devices = default_devices(&route);
                 listing.default_routes.extend(devices.into_iter().map(|device| (family, device)));
             }
         }

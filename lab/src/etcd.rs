@@ -28,9 +28,57 @@ pub struct Etcd {
     directory: PathBuf,
     client: SocketAddr,
     peer: SocketAddr,
-    /// Further arguments of etcd.
-    extra: Vec<String>,
+    /// Whom both sides trust, and what the server shows.
+    tls: Option<Tls>,
     process: Option<Running>,
+}
+
+/// Files of a made-up authority: `ca.pem`, and `NAME.pem` with `NAME.key` for `server` and
+/// `client`.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    pub directory: PathBuf,
+    /// Whether clients must show a certificate.
+    pub wants_client: bool,
+}
+
+impl Tls {
+    /// Makes the files with `openssl`.
+    pub fn create(directory: &Path, wants_client: bool) -> Result<Self> {
+        fs::create_dir_all(directory).at("create", directory)?;
+        fs::write(directory.join("san"), "subjectAltName=IP:127.0.0.1\n").at("write", directory)?;
+        let sign = |name: &str| {
+            [
+                format!(
+                    "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr"
+                ),
+                format!(
+                    "x509 -req -days 2 -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile san -out {name}.pem"
+                ),
+            ]
+        };
+        let ca = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=lab -keyout ca.key -out ca.pem";
+        let lines = std::iter::once(ca.to_owned()).chain(sign("server")).chain(sign("client"));
+        for line in lines {
+            let mut openssl = Command::new("openssl");
+            openssl.args(line.split(' ')).current_dir(directory);
+            let output = openssl
+                .output()
+                .map_err(|source| Error::Start { program: "openssl".into(), source })?;
+            if !output.status.success() {
+                return Err(Error::Command {
+                    place: "the host".into(),
+                    command: format!("openssl {line}"),
+                    message: String::from_utf8_lossy(&output.stderr).trim().into(),
+                });
+            }
+        }
+        Ok(Self { directory: directory.into(), wants_client })
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
 }
 
 #[derive(Debug)]
@@ -41,7 +89,7 @@ enum Running {
 
 impl Etcd {
     /// On this machine's loopback, at ports that were free a moment ago.
-    pub fn on_loopback(extra: &[&str]) -> Result<Self> {
+    pub fn on_loopback(tls: Option<Tls>) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("millrace-etcd-{}-{count}", std::process::id());
@@ -51,8 +99,7 @@ impl Etcd {
         let [client, peer] = [&listeners[0], &listeners[1]].map(TcpListener::local_addr);
         let (client, peer) = (client.at("bind", "127.0.0.1")?, peer.at("bind", "127.0.0.1")?);
         drop(listeners);
-        let extra = extra.iter().map(ToString::to_string).collect();
-        let mut etcd = Self { place: None, directory, client, peer, extra, process: None };
+        let mut etcd = Self { place: None, directory, client, peer, tls, process: None };
         etcd.start()?;
         Ok(etcd)
     }
@@ -65,7 +112,7 @@ impl Etcd {
             client: (place.addresses.v4, 2379).into(),
             peer: (Ipv4Addr::LOCALHOST, 2380).into(),
             place: Some(place),
-            extra: Vec::new(),
+            tls: None,
             process: None,
         };
         etcd.start()?;
@@ -74,7 +121,8 @@ impl Etcd {
 
     /// For `--etcd-endpoints`.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.client)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.client)
     }
 
     /// Starts it, with what it held before, and waits until it answers.
@@ -90,7 +138,14 @@ impl Etcd {
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("lab={peer}")]);
-        command.args(&self.extra).stdin(Stdio::null()).stdout(log).stderr(errors);
+        if let Some(tls) = &self.tls {
+            command.arg("--cert-file").arg(tls.file("server.pem"));
+            command.arg("--key-file").arg(tls.file("server.key"));
+            if tls.wants_client {
+                command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(tls.file("ca.pem"));
+            }
+        }
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
         self.process = Some(match &self.place {
             Some(place) => Running::There(place.spawn(command)?),
             None => Running::Here(
@@ -139,7 +194,12 @@ impl Etcd {
     /// Runs `etcdctl` and returns what it printed.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
         let mut ctl = Command::new("etcdctl");
-        ctl.env("ETCDCTL_API", "3").arg("--endpoints").arg(self.endpoint()).args(arguments);
+        ctl.env("ETCDCTL_API", "3").arg("--endpoints").arg(self.endpoint());
+        if let Some(tls) = &self.tls {
+            ctl.arg("--cacert").arg(tls.file("ca.pem"));
+            ctl.arg("--cert").arg(tls.file("client.pem")).arg("--key").arg(tls.file("client.key"));
+        }
+        ctl.args(arguments);
         let failed = |source| Error::Start { program: "etcdctl".into(), source };
         let output = match &self.place {
             Some(place) => place.run(ctl)?,

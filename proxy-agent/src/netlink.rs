@@ -2,13 +2,16 @@
 
 use std::{io, net::IpAddr};
 
-use agent_kit::notice::Notices;
+use agent_kit::{
+    netlink::{default_devices, own_address},
+    notice::Notices,
+};
 use futures::TryStreamExt;
 use netlink_packet_route::{
     AddressFamily,
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+    address::{AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-    route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
+    route::RouteMessage,
 };
 use rtnetlink::Handle;
 
@@ -137,42 +140,10 @@ fn address(message: &AddressMessage) -> Option<DeviceAddress> {
     if message.header.flags.intersects(unusable) {
         return None;
     }
-    // On a point-to-point link `Address` is the other end's, and `Local` ours.
-    let own = |attribute: &AddressAttribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    };
-    let any = |attribute: &AddressAttribute| match attribute {
-        AddressAttribute::Address(address) => Some(*address),
-        _ => None,
-    };
-    let attributes = &message.attributes;
-    let address = attributes.iter().find_map(own).or_else(|| attributes.iter().find_map(any))?;
+    let address = own_address(message)?;
     Some(DeviceAddress {
         ifindex: message.header.index,
         address,
         is_global: message.header.scope == AddressScope::Universe,
     })
-}
-
-/// Devices of a default route in the main table.
-fn default_devices(message: &RouteMessage) -> Vec<u32> {
-    let header = &message.header;
-    if header.destination_prefix_length != 0
-        || header.table != RouteHeader::RT_TABLE_MAIN
-        || header.kind != RouteType::Unicast
-    {
-        return Vec::new();
-    }
-    let mut devices = Vec::new();
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => devices.push(*index),
-            RouteAttribute::MultiPath(hops) => {
-                devices.extend(hops.iter().map(|hop| hop.interface_index));
-            }
-            _ => {}
-        }
-    }
-    devices
 }

@@ -52,6 +52,7 @@ pub(crate) fn tiers() -> Vec<Need> {
         Need::program("tcpdump", "looks at packets between nodes", &["tcpdump"]),
         Need::program("etcd", "keeps the leases of flannel-agent in the lab", &["etcd-server"]),
         Need::program("etcdctl", "reads leases as an operator would", &["etcd-client"]),
+        Need::program("openssl", "makes certificates for etcd in the lab", &["openssl"]),
         protoc(),
     ]);
     needs

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use agent_kit::netlink::own_address;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::{
     AddressFamily,
@@ -151,17 +152,7 @@ pub(super) fn up(index: u32) -> LinkMessage {
 }
 
 pub(super) fn address(message: &AddressMessage) -> Option<Address> {
-    // On a point-to-point link `Address` is the other end's, and `Local` ours.
-    let own = |attribute: &AddressAttribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    };
-    let any = |attribute: &AddressAttribute| match attribute {
-        AddressAttribute::Address(address) => Some(*address),
-        _ => None,
-    };
-    let attributes = &message.attributes;
-    let address = attributes.iter().find_map(own).or_else(|| attributes.iter().find_map(any))?;
+    let address = own_address(message)?;
     let flags = message.header.flags;
     Some(Address {
         device: message.header.index,
@@ -188,28 +179,6 @@ pub(super) fn address_of(index: u32, address: IpAddr, prefix: Option<u8>) -> Add
     }
     message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
     message
-}
-
-/// Devices of a default route in the main table.
-pub(super) fn default_devices(message: &RouteMessage) -> Vec<u32> {
-    let header = &message.header;
-    if header.destination_prefix_length != 0
-        || header.table != RouteHeader::RT_TABLE_MAIN
-        || header.kind != RouteType::Unicast
-    {
-        return Vec::new();
-    }
-    let mut devices = Vec::new();
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => devices.push(*index),
-            RouteAttribute::MultiPath(hops) => {
-                devices.extend(hops.iter().map(|hop| hop.interface_index));
-            }
-            _ => {}
-        }
-    }
-    devices
 }
 
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Mac)> {

@@ -16,7 +16,7 @@ use flannel_agent::{
     },
     subnet::Subnet,
 };
-use lab::etcd::Etcd;
+use lab::etcd::{Etcd, Tls};
 use tokio::{sync::mpsc::Receiver, time::timeout};
 
 const PREFIX: &str = "/coreos.com/network";
@@ -49,7 +49,7 @@ async fn request(store: &EtcdStore, ip: &str, previous: &str) -> Request {
 }
 
 fn configured(config: &str) -> Etcd {
-    let etcd = Etcd::on_loopback(&[]).unwrap();
+    let etcd = Etcd::on_loopback(None).unwrap();
     etcd.put(&format!("{PREFIX}/config"), config).unwrap();
     etcd
 }
@@ -263,4 +263,30 @@ async fn user_and_password() {
         panic!("a list")
     };
     assert_eq!(entries[0].key, held.subnet.key().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_with_the_authority_alone_and_with_a_client_certificate() {
+    for wants_client in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let tls = Tls::create(directory.path(), wants_client).unwrap();
+        let etcd = Etcd::on_loopback(Some(tls.clone())).unwrap();
+        etcd.put(&format!("{PREFIX}/config"), NETWORK).unwrap();
+        let bare = Access { endpoints: vec![etcd.endpoint()], ..Access::default() };
+        let trusting = Access { ca: Some(tls.file("ca.pem")), ..bare.clone() };
+        let known = Access {
+            certificate: Some(tls.file("client.pem")),
+            key: Some(tls.file("client.key")),
+            ..trusting.clone()
+        };
+        let acquire = async |access: &Access| {
+            let store = EtcdStore::new(access.clone(), PREFIX, DAY);
+            let config = store.config().await?;
+            let request = Request { config, attrs: attrs("1.2.3.4"), previous: Subnet::default() };
+            store.acquire(&request).await
+        };
+        assert!(acquire(&bare).await.is_err(), "an unknown authority is trusted");
+        assert_eq!(acquire(&trusting).await.is_ok(), !wants_client);
+        acquire(&known).await.unwrap();
+    }
 }
