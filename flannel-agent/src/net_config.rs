@@ -119,6 +119,13 @@ impl NetConfig {
         })
     }
 
+    /// The same for stores that subnets are taken from: their bounds are checked too.
+    pub fn parse_with_pools(text: &str) -> Result<Self, NetConfigError> {
+        let config = Self::parse(text)?;
+        config.pools()?;
+        Ok(config)
+    }
+
     /// The pools that subnets come out of, where no cluster assigns them.
     pub fn pools(&self) -> Result<Pools, NetConfigError> {
         let pool = |range: Option<Range>| {

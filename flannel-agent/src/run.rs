@@ -18,7 +18,7 @@ use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep},
 };
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     config::{ConfigError, RunArgs, Settings, StoreSettings},
@@ -156,6 +156,8 @@ struct Agent {
     is_listed: bool,
     /// What was wanted last; a difference to what is then found was another hand's doing.
     wanted: Entries,
+    /// Whether the kernel took all of it.
+    is_written: bool,
     /// As it was written last.
     subnet_env: Option<String>,
     /// Our subnet is gone, and no other was had yet.
@@ -166,6 +168,8 @@ struct Agent {
 enum Own {
     Untold,
     Held,
+    /// It is there, and cannot be read.
+    Damaged,
     Lost(String),
 }
 
@@ -183,8 +187,13 @@ impl Agent {
             }
             next = events.try_recv().ok();
         }
-        if let Own::Lost(reason) = own_lease {
-            self.reacquire(&reason).await;
+        match own_lease {
+            Own::Lost(reason) => self.reacquire(&reason).await,
+            Own::Damaged => {
+                warn!(key = own, "our lease says nothing of us; writing it again");
+                self.renew().await;
+            }
+            Own::Held | Own::Untold => {}
         }
         if self.is_listed {
             self.sync(true).await;
@@ -230,16 +239,15 @@ impl Agent {
 
     /// Whether the lease under our key is ours.
     fn judge(&self, lease: &Result<Lease, String>) -> Own {
-        let Ok(Lease { attrs: published, .. }) = lease else {
-            return Own::Lost("what stands there cannot be read".into());
-        };
+        let Ok(Lease { attrs: published, .. }) = lease else { return Own::Damaged };
+        // A reservation that names nobody, or what somebody wrote by mistake.
+        let Some(other) = published.public_ip else { return Own::Damaged };
         let is_ours = published.public_ip == self.attrs.public_ip
             || (self.attrs.backend_data.is_some()
                 && published.backend_data == self.attrs.backend_data);
         if is_ours {
             return Own::Held;
         }
-        let other = published.public_ip.map_or("nobody".to_owned(), |ip| ip.to_string());
         Own::Lost(format!("{other} holds it now"))
     }
 

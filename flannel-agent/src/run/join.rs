@@ -86,6 +86,7 @@ impl Agent {
             leases: BTreeMap::new(),
             is_listed: false,
             wanted: crate::entries::Entries::default(),
+            is_written: false,
             subnet_env: None,
             is_lost: false,
         };

@@ -177,7 +177,7 @@ impl Agent {
             }
         };
         let ops = diff(&compiled.entries, &actual);
-        let is_repair = !is_news && compiled.entries == self.wanted;
+        let is_repair = !is_news && self.is_written && compiled.entries == self.wanted;
         let mut problems = Vec::new();
         let mut done = 0;
         for op in &ops {
@@ -196,6 +196,7 @@ impl Agent {
             self.repaired(done);
         }
         self.wanted = compiled.entries.clone();
+        self.is_written = problems.is_empty();
         self.board.set_problems("entries", problems);
         true
     }

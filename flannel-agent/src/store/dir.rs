@@ -97,9 +97,8 @@ impl Dir {
         let path = self.path.join(CONFIG);
         let place = path.display().to_string();
         match fs::read_to_string(&path) {
-            Ok(text) => {
-                NetConfig::parse(&text).map_err(|error| StoreError::Config { place, error })
-            }
+            Ok(text) => NetConfig::parse_with_pools(&text)
+                .map_err(|error| StoreError::Config { place, error }),
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
                 Err(StoreError::NoConfig { place })
             }

@@ -198,7 +198,7 @@ impl Store for Etcd {
             let Some(kv) = answer.kvs().first() else {
                 return Err(StoreError::NoConfig { place });
             };
-            NetConfig::parse(&String::from_utf8_lossy(kv.value()))
+            NetConfig::parse_with_pools(&String::from_utf8_lossy(kv.value()))
                 .map_err(|error| StoreError::Config { place, error })
         })
     }

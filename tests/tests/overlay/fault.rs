@@ -146,6 +146,36 @@ fn our_lease_taken_away_is_taken_again_under_traffic() {
 }
 
 #[test]
+fn our_lease_overwritten_with_nonsense_is_written_again() {
+    let bed = Bed::up(DUAL, &[]);
+    let key = format!("{PREFIX}/subnets/10.244.1.0-24&fd00:10:244:1::-64");
+    let before = ok(bed.etcd.get(&key));
+    for nonsense in ["{", "{}"] {
+        ok(bed.etcd.put(&key, nonsense));
+        eventually("it says what it said", || (ok(bed.etcd.get(&key)) == before).then_some(()));
+    }
+    eventually("it is a peer again", || (bed.nodes(1).len() == 1).then_some(()));
+    bed.assert_joined();
+}
+
+#[test]
+fn a_configuration_is_waited_for_until_it_can_be_used() {
+    let wrong = DUAL.replace(r#""Network":"#, r#""SubnetLen":31,"Network":"#);
+    let mut bed = Bed::prepare(&wrong, lab::LabSpec::default().nodes, &[]);
+    for agent in &mut bed.agents {
+        ok(agent.launch());
+    }
+    eventually("the fault is told", || {
+        bed.show(0, "status")["problems"].to_string().contains("SubnetLen").then_some(())
+    });
+    ok(bed.etcd.put(&format!("{PREFIX}/config"), DUAL));
+    for agent in &mut bed.agents {
+        ok(agent.wait_ready());
+    }
+    assert_eq!(bed.show(0, "status")["problems"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
 fn peers_that_change_are_followed_and_bad_ones_stop_nobody() {
     let bed = Bed::up(DUAL, &[]);
     let key = |nth: u8| format!("{PREFIX}/subnets/10.244.{nth}.0-24");
