@@ -19,7 +19,10 @@ pub use go::spelled;
 use regex_lite::Regex;
 use serde::Serialize;
 
-use crate::store::etcd::Access;
+use crate::{
+    annotation::{Annotations, PrefixError},
+    store::{etcd::Access, kubernetes::Cluster},
+};
 
 /// Gives this node its pod subnet and joins it to the others, in place of flanneld.
 #[derive(Parser, Debug)]
@@ -196,18 +199,59 @@ pub struct EtcdArgs {
 }
 
 #[derive(Args, Clone, Debug, Serialize)]
+pub struct KubernetesArgs {
+    /// Kubernetes client configuration [default: that of the pod we are in]
+    #[arg(
+        long,
+        env = "FLANNELD_KUBECONFIG_FILE",
+        value_name = "FILE",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub kubeconfig_file: String,
+    /// Address of the Kubernetes API server
+    #[arg(
+        long,
+        env = "FLANNELD_KUBE_API_URL",
+        value_name = "URL",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub kube_api_url: String,
+    /// What names of annotations begin with
+    #[arg(long, env = "FLANNELD_KUBE_ANNOTATION_PREFIX", value_name = "PREFIX",
+        default_value = crate::annotation::DEFAULT_PREFIX)]
+    pub kube_annotation_prefix: String,
+    /// The network's configuration, where the store is Kubernetes
+    #[arg(
+        long,
+        env = "FLANNELD_NET_CONFIG_PATH",
+        value_name = "FILE",
+        default_value = "/etc/kube-flannel/net-conf.json"
+    )]
+    pub net_config_path: PathBuf,
+    /// Set the Node's condition NetworkUnavailable to False once pods can be reached
+    #[arg(long, env = "FLANNELD_SET_NODE_NETWORK_UNAVAILABLE", value_name = "BOOL",
+        action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+        default_value = "true", default_missing_value = "true", value_parser = go::parse_bool)]
+    pub set_node_network_unavailable: bool,
+}
+
+#[derive(Args, Clone, Debug, Serialize)]
 #[allow(clippy::struct_excessive_bools, reason = "flanneld's flags")]
 pub struct RunArgs {
-    /// Where leases live: etcd, dir:PATH, or kubernetes (not built yet)
+    /// Where leases live: etcd, dir:PATH, or kubernetes
     #[arg(long, value_name = "STORE", default_value = "etcd")]
     pub subnet_store: SubnetStore,
-    /// The same as --subnet-store kubernetes (not built yet)
+    /// The same as --subnet-store kubernetes
     #[arg(long, env = "FLANNELD_KUBE_SUBNET_MGR", value_name = "BOOL", action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_value = "false",
         default_missing_value = "true", value_parser = go::parse_bool)]
     pub kube_subnet_mgr: bool,
     #[command(flatten)]
     pub etcd: EtcdArgs,
+    #[command(flatten)]
+    pub kubernetes: KubernetesArgs,
     #[command(flatten)]
     pub interface: InterfaceArgs,
     /// How packets are carried: kernel is the classic device with an entry for each node
@@ -317,6 +361,8 @@ pub enum ConfigError {
     NotBuilt { flag: &'static str, instead: &'static str },
     #[error("{flag}: {text:?} is no {expected}")]
     Value { flag: &'static str, text: String, expected: &'static str },
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
     #[error("--etcd-certfile and --etcd-keyfile belong together; give both or none")]
     Pair,
 }
@@ -335,6 +381,7 @@ pub struct Settings {
 pub enum StoreSettings {
     Etcd { access: Access, prefix: String },
     Dir(PathBuf),
+    Kubernetes(Cluster),
 }
 
 #[derive(Clone, Debug)]
@@ -362,21 +409,35 @@ impl RunArgs {
         if self.ip_blackhole_route {
             return missing("--ip-blackhole-route", "leave it out");
         }
-        if self.kube_subnet_mgr || self.subnet_store == SubnetStore::Kubernetes {
-            let instead = "use --subnet-store etcd or dir:PATH";
-            return missing("--subnet-store kubernetes", instead);
-        }
         let healthz = (self.healthz_port != 0).then(|| (self.healthz_ip, self.healthz_port).into());
         Ok(Settings {
             store: match &self.subnet_store {
+                _ if self.kube_subnet_mgr => self.kubernetes.settings()?,
+                SubnetStore::Kubernetes => self.kubernetes.settings()?,
                 SubnetStore::Dir(path) => StoreSettings::Dir(path.clone()),
-                _ => self.etcd.settings()?,
+                SubnetStore::Etcd => self.etcd.settings()?,
             },
             interface: self.interface.settings()?,
             term: Duration::from_secs(self.subnet_lease_ttl),
             margin: Duration::from_mins(self.subnet_lease_renew_margin),
             healthz,
         })
+    }
+}
+
+impl KubernetesArgs {
+    fn settings(&self) -> Result<StoreSettings, ConfigError> {
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Ok(StoreSettings::Kubernetes(Cluster {
+            kubeconfig: given(&self.kubeconfig_file).map(PathBuf::from),
+            url: given(&self.kube_api_url),
+            annotations: Annotations::new(&self.kube_annotation_prefix)?,
+            net_config: self.net_config_path.clone(),
+            sets_available: self.set_node_network_unavailable,
+            node: variable("NODE_NAME"),
+            pod: variable("POD_NAME").zip(variable("POD_NAMESPACE")),
+        }))
     }
 }
 
@@ -477,7 +538,7 @@ mod tests {
             "--datapath ebpf: not built yet; use --datapath kernel"
         );
         assert!(refusal("flannel-agent --datapath=kernel --ip-masq").starts_with("--ip-masq: not"));
-        assert!(refusal("flannel-agent --datapath=kernel -kube-subnet-mgr").contains("dir:PATH"));
+        assert!(parse("flannel-agent --datapath=kernel -kube-subnet-mgr").validate().is_ok());
         assert!(parse("flannel-agent --datapath=kernel --ip-masq=false").validate().is_ok());
     }
 
@@ -485,6 +546,8 @@ mod tests {
     fn what_cannot_be_is_refused_by_name() {
         assert!(refusal("flannel-agent --datapath=kernel --public-ip=::1").contains("--public-ip"));
         assert!(refusal("flannel-agent --datapath=kernel --etcd-certfile=x").contains("together"));
+        let prefixed = "flannel-agent --datapath=kernel -kube-subnet-mgr -kube-annotation-prefix=X";
+        assert!(refusal(prefixed).contains("--kube-annotation-prefix"));
         assert!(parse("flannel-agent --datapath=kernel --public-ip=").validate().is_ok());
         let wrong = ["flannel-agent", "--subnet-lease-renew-margin=1440"];
         assert!(Cli::try_parse_from(wrong).is_err());

@@ -14,7 +14,7 @@ use crate::{
     lease::{Lease, Vtep},
     mac::Mac,
     net_config::{Backend, NetConfig},
-    subnet::{Family, Subnet, overlap},
+    subnet::{Family, Subnet, number},
 };
 
 /// This node, as far as its peers are concerned.
@@ -82,6 +82,8 @@ pub struct Compiled {
     pub faults: Vec<Fault>,
     /// Leases of another kind of network, which flanneld ignores too.
     pub others: usize,
+    /// Subnets of peers by first address, with the last one and whose it is.
+    taken: BTreeMap<(Family, u128), (u128, String)>,
 }
 
 /// Compiles the leases of all nodes but this one.
@@ -133,8 +135,11 @@ impl Compiled {
         if !network.contains(subnet.network()) || subnet.prefix() <= network.prefix() {
             return Err(format!("{subnet} lies outside the pod network {network}"));
         }
-        if let Some(other) = self.peers.iter().find(|peer| overlap(peer.subnet, subnet)) {
-            return Err(format!("{subnet} overlaps {} of {}", other.subnet, other.name));
+        let (first, last) = (number(subnet.network()), number(subnet.broadcast()));
+        // They are disjoint, so that only the last one that begins before our end can reach us.
+        let before = self.taken.range((family, 0)..=(family, last)).next_back();
+        if let Some((_, (_, other))) = before.filter(|(_, (end, _))| *end >= first) {
+            return Err(format!("{subnet} overlaps the subnet of {other}"));
         }
         let address = lease.attrs.public(family).ok_or_else(|| match family {
             Family::V4 => "PublicIP is missing".to_owned(),
@@ -149,10 +154,12 @@ impl Compiled {
             mac: mac.map(|mac| mac.to_string()),
         };
         match &site.config.backend {
-            Backend::HostGw if !is_neighbour => Err(format!(
-                "{address} is behind a router, which host-gw cannot pass; use vxlan, with \
+            Backend::HostGw if !is_neighbour => {
+                return Err(format!(
+                    "{address} is behind a router, which host-gw cannot pass; use vxlan, with \
                  DirectRouting if routes shall serve neighbours"
-            )),
+                ));
+            }
             Backend::Vxlan(vxlan) if !(vxlan.direct_routing && is_neighbour) => {
                 let Some(tunnel) = site.tunnels.get(&family) else {
                     return Err(format!("no tunnel device for {}", family.label()));
@@ -168,14 +175,14 @@ impl Compiled {
                 self.entries.fdb.insert((tunnel.device, mac), [address].into());
                 self.route(subnet, tunnel.device, subnet.network(), true);
                 self.peers.push(peer(Path::Vxlan, Some(mac)));
-                Ok(())
             }
             _ => {
                 self.route(subnet, site.uplink, address, false);
                 self.peers.push(peer(Path::Direct, None));
-                Ok(())
             }
         }
+        self.taken.insert((family, first), (last, name.into()));
+        Ok(())
     }
 
     fn route(&mut self, network: IpNetwork, device: u32, via: IpAddr, is_onlink: bool) {

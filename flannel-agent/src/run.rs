@@ -31,7 +31,7 @@ use crate::{
     net_config::NetConfig,
     peers::Tunnel,
     status::{Board, Kind, Problem},
-    store::{Event, Held, Store, StoreError, dir::Dir, etcd::Etcd},
+    store::{Event, Held, Store, StoreError, dir::Dir, etcd::Etcd, kubernetes::Kubernetes},
     subnet::Family,
 };
 
@@ -93,7 +93,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     health::serve(args.metrics_bind_address, settings.healthz, answers);
     let mut notices = Notices::open().map_err(RunError::Netlink)?;
     let kernel = Kernel::open().map_err(RunError::Netlink)?;
-    let store = open(&settings);
+    let store = open(&settings).await?;
     board.state().status.store = store.place();
     let joined = tokio::select! {
         joined = Agent::join(args, settings, store, kernel, board, metrics) => joined,
@@ -127,13 +127,14 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-fn open(settings: &Settings) -> Arc<dyn Store> {
-    match &settings.store {
+async fn open(settings: &Settings) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match &settings.store {
         StoreSettings::Dir(path) => Arc::new(Dir::new(path.clone(), settings.term)),
         StoreSettings::Etcd { access, prefix } => {
             Arc::new(Etcd::new(access.clone(), prefix, settings.term))
         }
-    }
+        StoreSettings::Kubernetes(cluster) => Arc::new(Kubernetes::open(cluster.clone()).await?),
+    })
 }
 
 struct Agent {
@@ -240,6 +241,18 @@ impl Agent {
     /// Whether the lease under our key is ours.
     fn judge(&self, lease: &Result<Lease, String>) -> Own {
         let Ok(Lease { attrs: published, .. }) = lease else { return Own::Damaged };
+        if self.store.is_assigned() {
+            let has = |family| {
+                lease.as_ref().is_ok_and(|lease| {
+                    self.held
+                        .subnet
+                        .of(family)
+                        .is_none_or(|own| lease.subnet.of(family) == Some(own))
+                })
+            };
+            let is_same = Family::BOTH.into_iter().all(has);
+            return if is_same { Own::Held } else { Own::Lost("its podCIDR is another".into()) };
+        }
         // A reservation that names nobody, or what somebody wrote by mistake.
         let Some(other) = published.public_ip else { return Own::Damaged };
         let is_ours = published.public_ip == self.attrs.public_ip

@@ -3,9 +3,13 @@
 
 pub mod dir;
 pub mod etcd;
+pub mod kubernetes;
 mod registry;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -120,6 +124,16 @@ pub trait Store: Send + Sync {
 
     /// Tells of all leases, at first all at once, until the receiver is dropped.
     fn watch(self: Arc<Self>) -> mpsc::Receiver<Event>;
+
+    /// Addresses by which an operator wants this node to be known, where the store can tell.
+    fn public(&self) -> Answer<'_, (Option<Ipv4Addr>, Option<Ipv6Addr>)> {
+        Box::pin(async { Ok((None, None)) })
+    }
+
+    /// Whether subnets are assigned to nodes rather than taken by them.
+    fn is_assigned(&self) -> bool {
+        false
+    }
 
     /// Says that pods can be reached on this node, where there is somebody to tell.
     fn ready(&self) -> Answer<'_, ()> {

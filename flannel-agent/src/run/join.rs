@@ -27,7 +27,7 @@ impl Agent {
     /// Everything up to a lease of our own.
     pub(super) async fn join(
         args: RunArgs,
-        settings: Settings,
+        mut settings: Settings,
         store: Arc<dyn Store>,
         kernel: Kernel,
         board: Arc<Board>,
@@ -35,6 +35,10 @@ impl Agent {
     ) -> Result<Self, RunError> {
         let config = patiently(&board, || store.config()).await?;
         info!(backend = config.backend.name(), "read the network's configuration");
+        let (public_ip, public_ipv6) = patiently(&board, || store.public()).await?;
+        let wished = &mut settings.interface;
+        wished.public_ip = wished.public_ip.or(public_ip);
+        wished.public_ipv6 = wished.public_ipv6.or(public_ipv6);
         let uplink = find_uplink(&kernel, &settings.interface, &config).await?;
         info!(
             device = uplink.name,

@@ -6,5 +6,6 @@
 
 mod bed;
 mod fault;
+mod kubernetes;
 mod node;
 mod store;
