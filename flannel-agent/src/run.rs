@@ -137,6 +137,7 @@ async fn open(settings: &Settings) -> Result<Arc<dyn Store>, StoreError> {
     })
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "independent states")]
 struct Agent {
     args: RunArgs,
     settings: Settings,
@@ -155,6 +156,8 @@ struct Agent {
     leases: BTreeMap<String, Result<Lease, String>>,
     /// Whether the store has told everything once; nothing is removed before.
     is_listed: bool,
+    /// Whether what is told at the moment is news.
+    is_changed: bool,
     /// What was wanted last; a difference to what is then found was another hand's doing.
     wanted: Entries,
     /// Whether the kernel took all of it.
@@ -179,6 +182,7 @@ impl Agent {
     async fn take(&mut self, first: Event, events: &mut mpsc::Receiver<Event>) {
         let began = Instant::now();
         let own = self.store.own_key(&self.held);
+        self.is_changed = false;
         let mut own_lease = Own::Untold;
         let mut next = Some(first);
         while let Some(event) = next {
@@ -196,7 +200,8 @@ impl Agent {
             }
             Own::Held | Own::Untold => {}
         }
-        if self.is_listed {
+        // Renewals are told too, and Nodes change all day; neither concerns us.
+        if self.is_listed && self.is_changed {
             self.sync(true).await;
             self.metrics.change_to_programmed(began.elapsed());
         }
@@ -208,6 +213,7 @@ impl Agent {
             Event::Listed(entries) => {
                 self.reached(true, None);
                 self.is_listed = true;
+                self.is_changed = true;
                 let own_lease = entries.iter().find(|entry| entry.key == own);
                 let verdict = match own_lease {
                     None => Own::Lost("it is not in the store any more".into()),
@@ -220,11 +226,12 @@ impl Agent {
             Event::Put(entry) if entry.key == own => self.judge(&entry.lease),
             Event::Gone(key) if key == own => Own::Lost("somebody removed it".into()),
             Event::Put(entry) => {
+                self.is_changed |= self.leases.get(&entry.key) != Some(&entry.lease);
                 self.leases.insert(entry.key, entry.lease);
                 Own::Untold
             }
             Event::Gone(key) => {
-                self.leases.remove(&key);
+                self.is_changed |= self.leases.remove(&key).is_some();
                 Own::Untold
             }
             Event::Trouble(reason) => {
@@ -312,6 +319,7 @@ impl Agent {
     /// Nothing that is programmed is taken away over it, for pods go on using it.
     async fn reacquire(&mut self, reason: &str) {
         let before = self.held.subnet;
+        self.is_changed = true;
         error!(subnet = %before, reason, "our lease is lost; taking one again, the same if it is free");
         self.is_lost = true;
         let request = self.request(before);

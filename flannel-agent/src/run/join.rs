@@ -89,6 +89,7 @@ impl Agent {
             renewal: None,
             leases: BTreeMap::new(),
             is_listed: false,
+            is_changed: false,
             wanted: crate::entries::Entries::default(),
             is_written: false,
             subnet_env: None,
