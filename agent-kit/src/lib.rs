@@ -1,18 +1,26 @@
-//! What both agents need of the kernel and neither owns: tables (maps) behind one trait with a
+//! What both agents need and neither owns. Of the kernel: tables (maps) behind one trait with a
 //! fake that refuses what the kernel refuses, objects loaded with their maps pinned, links
-//! that outlive the process, and the wait for running programs.
+//! that outlive the process, the wait for running programs, word of changed devices. Toward
+//! people: the log, what commands print, what `check` finds.
 //!
 //! aya loads objects and programs. What it lacks (batches, links by interface index, link
 //! updates for cgroups, mapped arrays) is in [`bpf`].
 
 pub mod array;
+pub mod ask;
 pub mod barrier;
 pub mod bpf;
 pub mod clsact;
 pub mod filter;
+pub mod finding;
 pub mod link;
+pub mod log;
 pub mod mount;
+pub mod netlink;
+pub mod notice;
 pub mod object;
+pub mod output;
+pub mod print;
 pub mod reason;
 pub mod table;
 

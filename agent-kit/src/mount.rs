@@ -8,7 +8,7 @@ use std::{
 };
 
 /// `BPF_FS_MAGIC`.
-const BPF_FS: i64 = 0xcafe_4a11;
+const BPF_FS: u32 = 0xcafe_4a11;
 
 /// What mounts of ours say they are mounted from.
 const OWN: &CStr = c"millrace";
@@ -76,8 +76,8 @@ pub fn is_bpffs(path: &Path) -> io::Result<bool> {
     if unsafe { libc::statfs(path.as_ptr(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // Signed in glibc, unsigned in musl.
-    Ok(stat.f_type == BPF_FS as _)
+    // Signed in glibc, unsigned in musl; `cmp` tells the compiler which.
+    Ok(stat.f_type.cmp(&BPF_FS.into()).is_eq())
 }
 
 /// Where the cgroup2 hierarchy is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` beside

@@ -1,4 +1,4 @@
-//! A proxy-agent on a node of the lab: started, killed, started again, asked if it is ready.
+//! An agent on a node of the lab, proxy-agent or flannel-agent: started, killed, started again, asked if it is ready.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -21,6 +21,8 @@ use crate::{
 
 const HEALTH: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
+const OVERLAY_HEALTH: &str = "127.0.0.1:8081";
+const OVERLAY_METRICS: &str = "127.0.0.1:9871";
 
 /// `--socket-lb`: who meets the socket path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -64,14 +66,47 @@ impl Default for AgentOptions {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Proxy,
+    Flannel,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy-agent",
+            Self::Flannel => "flannel-agent",
+        }
+    }
+
+    /// Where it says whether it is ready.
+    fn readiness(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Proxy => (HEALTH, "/healthz"),
+            Self::Flannel => (OVERLAY_HEALTH, "/readyz"),
+        }
+    }
+
+    fn metrics(self) -> &'static str {
+        match self {
+            Self::Proxy => METRICS,
+            Self::Flannel => OVERLAY_METRICS,
+        }
+    }
+}
+
 /// An agent of one node. Dropping it kills it, and what it programmed stays, as it would
 /// after any crash.
 #[derive(Debug)]
 pub struct Agent {
     place: Place,
-    options: AgentOptions,
+    kind: Kind,
+    binary: PathBuf,
+    patience: Duration,
     arguments: Vec<String>,
-    bpffs: PathBuf,
+    /// What subcommands are asked with.
+    asking: Vec<String>,
     log: PathBuf,
     process: Option<Process>,
 }
@@ -108,7 +143,40 @@ impl Agent {
         let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_string(), value]);
         let arguments = flags.chain(options.extra.iter().cloned()).collect();
         let log = lab.directory(node).join("proxy-agent.log");
-        Ok(Self { place, options, arguments, bpffs, log, process: None })
+        Ok(Self {
+            place,
+            kind: Kind::Proxy,
+            binary: options.binary,
+            patience: options.patience,
+            arguments,
+            asking: vec!["--bpffs".into(), bpffs.display().to_string()],
+            log,
+            process: None,
+        })
+    }
+
+    /// A flannel-agent that is not started yet. It shall find the subnet that the lab's pods on
+    /// this node have, by way of `subnet.env`.
+    pub fn prepare_overlay(lab: &Lab, node: &str, arguments: &[String]) -> Result<Self> {
+        let binary = dist().join("flannel-agent");
+        if !binary.exists() {
+            return Err(Error::NotBuilt { path: binary });
+        }
+        let flags = [
+            "-iface=eth0".into(),
+            "-healthz-port=8081".into(),
+            format!("-subnet-file={}", lab.subnet_file(node).display()),
+        ];
+        Ok(Self {
+            place: lab.place(node)?,
+            kind: Kind::Flannel,
+            binary,
+            patience: Duration::from_secs(20),
+            arguments: flags.into_iter().chain(arguments.iter().cloned()).collect(),
+            asking: Vec::new(),
+            log: lab.directory(node).join("flannel-agent.log"),
+            process: None,
+        })
     }
 
     /// Starts the process without waiting for anything. Its log is appended to.
@@ -116,7 +184,7 @@ impl Agent {
         let log = OpenOptions::new().create(true).append(true).open(&self.log);
         let log = log.at("open", &self.log)?;
         let errors = log.try_clone().at("open", &self.log)?;
-        let mut run = Command::new(&self.options.binary);
+        let mut run = Command::new(&self.binary);
         run.arg("run").args(&self.arguments);
         run.stdin(Stdio::null()).stdout(log).stderr(errors);
         self.process = Some(self.place.spawn(run)?);
@@ -126,8 +194,9 @@ impl Agent {
     /// Waits until `/healthz` says 200.
     pub fn wait_ready(&mut self) -> Result<()> {
         let began = Instant::now();
-        while began.elapsed() < self.options.patience {
-            if self.get(HEALTH, "/healthz").is_ok_and(|(status, _)| status == 200) {
+        while began.elapsed() < self.patience {
+            let (address, path) = self.kind.readiness();
+            if self.get(address, path).is_ok_and(|(status, _)| status == 200) {
                 return Ok(());
             }
             if self.process.as_mut().is_none_or(|process| process.ended().is_some()) {
@@ -136,7 +205,7 @@ impl Agent {
             thread::sleep(Duration::from_millis(20));
         }
         Err(Error::NotReady {
-            what: format!("proxy-agent of {}", self.place.name),
+            what: format!("{} of {}", self.kind.name(), self.place.name),
             seconds: began.elapsed().as_secs(),
             log: self.log_tail(),
         })
@@ -145,7 +214,7 @@ impl Agent {
     /// Ends the agent by SIGKILL, as a crash would.
     pub fn kill(&mut self) -> Result<()> {
         match self.process.take() {
-            Some(mut process) => process.kill().map(drop).at("kill", &self.options.binary),
+            Some(mut process) => process.kill().map(drop).at("kill", &self.binary),
             None => Ok(()),
         }
     }
@@ -174,20 +243,22 @@ impl Agent {
 
     /// Runs a subcommand (`status`, `services`, …) beside the agent.
     pub fn ask(&self, arguments: &[&str]) -> Result<Output> {
-        let mut ask = Command::new(&self.options.binary);
-        ask.args(arguments).arg("--bpffs").arg(&self.bpffs);
+        let mut ask = Command::new(&self.binary);
+        ask.args(arguments).args(&self.asking);
         self.place.run(ask)
     }
 
     /// The text of `/metrics`.
     pub fn metrics(&self) -> Result<String> {
-        let answer = self.get(METRICS, "/metrics");
-        answer.map(|(_, body)| body).at("read", format!("http://{METRICS}/metrics"))
+        let address = self.kind.metrics();
+        let answer = self.get(address, "/metrics");
+        answer.map(|(_, body)| body).at("read", format!("http://{address}/metrics"))
     }
 
     /// Status and body of a path of the status server at the health address.
     pub fn health(&self, path: &str) -> Result<(u16, String)> {
-        self.get(HEALTH, path).at("read", format!("http://{HEALTH}{path}"))
+        let (address, _) = self.kind.readiness();
+        self.get(address, path).at("read", format!("http://{address}{path}"))
     }
 
     fn get(&self, address: &str, path: &str) -> io::Result<(u16, String)> {

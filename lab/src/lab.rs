@@ -219,6 +219,11 @@ impl Lab {
         self.directory(node).join("manifests")
     }
 
+    /// What a node's flannel-agent tells the CNI plugin by.
+    pub fn subnet_file(&self, node: &str) -> PathBuf {
+        self.directory(node).join("flannel/subnet.env")
+    }
+
     /// Where logs and other files of a place are kept while the lab is up.
     pub fn directory(&self, place: &str) -> PathBuf {
         self.record.directory().join(place)

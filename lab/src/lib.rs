@@ -11,6 +11,7 @@ pub mod bench;
 mod bpffs;
 mod cgroup;
 mod error;
+pub mod etcd;
 mod lab;
 pub mod manifests;
 mod namespace;

@@ -38,7 +38,7 @@ pub(crate) fn fabric(lab: &str, spec: &LabSpec) -> Vec<String> {
         lines.push(format!("link set to-{name} master ul0 up"));
     }
     // What stands for the outside is also the nodes' router, which knows the pods.
-    for (number, _) in spec.nodes() {
+    for (number, _) in spec.nodes().filter(|_| !spec.overlay) {
         let [v4, v6] = address::pod_cidrs(number);
         lines.push(format!("route add {v4} via {}", address::node4(number)));
         lines.push(format!("route add {v6} via {}", address::node6(number)));
@@ -64,7 +64,7 @@ pub(crate) fn node(spec: &LabSpec, number: u8, node: &NodeSpec) -> Vec<String> {
     if node.pod_links == PodLinks::Bridge {
         lines.extend(bridge(number, spec.pod_mtu));
     }
-    for (other, _) in spec.nodes().filter(|(other, _)| *other != number) {
+    for (other, _) in spec.nodes().filter(|(other, _)| *other != number && !spec.overlay) {
         let [v4, v6] = address::pod_cidrs(other);
         lines.push(format!("route add {v4} via {}", address::node4(other)));
         lines.push(format!("route add {v6} via {}", address::node6(other)));

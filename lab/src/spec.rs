@@ -17,6 +17,9 @@ pub struct LabSpec {
     pub rp_filter: u8,
     /// MTU of pods and their links.
     pub pod_mtu: u16,
+    /// No routes lead to other nodes' pods: an overlay shall.
+    #[serde(default)]
+    pub overlay: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -46,6 +49,7 @@ impl Default for LabSpec {
             client_service_routes: false,
             rp_filter: 2,
             pod_mtu: 1500,
+            overlay: false,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `proxy-agent check`: what this node lacks, and what that costs.
 
 use std::{
-    env, fs,
+    env,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -9,10 +9,10 @@ use std::{
 use agent_kit::{
     barrier::Barrier,
     bpf::{self, MapLayout, map_type},
+    finding::{self, Finding, Verdict, lacking, ok},
     mount,
     table::{MapTable, Table},
 };
-use serde::Serialize;
 
 use aya::Ebpf;
 use datapath::settings::{Settings, socket_lb};
@@ -23,43 +23,7 @@ use crate::{
     config::CheckArgs,
     object,
     settings::{ReservedPorts, kernel_version},
-    show::print,
 };
-
-/// How a thing stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    Ok,
-    /// Works, with a cost.
-    Warning,
-    /// Does not work without.
-    Missing,
-    Unknown,
-}
-
-/// One thing looked at.
-#[derive(Clone, Debug, Serialize)]
-pub struct Finding {
-    pub subject: &'static str,
-    pub verdict: Verdict,
-    pub found: String,
-    /// What it costs and what to do, unless all is well.
-    pub advice: Option<String>,
-}
-
-fn ok(subject: &'static str, found: impl Into<String>) -> Finding {
-    Finding { subject, verdict: Verdict::Ok, found: found.into(), advice: None }
-}
-
-fn lacking(
-    subject: &'static str,
-    verdict: Verdict,
-    found: impl Into<String>,
-    advice: impl Into<String>,
-) -> Finding {
-    Finding { subject, verdict, found: found.into(), advice: Some(advice.into()) }
-}
 
 /// Looks at everything.
 pub fn check(args: &CheckArgs) -> Vec<Finding> {
@@ -73,7 +37,7 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
     let programs = object::verify();
     findings.push(device_hooks(programs.as_ref().ok()));
     findings.push(verified(programs));
-    findings.extend(forwarding());
+    findings.extend(finding::forwarding());
     findings.push(ports(args));
     findings.push(rules());
     findings
@@ -128,24 +92,7 @@ const CAPABILITIES: [(&str, u32, Verdict, &str); 4] = [
 ];
 
 fn capabilities() -> Vec<Finding> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let bits = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-    let Some(bits) = bits else {
-        return vec![lacking("capabilities", Verdict::Unknown, "unreadable", "mount /proc")];
-    };
-    CAPABILITIES
-        .into_iter()
-        .map(|(name, bit, verdict, cost)| {
-            if bits & (1 << bit) == 0 {
-                lacking(name, verdict, "absent", cost)
-            } else {
-                ok(name, "present")
-            }
-        })
-        .collect()
+    finding::capabilities(&CAPABILITIES)
 }
 
 fn bpffs(path: &Path) -> Finding {
@@ -274,27 +221,6 @@ fn verified(programs: Result<Ebpf, object::LoadError>) -> Finding {
     }
 }
 
-fn forwarding() -> Vec<Finding> {
-    [
-        ("IPv4 forwarding", "net/ipv4/ip_forward"),
-        ("IPv6 forwarding", "net/ipv6/conf/all/forwarding"),
-    ]
-    .into_iter()
-    .map(|(subject, path)| {
-        let value = fs::read_to_string(Path::new("/proc/sys").join(path));
-        let advice = format!(
-            "packets do not pass between pods and uplinks: sysctl -w {}=1",
-            path.replace('/', ".")
-        );
-        match value.as_deref().map(str::trim) {
-            Ok("1") => ok(subject, "on"),
-            Ok(_) => lacking(subject, Verdict::Warning, "off", advice),
-            Err(err) => lacking(subject, Verdict::Unknown, err.to_string(), advice),
-        }
-    })
-    .collect()
-}
-
 fn ports(args: &CheckArgs) -> Finding {
     let range = args.nat_ports;
     match ReservedPorts::read() {
@@ -373,26 +299,4 @@ fn find(program: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .map(|dir| dir.join(program))
         .find(|path| path.is_file())
-}
-
-/// For people.
-pub fn print(findings: &[Finding]) -> String {
-    print::table(
-        &["", "SUBJECT", "FOUND", "ADVICE"],
-        findings.iter().map(|finding| {
-            let mark = match finding.verdict {
-                Verdict::Ok => "ok",
-                Verdict::Warning => "warning",
-                Verdict::Missing => "MISSING",
-                Verdict::Unknown => "unknown",
-            };
-            let advice = finding.advice.clone().unwrap_or_default();
-            vec![mark.into(), finding.subject.into(), finding.found.clone(), advice]
-        }),
-    )
-}
-
-/// True if the agent can run.
-pub fn is_fit(findings: &[Finding]) -> bool {
-    findings.iter().all(|finding| finding.verdict != Verdict::Missing)
 }

@@ -7,6 +7,10 @@ use std::{
     str::FromStr,
 };
 
+pub use agent_kit::{
+    log::LogFormat,
+    output::{Output, OutputArgs},
+};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
@@ -60,20 +64,6 @@ pub struct PinArgs {
     /// Where maps and links are pinned; a bpf file system is mounted there if there is none
     #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/millrace")]
     pub bpffs: PathBuf,
-}
-
-#[derive(Args, Clone, Copy, Debug)]
-pub struct OutputArgs {
-    /// Table for people, JSON for programs
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Output,
-}
-
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Output {
-    #[default]
-    Table,
-    Json,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -359,14 +349,6 @@ pub enum Algorithm {
     SourceHash,
     #[value(alias = "mh")]
     Maglev,
-}
-
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    #[default]
-    Text,
-    Json,
 }
 
 /// Which maps a capacity is for.

@@ -6,18 +6,17 @@ use std::{
     process::ExitCode,
 };
 
+use agent_kit::{finding, log, output::print};
 use anyhow::{Context, Result};
 use clap::Parser;
 use proxy_agent::{
     check,
     cleanup::{self, CleanupError},
-    config::{Cli, Command, ConfigError, LogFormat, Output, RunArgs},
+    config::{Cli, Command, ConfigError, RunArgs},
     object,
     run::{self, RunError},
     show,
 };
-use serde::Serialize;
-use tracing_subscriber::EnvFilter;
 
 /// musl's own allocator is slow with many threads, and keeps more memory.
 #[global_allocator]
@@ -63,8 +62,8 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         }
         Some(Command::Check(args)) => {
             let findings = check::check(&args);
-            print(args.show.output.output, &findings, |findings| check::print(findings))?;
-            Ok(if check::is_fit(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            print(args.show.output.output, &findings, |findings| finding::print(findings))?;
+            Ok(if finding::is_fit(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Some(Command::Cleanup(args)) => {
             if args.kube_proxy {
@@ -76,29 +75,9 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     }
 }
 
-fn print<T: Serialize>(
-    output: Output,
-    facts: &T,
-    for_people: impl FnOnce(&T) -> String,
-) -> Result<ExitCode> {
-    let text = match output {
-        Output::Table => for_people(facts),
-        Output::Json => serde_json::to_string_pretty(facts)? + "\n",
-    };
-    match io::stdout().write_all(text.as_bytes()) {
-        // The reader has seen enough (`proxy-agent flows | head`).
-        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        result => result
-            .context(
-                "cannot write to standard output: the file system is full or the pipe is broken",
-            )
-            .map(|()| ExitCode::SUCCESS),
-    }
-}
-
 fn agent(args: RunArgs) -> Result<ExitCode> {
     args.validate()?;
-    log(args.log_format, args.verbose);
+    log::init(args.log_format, args.verbose, "proxy_agent");
     return_memory_at_once();
     // One thread for changes, one for those who ask; waits and sweeps have their own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -121,19 +100,4 @@ fn return_memory_at_once() {
     const PURGE_DELAY: i32 = 15;
     // SAFETY: no other thread runs yet, which is what the call asks for.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 0) };
-}
-
-fn log(format: LogFormat, verbose: u8) {
-    let level = match verbose {
-        0 => "info",
-        1 => "info,proxy_agent=debug,agent_kit=debug",
-        _ => "debug,proxy_agent=trace,agent_kit=trace",
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
-    match format {
-        LogFormat::Text => subscriber.with_target(false).init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
 }

@@ -1,18 +1,19 @@
 //! Devices, addresses and default routes of this network namespace, and word of their changes.
-//!
-//! A notification is only a reason to look again: the whole list is read anew, so that none
-//! that was lost (the socket's buffer overran) is missed for good.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{io, net::IpAddr};
 
-use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use agent_kit::{
+    netlink::{default_devices, own_address},
+    notice::Notices,
+};
+use futures::TryStreamExt;
 use netlink_packet_route::{
     AddressFamily,
-    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+    address::{AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
-    route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
+    route::RouteMessage,
 };
-use rtnetlink::{Handle, MulticastGroup};
+use rtnetlink::Handle;
 
 use crate::desired::IpFamily;
 
@@ -42,9 +43,6 @@ pub struct DeviceAddress {
     pub is_global: bool,
 }
 
-/// Notifications this close together are one reason to look.
-const COALESCE: Duration = Duration::from_millis(5);
-
 /// Everything, as it was at one moment.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Network {
@@ -66,44 +64,22 @@ pub enum NetlinkError {
 /// The connection to the kernel. Needs a tokio runtime.
 pub struct Netlink {
     handle: Handle,
-    events: UnboundedReceiver<Notification>,
-    /// Word came, and no list was asked for since.
-    is_due: bool,
+    notices: Notices,
 }
-
-type Notification = (
-    rtnetlink::packet_core::NetlinkMessage<netlink_packet_route::RouteNetlinkMessage>,
-    rtnetlink::sys::SocketAddr,
-);
 
 impl Netlink {
     pub fn open() -> Result<Self, NetlinkError> {
-        let (connection, _, events) = rtnetlink::new_multicast_connection(&[
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-        ])?;
-        tokio::spawn(connection);
         // Requests have a socket of their own, so that notifications cannot crowd out answers.
+        let notices = Notices::open()?;
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle, events, is_due: false })
+        Ok(Self { handle, notices })
     }
 
     /// Returns when something may have changed; `None` once the kernel says no more. May be
     /// dropped half way: no word is lost by that.
     pub async fn changed(&mut self) -> Option<()> {
-        if !self.is_due {
-            self.events.next().await?;
-            self.is_due = true;
-        }
-        // Devices come with a burst of notifications, and routing daemons send many.
-        tokio::time::sleep(COALESCE).await;
-        while self.events.try_recv().is_ok() {}
-        self.is_due = false;
-        Some(())
+        self.notices.changed().await
     }
 
     pub async fn list(&self) -> Result<Network, NetlinkError> {
@@ -164,42 +140,10 @@ fn address(message: &AddressMessage) -> Option<DeviceAddress> {
     if message.header.flags.intersects(unusable) {
         return None;
     }
-    // On a point-to-point link `Address` is the other end's, and `Local` ours.
-    let own = |attribute: &AddressAttribute| match attribute {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    };
-    let any = |attribute: &AddressAttribute| match attribute {
-        AddressAttribute::Address(address) => Some(*address),
-        _ => None,
-    };
-    let attributes = &message.attributes;
-    let address = attributes.iter().find_map(own).or_else(|| attributes.iter().find_map(any))?;
+    let address = own_address(message)?;
     Some(DeviceAddress {
         ifindex: message.header.index,
         address,
         is_global: message.header.scope == AddressScope::Universe,
     })
-}
-
-/// Devices of a default route in the main table.
-fn default_devices(message: &RouteMessage) -> Vec<u32> {
-    let header = &message.header;
-    if header.destination_prefix_length != 0
-        || header.table != RouteHeader::RT_TABLE_MAIN
-        || header.kind != RouteType::Unicast
-    {
-        return Vec::new();
-    }
-    let mut devices = Vec::new();
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => devices.push(*index),
-            RouteAttribute::MultiPath(hops) => {
-                devices.extend(hops.iter().map(|hop| hop.interface_index));
-            }
-            _ => {}
-        }
-    }
-    devices
 }

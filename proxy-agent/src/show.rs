@@ -1,12 +1,12 @@
 //! What stands in the pinned tables, read by path: the same with or without an agent.
 
 pub mod flows;
-pub mod print;
 pub mod services;
 pub mod status;
 
 use std::{collections::BTreeMap, io, path::Path};
 
+pub use agent_kit::print;
 use agent_kit::{
     array::ArrayView,
     reason::hint,

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use crate::{
     command::{self, host},
     machine::{Machine, Need, Step},
+    setup,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,7 +29,7 @@ impl From<bool> for Profile {
 
 /// Builds the agents around the given object.
 pub(crate) fn build(machine: &Machine, object: &Path, profile: Profile) -> Result<()> {
-    build_binaries(machine, &["proxy-agent"], Some(object), profile)
+    build_binaries(machine, &["proxy-agent", "flannel-agent"], Some(object), profile)
 }
 
 /// Builds what runs inside the places of a lab.
@@ -38,7 +39,12 @@ pub(crate) fn build_peer(machine: &Machine) -> Result<()> {
 
 /// Builds both at once, which is quicker: they share most of what they depend on.
 pub(crate) fn build_with_peer(machine: &Machine, object: &Path) -> Result<()> {
-    build_binaries(machine, &["proxy-agent", "lab-peer"], Some(object), Profile::Release)
+    build_binaries(
+        machine,
+        &["proxy-agent", "flannel-agent", "lab-peer"],
+        Some(object),
+        Profile::Release,
+    )
 }
 
 /// Builds the agents and the load of the benchmarks.
@@ -67,6 +73,9 @@ fn build_binaries(
             machine.target().join(target).join("release")
         }
     };
+    if names.contains(&"flannel-agent") {
+        machine.provide(&[setup::protoc()])?;
+    }
     eprintln!("building {} ({profile:?})", names.join(" and "));
     command::run(&mut cargo)?;
     names.iter().try_for_each(|name| put(machine, &dir.join(name)))

@@ -23,6 +23,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// Pure code: no clock, no files, no kernel, no runtime.
 const PURE: &[&str] = &[
     "datapath/src",
+    "flannel-agent/src/acquire.rs",
+    "flannel-agent/src/annotation.rs",
+    "flannel-agent/src/entries.rs",
+    "flannel-agent/src/lease.rs",
+    "flannel-agent/src/mac.rs",
+    "flannel-agent/src/net_config.rs",
+    "flannel-agent/src/peers.rs",
+    "flannel-agent/src/pool",
+    "flannel-agent/src/pool.rs",
+    "flannel-agent/src/subnet.rs",
+    "flannel-agent/src/subnet_env.rs",
     "proxy-agent/src/model",
     "proxy-agent/src/model.rs",
     "proxy-agent/src/topology",

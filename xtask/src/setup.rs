@@ -1,6 +1,6 @@
 //! What each task needs from the machine, beyond what builds the eBPF objects.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Result, bail};
 
@@ -16,6 +16,21 @@ pub(crate) fn root(why: &str) -> Result<()> {
         bail!("this needs root, since {why}; run it as root");
     }
     Ok(())
+}
+
+/// For what is compiled of flannel-agent: etcd's interface is made from its definition.
+pub(crate) fn protoc() -> Need {
+    // Debian keeps the definitions that others include in a package of their own.
+    let is_whole = |protoc: &Path| {
+        let prefix = protoc.parent().and_then(Path::parent);
+        prefix.is_some_and(|dir| dir.join("include/google/protobuf/duration.proto").exists())
+    };
+    Need {
+        name: "protoc".into(),
+        why: "makes the client of etcd from its definition",
+        present: Box::new(move || command::find("protoc").is_some_and(|path| is_whole(&path))),
+        steps: vec![Step::Packages(&["protobuf-compiler", "libprotobuf-dev"])],
+    }
 }
 
 /// For labs: namespaces, and the tools to look at them.
@@ -35,6 +50,10 @@ pub(crate) fn tiers() -> Vec<Need> {
         Need::program("iptables-save", "shows that no rule is left behind", &["iptables"]),
         Need::program("ethtool", "sets offloads of links", &["ethtool"]),
         Need::program("tcpdump", "looks at packets between nodes", &["tcpdump"]),
+        Need::program("etcd", "keeps the leases of flannel-agent in the lab", &["etcd-server"]),
+        Need::program("etcdctl", "reads leases as an operator would", &["etcd-client"]),
+        Need::program("openssl", "makes certificates for etcd in the lab", &["openssl"]),
+        protoc(),
     ]);
     needs
 }
@@ -52,6 +71,7 @@ pub(crate) fn kernels() -> Vec<Need> {
 pub(crate) fn tidy() -> Vec<Need> {
     let deny = "cargo install --locked --debug cargo-deny --version 0.20.2";
     vec![
+        protoc(),
         component("fmt", "rustfmt", "checks the format"),
         component("clippy", "clippy", "checks the lints"),
         Need {

@@ -110,7 +110,10 @@ fn lab(machine: &Machine, environment: &[(&str, String)]) -> Result<Tally> {
     heading("lab");
     let mut cargo = machine.cargo();
     let test = privileged(&mut cargo, "lab", environment);
-    cargo_test(test.args(["--", "--test-threads=2"]), "lab")
+    let services = cargo_test(test.args(["--", "--test-threads=2"]), "lab")?;
+    let mut cargo = machine.cargo();
+    let test = privileged(&mut cargo, "overlay", environment);
+    Ok(services + cargo_test(test.args(["--", "--test-threads=2"]), "lab")?)
 }
 
 fn cluster() -> Tally {

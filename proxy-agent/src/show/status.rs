@@ -1,11 +1,8 @@
 //! `proxy-agent status`: what the running agent answers, or what it left behind.
 
-use std::{
-    io::{self, Read, Write},
-    net::{SocketAddr, TcpStream},
-    path::Path,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path};
+
+use agent_kit::ask;
 
 use super::{ShowError, flow_fill, print};
 use crate::{
@@ -15,7 +12,7 @@ use crate::{
 
 /// Asks the agent; if none answers, tells what is pinned.
 pub fn read(agent: SocketAddr, bpffs: &Path) -> Result<Status, ShowError> {
-    let mut status = match ask(agent) {
+    let mut status = match ask::get(agent, "/status") {
         Ok(status) => status,
         Err(_) => pinned(bpffs, agent)?,
     };
@@ -26,18 +23,6 @@ pub fn read(agent: SocketAddr, bpffs: &Path) -> Result<Status, ShowError> {
         capacity,
     }));
     Ok(status)
-}
-
-/// A GET over HTTP/1.0, which needs neither chunks nor a client library.
-fn ask(agent: SocketAddr) -> io::Result<Status> {
-    let patience = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(&agent, patience)?;
-    stream.set_read_timeout(Some(patience))?;
-    write!(stream, "GET /status HTTP/1.0\r\nHost: {agent}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    Ok(serde_json::from_str(body)?)
 }
 
 fn pinned(bpffs: &Path, agent: SocketAddr) -> Result<Status, ShowError> {

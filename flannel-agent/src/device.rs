@@ -1,0 +1,281 @@
+//! The classic tunnel device of one family: as flanneld makes it, kept where it fits, with its
+//! hardware address kept in any case.
+
+use std::{fs, net::IpAddr, path::Path};
+
+use ipnetwork::IpNetwork;
+use tracing::{info, warn};
+
+use crate::{
+    interface::{Interface, Listing, Uplink},
+    kernel::{Kernel, KernelError, VxlanLink},
+    mac::Mac,
+    net_config::{Backend, NetConfig, Vxlan},
+    peers::Tunnel,
+    subnet::Family,
+};
+
+/// The kernel's own choice of a port, which is not the one that was assigned later (4789).
+const KERNEL_PORT: u16 = 8472;
+
+/// A device as it shall be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wish {
+    pub name: String,
+    pub vni: u32,
+    pub port: u16,
+    pub link: u32,
+    pub local: IpAddr,
+    pub learning: bool,
+    pub gbp: bool,
+    pub mtu: u32,
+    pub mac: Mac,
+}
+
+/// Bytes that a packet grows by: outer Ethernet header, IP, UDP, VXLAN.
+pub fn overhead(family: Family) -> u32 {
+    match family {
+        Family::V4 => 50,
+        Family::V6 => 70,
+    }
+}
+
+pub fn name(family: Family, vni: u32) -> String {
+    match family {
+        Family::V4 => format!("flannel.{vni}"),
+        Family::V6 => format!("flannel-v6.{vni}"),
+    }
+}
+
+/// Whether a name is that of a tunnel device, of whatever VNI.
+pub fn is_name(name: &str) -> bool {
+    let vni = name.strip_prefix("flannel.").or_else(|| name.strip_prefix("flannel-v6."));
+    vni.is_some_and(|vni| !vni.is_empty() && vni.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+impl Wish {
+    pub fn new(family: Family, vxlan: &Vxlan, uplink: &Uplink, mac: Mac) -> Option<Self> {
+        let below = if vxlan.mtu > 0 { vxlan.mtu } else { uplink.mtu };
+        Some(Self {
+            name: name(family, vxlan.vni),
+            vni: vxlan.vni,
+            port: vxlan.port,
+            link: uplink.index,
+            local: uplink.public(family)?,
+            learning: vxlan.learning,
+            gbp: vxlan.gbp,
+            mtu: below.saturating_sub(overhead(family)),
+            mac,
+        })
+    }
+
+    /// Why a device that is there cannot serve; what is not compared can be set.
+    pub fn mismatch(&self, found: &VxlanLink) -> Option<String> {
+        let port = if self.port == 0 { KERNEL_PORT } else { self.port };
+        let differs = |what: &str, is: &dyn ToString, wanted: &dyn ToString| {
+            Some(format!("{what} is {} and not {}", is.to_string(), wanted.to_string()))
+        };
+        if found.collect_metadata {
+            Some("it takes its tunnel from programs".into())
+        } else if found.vni != self.vni {
+            differs("its VNI", &found.vni, &self.vni)
+        } else if found.link != self.link {
+            differs("the device below", &found.link, &self.link)
+        } else if found.local != Some(self.local) {
+            let is = found.local.map_or("none".to_owned(), |local| local.to_string());
+            differs("its local address", &is, &self.local)
+        } else if found.port != port {
+            differs("its port", &found.port, &port)
+        } else if found.gbp != self.gbp {
+            differs("GBP", &found.gbp, &self.gbp)
+        } else if found.learning != self.learning {
+            differs("Learning", &found.learning, &self.learning)
+        } else if found.has_group || found.l2miss {
+            Some("it has a group or asks for addresses".into())
+        } else {
+            None
+        }
+    }
+}
+
+/// What making a device as it shall be took; to be told, and counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Provided {
+    pub tunnel: Tunnel,
+    pub repairs: u32,
+}
+
+/// The MAC of a device that is there, to be kept.
+pub fn existing_mac(listing: &Listing, name: &str) -> Option<Mac> {
+    let found = listing.interface(name).filter(|found| found.vxlan.is_some())?;
+    found.mac.filter(|mac| mac.is_usable())
+}
+
+/// Makes or repairs the device; `is_first` if that is no repair but the begin.
+pub async fn provide(
+    kernel: &Kernel,
+    listing: &Listing,
+    wish: &Wish,
+    is_first: bool,
+) -> Result<Provided, KernelError> {
+    let mut repairs = 0;
+    let found = listing.interface(&wish.name);
+    let reason = match found {
+        None => Some("it is not there".to_owned()),
+        Some(found) => match &found.vxlan {
+            None => Some("it is no VXLAN device".to_owned()),
+            Some(vxlan) => wish.mismatch(vxlan),
+        },
+    };
+    let Some(reason) = reason else {
+        let found = found.expect("a device without reason to replace it is there");
+        repairs += adjust(kernel, found, wish).await?;
+        let mac = found.mac.unwrap_or(wish.mac);
+        return Ok(Provided { tunnel: Tunnel { device: found.index, mac }, repairs });
+    };
+    if let Some(found) = found {
+        warn!(
+            device = wish.name,
+            reason, "replacing the tunnel device; its hardware address is kept"
+        );
+        kernel.remove_link(found.index, &found.name).await?;
+    } else if is_first {
+        info!(device = wish.name, mac = %wish.mac, mtu = wish.mtu, "creating the tunnel device");
+    } else {
+        warn!(device = wish.name, "the tunnel device is gone; creating it again");
+    }
+    kernel.create_vxlan(wish).await?;
+    let listing = kernel.listing().await?;
+    let created = listing.interface(&wish.name).ok_or_else(|| KernelError {
+        what: format!("find device {}", wish.name),
+        source: std::io::ErrorKind::NotFound.into(),
+    })?;
+    let mac = created.mac.unwrap_or(wish.mac);
+    repairs += u32::from(!is_first);
+    Ok(Provided { tunnel: Tunnel { device: created.index, mac }, repairs })
+}
+
+async fn adjust(kernel: &Kernel, found: &Interface, wish: &Wish) -> Result<u32, KernelError> {
+    if found.mtu == wish.mtu {
+        return Ok(0);
+    }
+    info!(device = wish.name, from = found.mtu, to = wish.mtu, "setting the MTU");
+    kernel.set_mtu(found.index, &found.name, wish.mtu).await?;
+    Ok(1)
+}
+
+/// Gives the device the subnet's first address, takes others of the pod network away, and sets
+/// it up. The address is what the node's own packets to pods elsewhere carry as their source.
+pub async fn address(
+    kernel: &Kernel,
+    device: u32,
+    wish: &Wish,
+    own: IpNetwork,
+    pods: IpNetwork,
+) -> Result<u32, KernelError> {
+    let listing = kernel.listing().await?;
+    let Some(found) = listing.interfaces.iter().find(|found| found.index == device) else {
+        return Ok(0);
+    };
+    let mut repairs = 0;
+    let wanted = own.network();
+    let bits = Family::of(wanted).bits();
+    settle(&wish.name, Family::of(wanted));
+    let addresses: Vec<IpNetwork> = listing
+        .addresses
+        .iter()
+        .filter(|address| address.device == device)
+        .map(|address| address.network)
+        .collect();
+    for &other in &addresses {
+        if pods.contains(other.ip()) && (other.ip() != wanted || other.prefix() != bits) {
+            kernel.remove_address(device, &wish.name, other).await?;
+            repairs += 1;
+        }
+    }
+    if !addresses.iter().any(|address| address.ip() == wanted && address.prefix() == bits) {
+        kernel.add_address(device, &wish.name, wanted).await?;
+        repairs += 1;
+    }
+    if !found.is_up {
+        kernel.set_up(device, &wish.name).await?;
+        repairs += 1;
+    }
+    Ok(repairs)
+}
+
+/// Nobody on a tunnel device may announce routers; and a device for IPv6 needs it switched on.
+/// Where /proc/sys is read-only or IPv6 is not built in, there is nothing to announce to.
+fn settle(name: &str, family: Family) {
+    let directory = Path::new("/proc/sys/net/ipv6/conf").join(name);
+    let write = |entry: &str, value: &str| {
+        let path = directory.join(entry);
+        if fs::read_to_string(&path).is_ok_and(|is| is.trim() != value) {
+            let _ = fs::write(path, value);
+        }
+    };
+    write("accept_ra", "0");
+    if family == Family::V6 {
+        write("disable_ipv6", "0");
+    }
+}
+
+/// The MTU that pods are told: what fits into the tunnels of all families that are on.
+pub fn pod_mtu(config: &NetConfig, uplink: &Uplink) -> u32 {
+    match &config.backend {
+        Backend::HostGw => uplink.mtu,
+        Backend::Vxlan(vxlan) => {
+            let below = if vxlan.mtu > 0 { vxlan.mtu } else { uplink.mtu };
+            let families = Family::BOTH.into_iter().filter(|&of| config.network(of).is_some());
+            below.saturating_sub(families.map(overhead).max().unwrap_or(0))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert_eq!(name(Family::V6, 7), "flannel-v6.7");
+        assert!(is_name("flannel.1") && is_name("flannel-v6.4096"));
+        assert!(!is_name("flannel.") && !is_name("flannel.x") && !is_name("flannel-wg"));
+    }
+
+    #[test]
+    fn a_device_that_fits_is_kept() {
+        let uplink = Uplink {
+            index: 2,
+            name: "eth0".into(),
+            mtu: 1500,
+            public_ip: "192.168.78.11".parse().ok(),
+            public_ipv6: "fd00:78::11".parse().ok(),
+        };
+        let wish = |family| {
+            Wish::new(family, &Vxlan::default(), &uplink, Mac([2, 0, 0, 0, 0, 1])).unwrap()
+        };
+        let found = VxlanLink {
+            vni: 1,
+            link: 2,
+            local: "192.168.78.11".parse().ok(),
+            port: 8472,
+            ..VxlanLink::default()
+        };
+        assert_eq!((wish(Family::V4).mtu, wish(Family::V6).mtu), (1450, 1430));
+        assert_eq!(wish(Family::V4).mismatch(&found), None);
+        for other in [
+            VxlanLink { vni: 2, ..found },
+            VxlanLink { link: 3, ..found },
+            VxlanLink { local: None, ..found },
+            VxlanLink { port: 4789, ..found },
+            VxlanLink { gbp: true, ..found },
+            VxlanLink { learning: true, ..found },
+            VxlanLink { has_group: true, ..found },
+            VxlanLink { l2miss: true, ..found },
+            VxlanLink { collect_metadata: true, ..found },
+        ] {
+            assert!(wish(Family::V4).mismatch(&other).is_some(), "{other:?}");
+        }
+    }
+}

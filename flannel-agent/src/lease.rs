@@ -1,0 +1,232 @@
+//! What a node publishes with its subnet: the value of flannel's keys, to the byte.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::{
+    mac::Mac,
+    subnet::{Family, Subnet},
+};
+
+/// A subnet with what its node says of itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Lease {
+    pub subnet: Subnet,
+    pub attrs: Attrs,
+    /// A reservation has none, and gets none.
+    pub expires: Expiry,
+}
+
+/// When the store forgets a lease.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Expiry {
+    /// Put there for good by an operator, or kept by the cluster.
+    Never,
+    /// Seconds since 1970.
+    At(u64),
+    /// It expires; who only lists does not ask when.
+    #[default]
+    Untold,
+}
+
+/// What a node says of itself. Written in flannel's order of fields; an absent IPv6 address is
+/// `null`, an absent backend is left out.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Attrs {
+    /// Never `null`: flanneld drops a lease that says so.
+    #[serde(rename = "PublicIP", serialize_with = "or_zero")]
+    pub public_ip: Option<Ipv4Addr>,
+    #[serde(rename = "PublicIPv6")]
+    pub public_ipv6: Option<Ipv6Addr>,
+    #[serde(rename = "BackendType", skip_serializing_if = "String::is_empty")]
+    pub backend_type: String,
+    #[serde(rename = "BackendData", skip_serializing_if = "Option::is_none")]
+    pub backend_data: Option<Value>,
+    #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
+    pub backend_v6_data: Option<Value>,
+}
+
+#[allow(clippy::ref_option, clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn or_zero<S: serde::Serializer>(ip: &Option<Ipv4Addr>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&ip.unwrap_or(Ipv4Addr::UNSPECIFIED))
+}
+
+/// Why a value tells nothing.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum AttrsError {
+    #[error("not JSON: {0}")]
+    Json(String),
+    #[error("{field}: {found} is not {expected}")]
+    Field { field: &'static str, found: String, expected: &'static str },
+}
+
+/// The other end of a tunnel: what `BackendData` says for vxlan.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Vtep {
+    pub vni: u32,
+    pub mac: Mac,
+}
+
+impl Vtep {
+    /// `{"VNI":1,"VtepMAC":"..."}`: the MAC last, as flanneld splits it off.
+    pub fn to_value(self) -> Value {
+        let mut map = Map::new();
+        map.insert("VNI".into(), self.vni.into());
+        map.insert("VtepMAC".into(), self.mac.to_string().into());
+        Value::Object(map)
+    }
+
+    /// Unknown fields are ignored, and old versions say no VNI.
+    pub fn read(value: &Value) -> Option<Self> {
+        let mac = field(value, "VtepMAC")?.as_str().and_then(Mac::parse)?;
+        let vni = field(value, "VNI").map_or(Some(0), Value::as_u64)?;
+        Some(Self { vni: vni.try_into().ok()?, mac })
+    }
+}
+
+/// A field of an object, its name in any case.
+pub fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    let map = value.as_object()?;
+    let folded = || map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+    map.get(name).or_else(|| folded().map(|(_, value)| value)).filter(|value| !value.is_null())
+}
+
+impl Attrs {
+    /// The value of a key. Serialising cannot fail: all names are strings.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    pub fn parse(text: &str) -> Result<Self, AttrsError> {
+        let value: Value =
+            serde_json::from_str(text).map_err(|err| AttrsError::Json(err.to_string()))?;
+        Self::from_value(&value)
+    }
+
+    pub fn from_value(value: &Value) -> Result<Self, AttrsError> {
+        if !value.is_object() {
+            return Err(AttrsError::Json("no object".into()));
+        }
+        let text = |name: &'static str| match field(value, name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(found) => Err(AttrsError::Field {
+                field: name,
+                found: found.to_string(),
+                expected: "a string",
+            }),
+        };
+        let address = |name: &'static str, expected| {
+            let read = |text: &str| {
+                text.parse::<IpAddr>().map_err(|_| AttrsError::Field {
+                    field: name,
+                    found: text.into(),
+                    expected,
+                })
+            };
+            text(name)?.map(read).transpose()
+        };
+        let public_ip = match address("PublicIP", "an IPv4 address")? {
+            Some(IpAddr::V4(ip)) => Some(ip).filter(|ip| !ip.is_unspecified()),
+            _ => None,
+        };
+        let public_ipv6 = match address("PublicIPv6", "an IPv6 address")? {
+            Some(IpAddr::V6(ip)) => Some(ip),
+            _ => None,
+        };
+        Ok(Self {
+            public_ip,
+            public_ipv6,
+            backend_type: text("BackendType")?.unwrap_or_default().into(),
+            backend_data: field(value, "BackendData").cloned(),
+            backend_v6_data: field(value, "BackendV6Data").cloned(),
+        })
+    }
+
+    pub fn public(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.public_ip.map(IpAddr::V4),
+            Family::V6 => self.public_ipv6.map(IpAddr::V6),
+        }
+    }
+
+    pub fn data(&self, family: Family) -> Option<&Value> {
+        match family {
+            Family::V4 => self.backend_data.as_ref(),
+            Family::V6 => self.backend_v6_data.as_ref(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn observed() -> Attrs {
+        let mac = Mac::parse("12:1c:7c:e6:f6:84").unwrap();
+        Attrs {
+            public_ip: "192.168.77.11".parse().ok(),
+            public_ipv6: None,
+            backend_type: "vxlan".into(),
+            backend_data: Some(Vtep { vni: 1, mac }.to_value()),
+            backend_v6_data: None,
+        }
+    }
+
+    #[test]
+    fn values_are_flannels_to_the_byte() {
+        let bytes = r#"{"PublicIP":"192.168.77.11","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"12:1c:7c:e6:f6:84"}}"#;
+        assert_eq!(observed().to_json(), bytes);
+        assert_eq!(Attrs::parse(bytes), Ok(observed()));
+        let bare = Attrs { public_ip: "1.2.3.4".parse().ok(), ..Attrs::default() };
+        assert_eq!(bare.to_json(), r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#);
+        let dual = Attrs {
+            public_ipv6: "fd00::3".parse().ok(),
+            backend_v6_data: observed().backend_data,
+            ..observed()
+        };
+        let bytes = r#"{"PublicIP":"192.168.77.11","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"12:1c:7c:e6:f6:84"},"BackendV6Data":{"VNI":1,"VtepMAC":"12:1c:7c:e6:f6:84"}}"#;
+        assert_eq!(dual.to_json(), bytes);
+        assert_eq!(Attrs::parse(bytes), Ok(dual));
+    }
+
+    #[test]
+    fn one_bad_family_leaves_the_other() {
+        let text = r#"{"PublicIP":"1.2.3.4","publicipv6":"fd00::3","BackendType":"vxlan","BackendData":{"VtepMAC":"no"},"BackendV6Data":{"VtepMAC":"12-1C-7C-E6-F6-84","New":1}}"#;
+        let attrs = Attrs::parse(text).unwrap();
+        assert_eq!(Vtep::read(attrs.data(Family::V4).unwrap()), None);
+        assert_eq!(Vtep::read(attrs.data(Family::V6).unwrap()).unwrap().vni, 0);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, said) in [
+            ("{", "not JSON"),
+            ("7", "not JSON"),
+            (r#"{"PublicIP":7}"#, "PublicIP: 7"),
+            (r#"{"PublicIP":"1.2.3"}"#, "PublicIP: 1.2.3"),
+        ] {
+            assert!(Attrs::parse(text).unwrap_err().to_string().contains(said), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(v4: u32, v6: Option<u128>, vni in 0_u32..1 << 24, mac: [u8; 6]) {
+            prop_assume!(v4 != 0);
+            let data = Vtep { vni, mac: Mac(mac) }.to_value();
+            let attrs = Attrs {
+                public_ip: Some(v4.into()),
+                public_ipv6: v6.map(Into::into),
+                backend_type: "vxlan".into(),
+                backend_data: Some(data.clone()),
+                backend_v6_data: v6.map(|_| data),
+            };
+            prop_assert_eq!(Attrs::parse(&attrs.to_json()), Ok(attrs));
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! The begin: configuration, uplink, devices, lease; in this order, since a lease tells of the
+//! device.
+
+use std::{collections::BTreeMap, fs, sync::Arc};
+
+use tokio::time::sleep;
+use tracing::info;
+
+use super::{ASK_AGAIN, Agent, RunError};
+use crate::{
+    config::{InterfaceSettings, RunArgs, Settings},
+    device::{self, Wish, existing_mac},
+    interface::{Choice, Listing, Uplink, select},
+    kernel::{Kernel, random_mac},
+    lease::{Attrs, Vtep},
+    mac::Mac,
+    metrics::Metrics,
+    net_config::{Backend, NetConfig},
+    peers::Tunnel,
+    status::{Board, Kind, Problem},
+    store::{Request, Store, StoreError},
+    subnet::{Family, Subnet},
+    subnet_env,
+};
+
+impl Agent {
+    /// Everything up to a lease of our own.
+    pub(super) async fn join(
+        args: RunArgs,
+        mut settings: Settings,
+        store: Arc<dyn Store>,
+        kernel: Kernel,
+        board: Arc<Board>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, RunError> {
+        let config = patiently(&board, || store.config()).await?;
+        info!(backend = config.backend.name(), "read the network's configuration");
+        let (public_ip, public_ipv6) = patiently(&board, || store.public()).await?;
+        let wished = &mut settings.interface;
+        wished.public_ip = wished.public_ip.or(public_ip);
+        wished.public_ipv6 = wished.public_ipv6.or(public_ipv6);
+        let uplink = find_uplink(&kernel, &settings.interface, &config).await?;
+        info!(
+            device = uplink.name,
+            ipv4 = ?uplink.public_ip,
+            ipv6 = ?uplink.public_ipv6,
+            "found the device toward the other nodes"
+        );
+        let public: Vec<_> =
+            Family::BOTH.into_iter().filter_map(|family| uplink.public(family)).collect();
+        let published = patiently(&board, || store.published(&public)).await?;
+        let listing = kernel.listing().await?;
+        let mut tunnels = BTreeMap::new();
+        if let Backend::Vxlan(vxlan) = &config.backend {
+            for family in families(&config) {
+                let mac = mac(&listing, family, vxlan.vni, published.as_ref())?;
+                let Some(wish) = Wish::new(family, vxlan, &uplink, mac) else { continue };
+                let provided = device::provide(&kernel, &listing, &wish, true).await?;
+                tunnels.insert(family, provided.tunnel);
+            }
+        }
+        let attrs = attrs(&config, &uplink, &tunnels);
+        let previous = fs::read_to_string(&args.subnet_file).unwrap_or_default();
+        let request = Request {
+            config: config.clone(),
+            attrs: attrs.clone(),
+            previous: subnet_env::previous(&previous),
+        };
+        let held = patiently(&board, || store.acquire(&request)).await?;
+        info!(subnet = %held.subnet, previous = %request.previous, "took a subnet");
+        {
+            let mut state = board.state();
+            state.status.store_reached = true;
+            state.status.backend = config.backend.name().into();
+            state.status.networks = config.networks().map(|network| network.to_string()).collect();
+        }
+        let mut agent = Self {
+            args,
+            settings,
+            store,
+            kernel,
+            board,
+            metrics,
+            config,
+            uplink,
+            tunnels,
+            attrs,
+            held,
+            renewal: None,
+            leases: BTreeMap::new(),
+            is_listed: false,
+            is_changed: false,
+            wanted: crate::entries::Entries::default(),
+            is_written: false,
+            subnet_env: None,
+            is_lost: false,
+        };
+        agent.hold(held);
+        Ok(agent)
+    }
+
+    pub(super) fn request(&self, previous: Subnet) -> Request {
+        Request { config: self.config.clone(), attrs: self.attrs.clone(), previous }
+    }
+}
+
+/// Families that are on.
+pub(super) fn families(config: &NetConfig) -> impl Iterator<Item = Family> {
+    Family::BOTH.into_iter().filter(|&family| config.network(family).is_some())
+}
+
+/// What we publish of ourselves.
+pub(super) fn attrs(
+    config: &NetConfig,
+    uplink: &Uplink,
+    tunnels: &BTreeMap<Family, Tunnel>,
+) -> Attrs {
+    let vtep = |family| match (&config.backend, tunnels.get(&family)) {
+        (Backend::Vxlan(vxlan), Some(tunnel)) => {
+            Some(Vtep { vni: vxlan.vni, mac: tunnel.mac }.to_value())
+        }
+        _ => None,
+    };
+    Attrs {
+        public_ip: uplink.public_ip,
+        public_ipv6: uplink.public_ipv6,
+        backend_type: config.backend.name().into(),
+        backend_data: vtep(Family::V4),
+        backend_v6_data: vtep(Family::V6),
+    }
+}
+
+/// The device's own address, if it is there; else the one that peers know; else a new one.
+pub(super) fn mac(
+    listing: &Listing,
+    family: Family,
+    vni: u32,
+    published: Option<&Attrs>,
+) -> Result<Mac, RunError> {
+    let known = || {
+        let data = published.and_then(|attrs| attrs.data(family))?;
+        Vtep::read(data).map(|vtep| vtep.mac).filter(|mac| mac.is_usable())
+    };
+    let kept = existing_mac(listing, &device::name(family, vni)).or_else(known);
+    kept.map_or_else(|| random_mac().map_err(RunError::Random), Ok)
+}
+
+pub(super) async fn find_uplink(
+    kernel: &Kernel,
+    settings: &InterfaceSettings,
+    config: &NetConfig,
+) -> Result<Uplink, RunError> {
+    let listing = kernel.listing().await?;
+    let can_reach = match settings.can_reach {
+        // An index that no device has, where no route leads: so that it is said.
+        Some(address) => Some(kernel.device_to(address).await.unwrap_or(0)),
+        None => None,
+    };
+    let choice = Choice {
+        names: settings.names.clone(),
+        patterns: settings.patterns.clone(),
+        can_reach,
+        public_ip: settings.public_ip,
+        public_ipv6: settings.public_ipv6,
+        needs_v4: config.v4.is_some(),
+        needs_v6: config.v6.is_some(),
+    };
+    Ok(select(&listing, &choice)?)
+}
+
+/// Asks until there is an answer, or one that no waiting will change.
+async fn patiently<'a, T, F>(board: &Board, mut ask: impl FnMut() -> F) -> Result<T, RunError>
+where
+    F: Future<Output = Result<T, StoreError>> + 'a,
+{
+    loop {
+        match ask().await {
+            Ok(answer) => {
+                board.set_problems("store", Vec::new());
+                return Ok(answer);
+            }
+            Err(err @ (StoreError::Exhausted { .. } | StoreError::Refused(_))) => {
+                return Err(err.into());
+            }
+            Err(err) => {
+                let message = format!("{err}; asked again every second");
+                board.set_problems("store", vec![Problem::new(Kind::Store, "", message)]);
+            }
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}

@@ -1,0 +1,273 @@
+//! The level to which everything is brought, from whatever it is: uplink, devices, addresses,
+//! entries, `subnet.env`. Nothing remembers what failed; the next look finds it again.
+
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
+
+use tracing::{debug, info, warn};
+
+use super::{
+    Agent,
+    join::{attrs, families, find_uplink, mac},
+};
+use crate::{
+    device::{self, Wish, pod_mtu},
+    entries::diff,
+    file,
+    interface::Traffic,
+    kernel::KernelError,
+    net_config::Backend,
+    notify,
+    peers::{Compiled, Site, compile},
+    status::{DeviceStatus, Kind, Problem},
+    subnet::Family,
+    subnet_env::SubnetEnv,
+};
+
+impl Agent {
+    /// A look without a reason that the store gave: what it finds to do was another hand's
+    /// doing, or failed before.
+    pub(super) async fn look(&mut self) {
+        self.follow_uplink().await;
+        if self.is_listed {
+            self.sync(false).await;
+        }
+    }
+
+    /// Publishes the addresses that the uplink has now.
+    async fn follow_uplink(&mut self) {
+        match find_uplink(&self.kernel, &self.settings.interface, &self.config).await {
+            Ok(uplink) => {
+                if uplink != self.uplink {
+                    info!(
+                        device = uplink.name,
+                        ipv4 = ?uplink.public_ip,
+                        ipv6 = ?uplink.public_ipv6,
+                        mtu = uplink.mtu,
+                        "the device toward the other nodes is another now, or has changed"
+                    );
+                    self.uplink = uplink;
+                }
+                self.board.set_problems("uplink", Vec::new());
+            }
+            Err(err) => {
+                // What is published stays: a device that is down for a moment comes back.
+                let problem = Problem::new(Kind::Device, &*self.uplink.name, err);
+                self.board.set_problems("uplink", vec![problem]);
+            }
+        }
+    }
+
+    /// Brings the kernel to what the leases say.
+    pub(super) async fn sync(&mut self, is_news: bool) {
+        let began = Instant::now();
+        let devices_fit = match self.provide_devices().await {
+            Ok(repairs) => {
+                self.repaired(repairs);
+                self.board.set_problems("devices", Vec::new());
+                true
+            }
+            Err(err) => {
+                self.board.set_problems("devices", vec![Problem::new(Kind::Device, "", err)]);
+                false
+            }
+        };
+        self.publish().await;
+        let site = self.site().await;
+        let compiled = compile(&site, &self.leases);
+        let written = self.write(&compiled, is_news).await;
+        self.tell(compiled).await;
+        if devices_fit && written {
+            self.ready().await;
+        }
+        self.metrics.synced(began.elapsed());
+    }
+
+    async fn provide_devices(&mut self) -> Result<u32, KernelError> {
+        let Backend::Vxlan(vxlan) = &self.config.backend else { return Ok(0) };
+        let mut repairs = 0;
+        for family in families(&self.config) {
+            let listing = self.kernel.listing().await?;
+            let mac = match self.tunnels.get(&family) {
+                Some(tunnel) => tunnel.mac,
+                None => match mac(&listing, family, vxlan.vni, Some(&self.attrs)) {
+                    Ok(mac) => mac,
+                    Err(_) => continue,
+                },
+            };
+            let Some(wish) = Wish::new(family, vxlan, &self.uplink, mac) else { continue };
+            let is_first = self.subnet_env.is_none();
+            let provided = device::provide(&self.kernel, &listing, &wish, is_first).await?;
+            repairs += provided.repairs;
+            self.tunnels.insert(family, provided.tunnel);
+            let (Some(own), Some(pods)) =
+                (self.held.subnet.of(family), self.config.network(family))
+            else {
+                continue;
+            };
+            let device = provided.tunnel.device;
+            let made = device::address(&self.kernel, device, &wish, own, pods).await?;
+            repairs += if is_first { 0 } else { made };
+        }
+        Ok(repairs)
+    }
+
+    /// Tells the store where an address of ours changed.
+    async fn publish(&mut self) {
+        let attrs = attrs(&self.config, &self.uplink, &self.tunnels);
+        if attrs == self.attrs || self.is_lost {
+            return;
+        }
+        match self.store.renew(&self.held, &attrs).await {
+            Ok(held) => {
+                info!(value = attrs.to_json(), "published what changed of this node");
+                self.attrs = attrs;
+                self.hold(held);
+                self.board.set_problems("publish", Vec::new());
+            }
+            Err(err) => {
+                let message = format!("what changed of this node is not published: {err}");
+                let problem = Problem::new(Kind::Lease, self.held.subnet.to_string(), message);
+                self.board.set_problems("publish", vec![problem]);
+            }
+        }
+    }
+
+    async fn site(&self) -> Site {
+        Site {
+            config: self.config.clone(),
+            subnet: self.held.subnet,
+            tunnels: self.tunnels.clone(),
+            uplink: self.uplink.index,
+            neighbours: self.neighbours().await,
+        }
+    }
+
+    /// Peers that no router is in between, asked anew each time: routes change.
+    async fn neighbours(&self) -> BTreeSet<IpAddr> {
+        let is_wanted = match &self.config.backend {
+            Backend::HostGw => true,
+            Backend::Vxlan(vxlan) => vxlan.direct_routing,
+        };
+        let mut found = BTreeSet::new();
+        if !is_wanted {
+            return found;
+        }
+        let leases = self.leases.values().flatten();
+        let addresses: BTreeSet<IpAddr> = leases
+            .flat_map(|lease| Family::BOTH.map(|family| lease.attrs.public(family)))
+            .flatten()
+            .collect();
+        for address in addresses {
+            if self.kernel.direct_device(address).await == Some(self.uplink.index) {
+                found.insert(address);
+            }
+        }
+        found
+    }
+
+    /// Writes the difference; true if the kernel could be asked what it has.
+    async fn write(&mut self, compiled: &Compiled, is_news: bool) -> bool {
+        let devices: Vec<u32> = self.tunnels.values().map(|tunnel| tunnel.device).collect();
+        let networks: Vec<_> = self.config.networks().collect();
+        let actual = match self.kernel.entries(&devices, &networks).await {
+            Ok(actual) => actual,
+            Err(err) => {
+                self.board.set_problems("entries", vec![Problem::new(Kind::Entry, "", err)]);
+                return false;
+            }
+        };
+        let ops = diff(&compiled.entries, &actual);
+        let is_repair = !is_news && self.is_written && compiled.entries == self.wanted;
+        let mut problems = Vec::new();
+        let mut done = 0;
+        for op in &ops {
+            match self.kernel.apply(op).await {
+                Ok(()) => {
+                    done += 1;
+                    debug!("{op}");
+                    if is_repair {
+                        warn!("another hand changed what was programmed; {op}");
+                    }
+                }
+                Err(err) => problems.push(Problem::new(Kind::Entry, "", err)),
+            }
+        }
+        if is_repair {
+            self.repaired(done);
+        }
+        self.wanted = compiled.entries.clone();
+        self.is_written = problems.is_empty();
+        self.board.set_problems("entries", problems);
+        true
+    }
+
+    fn repaired(&self, count: u32) {
+        self.board.state().status.repairs += u64::from(count);
+    }
+
+    async fn tell(&self, compiled: Compiled) {
+        let faults = compiled.faults.into_iter();
+        let problems =
+            faults.map(|fault| Problem::new(Kind::Peer, fault.name, fault.message)).collect();
+        self.board.set_problems("peers", problems);
+        let listing = self.kernel.listing().await.unwrap_or_default();
+        let mut traffic = Traffic::default();
+        let mut devices = Vec::new();
+        for tunnel in self.tunnels.values() {
+            let mut interfaces = listing.interfaces.iter();
+            let Some(found) = interfaces.find(|found| found.index == tunnel.device) else {
+                continue;
+            };
+            traffic.received_packets += found.traffic.received_packets;
+            traffic.received_bytes += found.traffic.received_bytes;
+            traffic.sent_packets += found.traffic.sent_packets;
+            traffic.sent_bytes += found.traffic.sent_bytes;
+            let local = found.vxlan.and_then(|vxlan| vxlan.local);
+            devices.push(DeviceStatus {
+                name: found.name.clone(),
+                ifindex: found.index,
+                mac: tunnel.mac.to_string(),
+                mtu: found.mtu,
+                local: local.map_or(String::new(), |local| local.to_string()),
+            });
+        }
+        let mut state = self.board.state();
+        state.traffic = traffic;
+        let status = &mut state.status;
+        status.devices = devices;
+        status.mtu = pod_mtu(&self.config, &self.uplink);
+        status.uplink.clone_from(&self.uplink.name);
+        status.public_addresses = self.public_addresses().iter().map(ToString::to_string).collect();
+        status.peers = compiled.peers.len();
+        status.other_leases = compiled.others;
+        state.peers = compiled.peers;
+    }
+
+    /// Lets pods begin: the CNI plugin waits for this file.
+    async fn ready(&mut self) {
+        let mtu = pod_mtu(&self.config, &self.uplink);
+        let env = SubnetEnv::new(&self.config, self.held.subnet, mtu, self.args.ip_masq);
+        let text = env.to_text();
+        let path = &self.args.subnet_file;
+        if self.subnet_env.as_ref() == Some(&text) && path.exists() {
+            return;
+        }
+        if let Err(err) = file::replace(path, &text) {
+            self.board.set_problems("subnet.env", vec![Problem::new(Kind::Node, "", err)]);
+            return;
+        }
+        let is_first = self.subnet_env.replace(text).is_none();
+        info!(path = %path.display(), subnet = %self.held.subnet, mtu, "wrote what pods need to know");
+        let mut problems = Vec::new();
+        if is_first {
+            if let Err(err) = self.store.ready().await {
+                problems.push(Problem::new(Kind::Store, "", err));
+            }
+            if let Err(err) = notify::ready() {
+                problems.push(Problem::new(Kind::Node, "NOTIFY_SOCKET", err));
+            }
+            self.board.state().status.ready = true;
+        }
+        self.board.set_problems("subnet.env", problems);
+    }
+}

@@ -1,0 +1,197 @@
+//! Connections to etcd: one endpoint at a time, the next one where that fails, all with the
+//! same deadline. Files of TLS are read for each new connection, so that they may be rotated.
+
+use std::{fs, future::Future, io, path::PathBuf, time::Duration};
+
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error, Identity, KvClient, LeaseClient, TlsOptions,
+    WatchClient,
+};
+use tokio::{sync::Mutex, time::timeout};
+
+/// No call takes longer; one that does is tried at the next endpoint.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A connection that is silent this long is asked whether it lives. etcd refuses clients that
+/// ask more often than every 5 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Where etcd is, and who we are to it.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    pub endpoints: Vec<String>,
+    pub ca: Option<PathBuf>,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub user: Option<(String, String)>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdError {
+    #[error("{0} answered nothing for {patience} s", patience = PATIENCE.as_secs())]
+    Timeout(String),
+    #[error("{endpoint}: {source}{hint}", hint = hint(source))]
+    Etcd { endpoint: String, source: Error },
+    #[error("{flag} {path}: {source}")]
+    File { flag: &'static str, path: PathBuf, source: io::Error },
+    #[error("--etcd-certfile and --etcd-keyfile belong together; give both or none")]
+    Pair,
+    #[error("--etcd-endpoints is empty")]
+    NoEndpoint,
+}
+
+/// etcd says what is wrong in words; what to do about it is added where it is known.
+fn hint(err: &Error) -> &'static str {
+    let Error::GRpcStatus(status) = err else { return "" };
+    let message = status.message();
+    if message.contains("user name is empty") {
+        "; give --etcd-username and --etcd-password"
+    } else if message.contains("permission denied") {
+        "; the user must be allowed to read the configuration, and to read and write subnets/"
+    } else {
+        ""
+    }
+}
+
+impl Access {
+    fn options(&self, endpoint: &str) -> Result<ConnectOptions, EtcdError> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(PATIENCE)
+            .with_keep_alive(KEEP_ALIVE, PATIENCE)
+            .with_keep_alive_while_idle(true)
+            // A member that lost its cluster would keep a watch that tells nothing.
+            .with_require_leader(true);
+        if let Some((name, password)) = &self.user {
+            options = options.with_user(name, password);
+        }
+        if endpoint.starts_with("https://") {
+            options = options.with_tls(self.tls()?);
+        }
+        Ok(options)
+    }
+
+    fn tls(&self) -> Result<TlsOptions, EtcdError> {
+        let read = |flag, path: &PathBuf| {
+            fs::read(path).map_err(|source| EtcdError::File { flag, path: path.clone(), source })
+        };
+        let mut tls = TlsOptions::new();
+        tls = match &self.ca {
+            Some(path) => tls.ca_certificate(Certificate::from_pem(read("--etcd-cafile", path)?)),
+            None => tls.with_native_roots(),
+        };
+        match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => {
+                let certificate = read("--etcd-certfile", certificate)?;
+                let key = read("--etcd-keyfile", key)?;
+                Ok(tls.identity(Identity::from_pem(certificate, key)))
+            }
+            (None, None) => Ok(tls),
+            _ => Err(EtcdError::Pair),
+        }
+    }
+}
+
+/// The endpoint in use, and its connection once there is one.
+#[derive(Default)]
+struct Current {
+    nth: usize,
+    client: Option<Client>,
+}
+
+pub(super) struct Connections {
+    access: Access,
+    current: Mutex<Current>,
+}
+
+impl Connections {
+    pub(super) fn new(access: Access) -> Self {
+        Self { access, current: Mutex::default() }
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.access.endpoints.join(",")
+    }
+
+    async fn client(&self) -> Result<(Client, usize), EtcdError> {
+        let mut current = self.current.lock().await;
+        let nth = current.nth;
+        if let Some(client) = &current.client {
+            return Ok((client.clone(), nth));
+        }
+        let endpoint = self.endpoint(nth)?;
+        let options = self.access.options(&endpoint)?;
+        let connected = timeout(PATIENCE, Client::connect([&endpoint], Some(options))).await;
+        let client = connected
+            .map_err(|_| EtcdError::Timeout(endpoint.clone()))?
+            .map_err(|source| EtcdError::Etcd { endpoint, source })?;
+        current.client = Some(client.clone());
+        Ok((client, nth))
+    }
+
+    fn endpoint(&self, nth: usize) -> Result<String, EtcdError> {
+        let endpoints = &self.access.endpoints;
+        let at = nth.checked_rem(endpoints.len()).ok_or(EtcdError::NoEndpoint)?;
+        Ok(endpoints[at].clone())
+    }
+
+    /// The next call meets the next endpoint, by a connection of its own: a token that etcd
+    /// has forgotten, or a certificate that ran out, goes with the old one.
+    async fn give_up(&self, nth: usize) {
+        let mut current = self.current.lock().await;
+        if current.nth == nth {
+            *current = Current { nth: nth.wrapping_add(1), client: None };
+        }
+    }
+
+    async fn call<T, F>(&self, mut ask: impl FnMut(Client) -> F) -> Result<T, EtcdError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut result = Err(EtcdError::NoEndpoint);
+        for _ in 0..self.access.endpoints.len() {
+            let (client, nth) = match self.client().await {
+                Ok(client) => client,
+                Err(err) => {
+                    let nth = self.current.lock().await.nth;
+                    self.give_up(nth).await;
+                    result = Err(err);
+                    continue;
+                }
+            };
+            let endpoint = self.endpoint(nth)?;
+            result = match timeout(PATIENCE, ask(client)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(source)) => Err(EtcdError::Etcd { endpoint, source }),
+                Err(_) => Err(EtcdError::Timeout(endpoint)),
+            };
+            self.give_up(nth).await;
+        }
+        result
+    }
+
+    pub(super) async fn kv<T, F>(&self, mut ask: impl FnMut(KvClient) -> F) -> Result<T, EtcdError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.call(|client| ask(client.kv_client())).await
+    }
+
+    pub(super) async fn lease<T, F>(
+        &self,
+        mut ask: impl FnMut(LeaseClient) -> F,
+    ) -> Result<T, EtcdError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.call(|client| ask(client.lease_client())).await
+    }
+
+    pub(super) async fn watch<T, F>(
+        &self,
+        mut ask: impl FnMut(WatchClient) -> F,
+    ) -> Result<T, EtcdError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.call(|client| ask(client.watch_client())).await
+    }
+}

@@ -1,0 +1,300 @@
+//! Leases in a Kubernetes cluster: the subnet is the Node's podCIDRs, and what a node says of
+//! itself stands in its annotations, in flannel's words.
+
+mod node;
+
+use std::{
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::{
+    Api, Client, Config, ResourceExt,
+    api::{Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
+    runtime::watcher::{self, watcher},
+};
+use serde_json::json;
+use tokio::{
+    sync::mpsc::{self, Sender},
+    time::sleep,
+};
+
+use super::{Answer, Event, Held, QUEUE, Request, Store, StoreError};
+use crate::{
+    annotation::Annotations,
+    lease::{Attrs, Expiry},
+    net_config::NetConfig,
+};
+
+/// After a watch that failed.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How the cluster is reached, and who we are in it.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub kubeconfig: Option<PathBuf>,
+    pub url: Option<String>,
+    pub annotations: Annotations,
+    pub net_config: PathBuf,
+    /// Whether to say that the network of the node is available.
+    pub sets_available: bool,
+    pub node: Option<String>,
+    /// Name and namespace of the pod that we are.
+    pub pod: Option<(String, String)>,
+}
+
+pub struct Kubernetes {
+    cluster: Cluster,
+    client: Client,
+    url: String,
+    node: String,
+}
+
+impl Kubernetes {
+    pub async fn open(cluster: Cluster) -> Result<Self, StoreError> {
+        let refused = |what: &str, reason: &dyn ToString| {
+            StoreError::Refused(format!("{what}: {}", reason.to_string()))
+        };
+        let mut config = match &cluster.kubeconfig {
+            Some(path) => {
+                let name = format!("--kubeconfig-file {}", path.display());
+                let file = Kubeconfig::read_from(path).map_err(|err| refused(&name, &err))?;
+                let options = KubeConfigOptions::default();
+                let read = Config::from_custom_kubeconfig(file, &options).await;
+                read.map_err(|err| refused(&name, &err))?
+            }
+            None => match &cluster.url {
+                Some(url) => {
+                    let url = url.parse().map_err(|err| refused("--kube-api-url", &err))?;
+                    Config::new(url)
+                }
+                None => Config::infer()
+                    .await
+                    .map_err(|err| refused("no cluster is known; give --kubeconfig-file", &err))?,
+            },
+        };
+        if let (Some(url), true) = (&cluster.url, cluster.kubeconfig.is_some()) {
+            config.cluster_url = url.parse().map_err(|err| refused("--kube-api-url", &err))?;
+        }
+        let url = config.cluster_url.to_string();
+        let client = Client::try_from(config).map_err(|err| refused(&url, &err))?;
+        let node = match (&cluster.node, &cluster.pod) {
+            (Some(node), _) => node.clone(),
+            (None, Some((name, namespace))) => {
+                let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+                let pod = pods.get(name).await.map_err(|err| refused("POD_NAME", &err))?;
+                let node = pod.spec.and_then(|spec| spec.node_name);
+                node.ok_or_else(|| refused("POD_NAME", &"the pod has no node"))?
+            }
+            (None, None) => {
+                return Err(refused("NODE_NAME", &"give the Node's name in the environment"));
+            }
+        };
+        Ok(Self { cluster, client, url, node })
+    }
+
+    fn nodes(&self) -> Api<Node> {
+        Api::all(self.client.clone())
+    }
+
+    fn failed(&self, what: &'static str) -> impl Fn(kube::Error) -> StoreError {
+        let place = self.place();
+        move |err| StoreError::Failed { place: place.clone(), what, reason: err.to_string() }
+    }
+
+    async fn read(&self) -> Result<Node, StoreError> {
+        self.nodes().get(&self.node).await.map_err(self.failed("read the Node"))
+    }
+
+    async fn patch(&self, what: &'static str, body: serde_json::Value) -> Result<(), StoreError> {
+        let patch = Patch::Strategic(body);
+        let nodes = self.nodes();
+        let patched = nodes.patch_status(&self.node, &PatchParams::default(), &patch).await;
+        patched.map(drop).map_err(self.failed(what))
+    }
+
+    /// Writes the annotations if they say something else.
+    async fn publish(&self, node: &Node, attrs: &Attrs) -> Result<(), StoreError> {
+        let names = &self.cluster.annotations;
+        let wanted = node::annotations(names, attrs, node.annotations());
+        if wanted.iter().all(|(name, value)| node.annotations().get(name) == Some(value)) {
+            return Ok(());
+        }
+        self.patch("publish annotations", json!({ "metadata": { "annotations": wanted } })).await
+    }
+
+    async fn take(&self, config: &NetConfig, attrs: &Attrs) -> Result<Held, StoreError> {
+        let node = self.read().await?;
+        let subnet = node::subnet(&node);
+        for family in crate::subnet::Family::BOTH {
+            let Some(network) = config.network(family) else { continue };
+            match subnet.of(family) {
+                None => {
+                    let reason = format!(
+                        "Node {} has no podCIDR in {network}; does the controller manager \
+                         allocate them (--allocate-node-cidrs)?",
+                        self.node
+                    );
+                    let what = "take a subnet";
+                    return Err(StoreError::Failed { place: self.place(), what, reason });
+                }
+                Some(own)
+                    if !network.contains(own.network()) || own.prefix() < network.prefix() =>
+                {
+                    return Err(StoreError::Refused(format!(
+                        "Node {}: podCIDR {own} lies outside {network} of {}; make both agree",
+                        self.node,
+                        self.cluster.net_config.display()
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        self.publish(&node, attrs).await?;
+        Ok(Held { subnet: node::only(subnet, config), expires: Expiry::Never })
+    }
+
+    async fn follow(&self, sender: &Sender<Event>) {
+        let mut events = watcher(self.nodes(), watcher::Config::default()).boxed();
+        let mut listed = Vec::new();
+        let mut told: Option<String> = None;
+        while !sender.is_closed() {
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = sender.closed() => return,
+            };
+            let event = match event {
+                Some(Ok(event)) => event,
+                Some(Err(err)) => {
+                    let reason = format!("{}: the watch on Nodes broke: {err}", self.url);
+                    if told.as_ref() != Some(&reason) {
+                        told = Some(reason.clone());
+                        let _ = sender.send(Event::Trouble(reason)).await;
+                    }
+                    sleep(AGAIN).await;
+                    continue;
+                }
+                None => return,
+            };
+            if told.take().is_some() {
+                let _ = sender.send(Event::Recovered).await;
+            }
+            let names = &self.cluster.annotations;
+            let event = match event {
+                watcher::Event::Init => {
+                    listed.clear();
+                    continue;
+                }
+                watcher::Event::InitApply(node) => {
+                    listed.extend(node::entry(names, &node));
+                    continue;
+                }
+                watcher::Event::InitDone => Event::Listed(std::mem::take(&mut listed)),
+                watcher::Event::Apply(node) => match node::entry(names, &node) {
+                    Some(entry) => Event::Put(entry),
+                    None => Event::Gone(node.name_any()),
+                },
+                watcher::Event::Delete(node) => Event::Gone(node.name_any()),
+            };
+            if sender.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Store for Kubernetes {
+    fn place(&self) -> String {
+        format!("{} Node {}", self.url, self.node)
+    }
+
+    fn config(&self) -> Answer<'_, NetConfig> {
+        Box::pin(async {
+            let path = &self.cluster.net_config;
+            let place = path.display().to_string();
+            match fs::read_to_string(path) {
+                Ok(text) => {
+                    NetConfig::parse(&text).map_err(|error| StoreError::Config { place, error })
+                }
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                    Err(StoreError::NoConfig { place })
+                }
+                Err(err) => {
+                    let what = "read the configuration";
+                    Err(StoreError::Failed { place, what, reason: err.to_string() })
+                }
+            }
+        })
+    }
+
+    fn published<'a>(&'a self, _public: &'a [IpAddr]) -> Answer<'a, Option<Attrs>> {
+        Box::pin(async {
+            let node = self.read().await?;
+            let entry = node::entry(&self.cluster.annotations, &node);
+            Ok(entry.and_then(|entry| entry.lease.ok()).map(|lease| lease.attrs))
+        })
+    }
+
+    fn public(&self) -> Answer<'_, (Option<Ipv4Addr>, Option<Ipv6Addr>)> {
+        Box::pin(async {
+            let node = self.read().await?;
+            let names = &self.cluster.annotations;
+            let read = |name: &str| node.annotations().get(name);
+            let v4 = read(&names.node_public_ip()).and_then(|text| text.parse().ok());
+            let v6 = read(&names.node_public_ipv6()).and_then(|text| text.parse().ok());
+            Ok((v4, v6))
+        })
+    }
+
+    fn acquire<'a>(&'a self, request: &'a Request) -> Answer<'a, Held> {
+        Box::pin(self.take(&request.config, &request.attrs))
+    }
+
+    fn renew<'a>(&'a self, held: &'a Held, attrs: &'a Attrs) -> Answer<'a, Held> {
+        Box::pin(async {
+            let node = self.read().await?;
+            self.publish(&node, attrs).await?;
+            Ok(*held)
+        })
+    }
+
+    fn watch(self: Arc<Self>) -> mpsc::Receiver<Event> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        tokio::spawn(async move { self.follow(&sender).await });
+        receiver
+    }
+
+    fn ready(&self) -> Answer<'_, ()> {
+        Box::pin(async {
+            if !self.cluster.sets_available {
+                return Ok(());
+            }
+            let now = Timestamp::now().round(jiff::Unit::Second).unwrap_or_default().to_string();
+            let condition = json!({
+                "type": "NetworkUnavailable",
+                "status": "False",
+                "reason": "FlannelIsUp",
+                "message": "Flannel is running on this node",
+                "lastTransitionTime": now,
+                "lastHeartbeatTime": now,
+            });
+            let body = json!({ "status": { "conditions": [condition] } });
+            self.patch("say that the network is available", body).await
+        })
+    }
+
+    fn own_key(&self, _held: &Held) -> String {
+        self.node.clone()
+    }
+
+    fn is_assigned(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,159 @@
+//! Nodes with a real etcd and an agent each, and the questions that cases ask of them.
+
+use std::{
+    fmt::Display,
+    net::SocketAddr,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    Lab, LabSpec, NodeSpec, Process,
+    address::pod_cidrs,
+    agent::Agent,
+    etcd::Etcd,
+    peer::{self, Protocol},
+};
+use serde_json::Value;
+
+pub(crate) const PREFIX: &str = "/coreos.com/network";
+
+pub(crate) const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48","Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#;
+
+pub(crate) struct Bed {
+    // Dropped first: agents, then what they talk to, then the places.
+    pub(crate) agents: Vec<Agent>,
+    servers: Vec<Process>,
+    pub(crate) etcd: Etcd,
+    pub(crate) lab: Lab,
+}
+
+pub(crate) fn ok<T, E: Display>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|err| panic!("{err}"))
+}
+
+/// Asks until there is an answer.
+pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(20) {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        sleep(Duration::from_millis(50));
+    }
+    panic!("not within 20 s: {what}");
+}
+
+impl Bed {
+    /// Two nodes with two pods each, joined, each with the subnet that its pods have.
+    pub(crate) fn up(config: &str, arguments: &[&str]) -> Self {
+        let mut bed = Self::prepare(config, LabSpec::default().nodes, arguments);
+        for (number, node) in bed.lab.spec().clone().nodes() {
+            bed.remember(&node.name, number);
+        }
+        bed.launch();
+        for pod in ["pod1a", "pod1b", "pod2a", "pod2b"] {
+            let place = ok(bed.lab.place(pod));
+            bed.servers.push(ok(peer::serve(&place, &["--tcp=80", "--udp=53"])));
+        }
+        bed
+    }
+
+    /// Nodes whose agents are not started.
+    pub(crate) fn prepare(config: &str, nodes: Vec<NodeSpec>, arguments: &[&str]) -> Self {
+        let spec = LabSpec { overlay: true, pod_mtu: 1430, nodes, ..LabSpec::default() };
+        let lab = ok(Lab::up(spec));
+        let etcd = ok(Etcd::in_place(&lab, "fabric"));
+        ok(etcd.put(&format!("{PREFIX}/config"), config));
+        let endpoint = format!("-etcd-endpoints={}", etcd.endpoint());
+        let mut all = vec!["--datapath=kernel".to_owned(), endpoint];
+        all.extend(arguments.iter().map(ToString::to_string));
+        let names = lab.spec().nodes.iter().map(|node| node.name.clone());
+        let agents = names.map(|node| ok(Agent::prepare_overlay(&lab, &node, &all))).collect();
+        Self { agents, servers: Vec::new(), etcd, lab }
+    }
+
+    /// Leaves a `subnet.env` as an earlier start would have.
+    fn remember(&self, node: &str, number: u8) {
+        let [v4, v6] = pod_cidrs(number);
+        let text = format!("FLANNEL_SUBNET={v4}\nFLANNEL_IPV6_SUBNET={v6}\n");
+        let file = self.lab.subnet_file(node);
+        ok(std::fs::create_dir_all(file.parent().expect("it has a directory")));
+        ok(std::fs::write(file, text));
+    }
+
+    /// Starts all agents at once and waits until each is ready and knows all others.
+    pub(crate) fn launch(&mut self) {
+        for agent in &mut self.agents {
+            ok(agent.launch());
+        }
+        for agent in &mut self.agents {
+            ok(agent.wait_ready());
+        }
+        let others = self.agents.len() - 1;
+        for nth in 0..self.agents.len() {
+            eventually("all peers are known", || (self.nodes(nth).len() == others).then_some(()));
+        }
+    }
+
+    /// Names of the leases of other nodes, as an agent shows them.
+    pub(crate) fn nodes(&self, nth: usize) -> Vec<String> {
+        let peers = self.show(nth, "peers");
+        let names = peers.as_array().into_iter().flatten();
+        let mut names: Vec<String> =
+            names.map(|peer| peer["name"].as_str().unwrap_or_default().to_owned()).collect();
+        names.dedup();
+        names
+    }
+
+    pub(crate) fn show(&self, nth: usize, command: &str) -> Value {
+        let output = ok(self.agents[nth].ask(&[command, "-o", "json"]));
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    pub(crate) fn shell(&self, place: &str, line: &str) -> String {
+        ok(self.lab.shell(place, line))
+    }
+
+    /// Each pod of one node reaches one of the other, by TCP and UDP, IPv4 and IPv6, and is seen
+    /// there by its own address.
+    pub(crate) fn assert_joined(&self) {
+        self.assert_reached(2);
+    }
+
+    /// The same by IPv4 alone.
+    pub(crate) fn assert_joined_v4(&self) {
+        self.assert_reached(1);
+    }
+
+    fn assert_reached(&self, families: usize) {
+        for (from, to) in [("pod1a", "pod2a"), ("pod2b", "pod1b")] {
+            let place = ok(self.lab.place(from));
+            let own = ok(self.lab.addresses(from)).both();
+            for (family, address) in
+                ok(self.lab.addresses(to)).both().into_iter().take(families).enumerate()
+            {
+                for (protocol, port) in [(Protocol::Tcp, 80), (Protocol::Udp, 53)] {
+                    let target = SocketAddr::new(address, port);
+                    let answer = ok(peer::ask(&place, protocol, target));
+                    assert_eq!(answer.name(), Some(to), "{from} {protocol:?} {target}: {answer:?}");
+                    let source = answer.source().expect("it answered").ip();
+                    assert_eq!(source, own[family], "{from} {protocol:?} {target}");
+                }
+            }
+        }
+    }
+
+    /// Both nodes' logs, for a failure.
+    pub(crate) fn logs(&self) -> String {
+        let logs = self.agents.iter().flat_map(|agent| [agent.node().to_owned(), agent.log()]);
+        logs.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// A load between pods of two nodes, by IPv4, that a case lets run while it does something.
+pub(crate) fn load(bed: &Bed) -> peer::Loading {
+    let target = ok(bed.lab.addresses("pod2a")).v4;
+    let (tcp, udp) = (format!("--tcp={target}:80"), format!("--udp={target}:53"));
+    ok(peer::load(&ok(bed.lab.place("pod1a")), &[&tcp, &udp, "--rate=50", "--lasting=2"]))
+}

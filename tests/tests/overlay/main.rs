@@ -1,0 +1,11 @@
+//! flannel-agent with a real etcd: the store on loopback, and whole nodes as network
+//! namespaces, with pods that reach each other through the tunnel.
+//!
+//! Needs root, `etcd`, `etcdctl`, `target/dist/flannel-agent` and `target/dist/lab-peer`
+//! (`cargo xtask build`): `cargo xtask test --tier lab`.
+
+mod bed;
+mod fault;
+mod kubernetes;
+mod node;
+mod store;
