@@ -79,12 +79,13 @@ fn unit(machine: &Machine) -> Result<Tally> {
     heading("unit");
     let tidy = tidy::run(machine)?;
     let mut cargo = machine.cargo();
-    // What needs root is run by the tier `packet`.
-    let test = cargo.args(["test", "--no-fail-fast", "--", "--skip", PRIVILEGED]);
+    // What needs root is run by the other tiers.
+    cargo.args(["test", "--no-fail-fast", "--workspace", "--exclude", "tests"]);
+    let test = cargo.args(["--", "--skip", PRIVILEGED]);
     Ok(tidy + cargo_test(test, "unit")?)
 }
 
-/// In the name of each test of the default members that needs root.
+/// In the name of each test of these packages that needs root.
 const PRIVILEGED: &str = "in_kernel_arrays";
 
 fn packet(machine: &Machine, environment: &[(&str, String)]) -> Result<Tally> {
