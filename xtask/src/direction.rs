@@ -41,6 +41,9 @@ const PURE: &[&str] = &[
     "proxy-agent/src/compile",
     "proxy-agent/src/compile.rs",
     "proxy-agent/src/desired.rs",
+    "proxy-agent/src/doubt.rs",
+    "proxy-agent/src/adopted.rs",
+    "proxy-agent/src/claims.rs",
     "proxy-agent/src/maglev.rs",
 ];
 
