@@ -33,11 +33,8 @@ pub fn assign<F: Network, T: Tables<F>>(
     let first = settings.nat_port_first;
     let ports = settings.nat_port_last.wrapping_sub(first) as u32 + 1;
     let start = hash::tuple(key) ^ tables.random();
-    let Some(row) = tables.flow(Store::Pending, key) else {
-        return Err(Reason::NatPortsExhausted);
-    };
-    let service = row.service;
-    track::stage::<F, T, { role::ORIGINAL_SOURCE }>(tables, key);
+    let staged = track::stage::<F, T, { role::ORIGINAL_SOURCE }>(tables, key);
+    let Some((service, _)) = staged else { return Err(Reason::NatPortsExhausted) };
     for attempt in 0..TRIES {
         // Fibonacci hashing steps over the range without meeting a port twice soon.
         let step = start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));

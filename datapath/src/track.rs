@@ -199,9 +199,7 @@ pub fn restore<F: Network, T: Tables<F>, const ROLE: u8>(
     key: &FlowKey<F::Address>,
 ) {
     let now = tables.now();
-    let Some(row) = tables.flow(Store::Pending, key) else { return };
-    let (service, flags) = (row.service, row.flags);
-    stage::<F, T, ROLE>(tables, key);
+    let Some((service, flags)) = stage::<F, T, ROLE>(tables, key) else { return };
     let opening = |role| Opening { role, service, flags, now, replace: false };
     tables.begin(opening(role::ORIGINAL));
     tables.begin(opening(role::REPLY));
@@ -215,13 +213,17 @@ pub fn restore<F: Network, T: Tables<F>, const ROLE: u8>(
 }
 
 /// Puts the parties of the unanswered flow whose row of role `ROLE` is at `key` where
-/// [`Tables::begin`] and [`Tables::keep`] find them.
+/// [`Tables::begin`] and [`Tables::keep`] find them, and returns its service and its flags.
 #[inline(never)]
-pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(tables: &mut T, key: &FlowKey<F::Address>) {
-    if let Some(row) = tables.flow(Store::Pending, key) {
-        let parties = Parties::of_role(ROLE, key, row);
-        *tables.parties() = parties;
-    }
+pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) -> Option<(u32, u16)> {
+    let row = tables.flow(Store::Pending, key)?;
+    let (service, flags) = (row.service, row.flags);
+    let parties = Parties::of_role(ROLE, key, row);
+    *tables.parties() = parties;
+    Some((service, flags))
 }
 
 /// Moves the flow whose row of role `ROLE` is at `key` in `PENDING` to `FLOWS`, if it has been
@@ -238,9 +240,9 @@ pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
     key: &FlowKey<F::Address>,
 ) -> Result<(), KeepError> {
     let now = tables.now();
-    let Some(row) = tables.flow(Store::Pending, key) else { return Err(KeepError::Missing) };
-    let (service, flags) = (row.service, row.flags);
-    stage::<F, T, ROLE>(tables, key);
+    let Some((service, flags)) = stage::<F, T, ROLE>(tables, key) else {
+        return Err(KeepError::Missing);
+    };
     if ROLE == role::ORIGINAL && !is_answered::<F, T>(tables) {
         restore::<F, T, ROLE>(tables, key);
         return Ok(());
