@@ -56,31 +56,32 @@ pub fn opaque<T>(mut pointer: *mut T) -> *mut T {
 pub fn words<const W: usize>(context: &TcContext, offset: u32) -> Option<[u32; W]> {
     // The verifier keeps no track of a pointer that might reach further than 64 KiB, nor does it
     // see through the comparison that the compiler makes of this one.
-    if offset > LAST_OFFSET {
+    if offset >= REACH {
         return None;
     }
-    let offset = masked::<{ LAST_OFFSET as usize }>(offset as usize) as u32;
+    let offset = modulo::<{ REACH as usize }>(offset as usize) as u32;
     let start = at(context, offset, 4 * W as u32)?;
     // SAFETY: `at` has checked that the bytes are there.
     Some(core::array::from_fn(|index| unsafe { word(start.add(4 * index)) }))
 }
 
-/// The lowest bits, in one instruction where it stands. In Rust, the compiler would move the mask
-/// before or behind other steps, where the verifier (of Linux 6.1 more than any) does not see
-/// what it bounds.
+/// What remains of a division by a power of two, in one instruction where it stands. In Rust, the
+/// compiler would move it before or behind other steps, where the verifier (of Linux 6.1 more than
+/// any) does not see what it bounds.
 #[inline(always)]
-pub fn masked<const MASK: usize>(mut number: usize) -> usize {
+pub fn modulo<const DIVISOR: usize>(mut number: usize) -> usize {
+    const { assert!(DIVISOR.is_power_of_two()) };
     // SAFETY: changes one register.
     unsafe {
         core::arch::asm!(
             "{number} &= {mask}",
             number = inout(reg) number,
-            mask = const MASK,
+            mask = const DIVISOR - 1,
             options(pure, nomem, nostack)
         );
     }
     number
 }
 
-/// Far behind any header. All bits below its highest are set.
-const LAST_OFFSET: u32 = 0x7fff;
+/// Far behind any header.
+const REACH: u32 = 0x8000;

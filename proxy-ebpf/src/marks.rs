@@ -6,30 +6,32 @@ use datapath::{
     address::{Address, Be16},
     hash,
     header::Network,
-    maps::{MARKS_LEN, PEERMARKS_LEN},
 };
 
 use crate::{
-    linear::masked,
+    linear::modulo,
     maps::{ADDRESSMARKS, PEERMARKS},
 };
 
-pub type Marks<const FLAGS: usize> = Array<[u8; MARKS_LEN], 1, FLAGS>;
+pub type Marks<const LEN: usize, const FLAGS: usize> = Array<[u8; LEN], 1, FLAGS>;
 
-/// True if the byte of a hash is set.
+/// True if the byte of a number is set.
 #[inline(always)]
-pub fn is_set<const FLAGS: usize>(marks: &Marks<FLAGS>, hash: u32) -> bool {
+pub fn is_set<const LEN: usize, const FLAGS: usize>(
+    marks: &Marks<LEN, FLAGS>,
+    number: u32,
+) -> bool {
     let Some(bytes) = marks.get_ptr(0) else { return true };
     // SAFETY: the place is below the row's length.
-    unsafe { *bytes.cast::<u8>().add(masked::<{ MARKS_LEN - 1 }>(hash as usize)) != 0 }
+    unsafe { *bytes.cast::<u8>().add(modulo::<LEN>(number as usize)) != 0 }
 }
 
-/// Sets the byte of a hash.
+/// Sets the byte of a number.
 #[inline(always)]
-pub fn set<const FLAGS: usize>(marks: &Marks<FLAGS>, hash: u32) {
+pub fn set<const LEN: usize, const FLAGS: usize>(marks: &Marks<LEN, FLAGS>, number: u32) {
     if let Some(bytes) = marks.get_ptr_mut(0) {
         // SAFETY: the place is below the row's length.
-        unsafe { *bytes.cast::<u8>().add(masked::<{ MARKS_LEN - 1 }>(hash as usize)) = 1 };
+        unsafe { *bytes.cast::<u8>().add(modulo::<LEN>(number as usize)) = 1 };
     }
 }
 
@@ -43,21 +45,11 @@ pub fn is_foreign<F: Network>(address: F::Address) -> bool {
 /// there are few, and so the marks of all the other ports that sockets have stay in the cache.
 #[inline(always)]
 pub fn is_peer(port: Be16) -> bool {
-    let Some(bytes) = PEERMARKS.get_ptr(0) else { return true };
-    // SAFETY: the place is below the row's length.
-    unsafe { *bytes.cast::<u8>().add(peer_place(port)) != 0 }
+    is_set(&PEERMARKS, port.raw().into())
 }
 
 /// Notes that a socket is given a backend with this port.
 #[inline(always)]
 pub fn mark_peer(port: Be16) {
-    if let Some(bytes) = PEERMARKS.get_ptr_mut(0) {
-        // SAFETY: the place is below the row's length.
-        unsafe { *bytes.cast::<u8>().add(peer_place(port)) = 1 };
-    }
-}
-
-#[inline(always)]
-fn peer_place(port: Be16) -> usize {
-    usize::from(port.raw()) & (PEERMARKS_LEN - 1)
+    set(&PEERMARKS, port.raw().into());
 }
