@@ -63,26 +63,26 @@ fn look_in<F: FamilyMaps>(skb: *mut __sk_buff, again: u32) -> u32 {
     let context = TcContext::new(skb);
     let mut maps = Maps { packet: Some(&context) };
     let look = if again == 0 { Look::First } else { Look::Again };
-    ingress::look::<F, _, _>(&mut Skb::of::<F>(&context), &mut maps, look).pack()
+    ingress::look::<F, _, _>(&mut Skb::new(&context), &mut maps, look).pack()
 }
 
 #[inline(always)]
 fn look_out<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
     let context = TcContext::new(skb);
     let mut maps = Maps { packet: Some(&context) };
-    egress::look::<F, _, _>(&mut Skb::of::<F>(&context), &mut maps) as u32
+    egress::look::<F, _, _>(&mut Skb::new(&context), &mut maps) as u32
 }
 
 #[inline(always)]
 fn unreachable<F: Network>(skb: *mut __sk_buff) -> u32 {
     let context = TcContext::new(skb);
-    answer::write_unreachable::<F, _>(&mut Skb::new(&context, 0)).is_some().into()
+    answer::write_unreachable::<F, _>(&mut Skb::new(&context)).is_some().into()
 }
 
 #[inline(always)]
 fn reset<F: Network>(skb: *mut __sk_buff) -> u32 {
     let context = TcContext::new(skb);
-    answer::write_reset::<F, _>(&mut Skb::new(&context, 0)).is_some().into()
+    answer::write_reset::<F, _>(&mut Skb::new(&context)).is_some().into()
 }
 
 /// Follows the extension headers of an IPv6 packet.
@@ -90,7 +90,7 @@ fn reset<F: Network>(skb: *mut __sk_buff) -> u32 {
 #[inline(never)]
 pub extern "C" fn extensions(skb: *mut __sk_buff, offset: u32, next: u8) -> u64 {
     let context = TcContext::new(skb);
-    header::pack(header::extensions(&Skb::new(&context, 0), offset, next))
+    header::pack(header::extensions(&Skb::new(&context), offset, next))
 }
 
 macro_rules! global {

@@ -30,7 +30,7 @@ use datapath::{
     refusal::refuse,
     tables::Tables,
 };
-use gate::{is_foreign_destination, is_foreign_pair};
+use gate::{Peek, is_foreign_destination, is_foreign_pair};
 use skb::Skb;
 use socket::{Operation, call4, call6, release};
 use tables::{FamilyMaps, Maps};
@@ -121,57 +121,46 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
     if matches!(hook, Hook::UplinkIngress) && !is_for_this_node(context) {
         return NEXT;
     }
-    let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
-        ETH_P_IP if !is_foreign_destination::<V4>(context) => {
-            let mut skb = Skb::of::<V4>(context);
-            let verdict = ingress::<V4, _, _>(&mut skb, &mut maps, hook);
-            act(&mut skb, &mut maps, hook, verdict)
-        }
-        ETH_P_IPV6 if !is_foreign_destination::<V6>(context) => {
-            let mut skb = Skb::of::<V6>(context);
-            let verdict = ingress::<V6, _, _>(&mut skb, &mut maps, hook);
-            act(&mut skb, &mut maps, hook, verdict)
-        }
+        ETH_P_IP => enters::<V4>(context, hook),
+        ETH_P_IPV6 => enters::<V6>(context, hook),
         _ => NEXT,
     }
 }
 
 #[inline(always)]
+fn enters<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
+    if is_foreign_destination::<F>(context) {
+        return NEXT;
+    }
+    let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
+    let verdict = ingress::<F, _, _>(&mut skb, &mut maps, hook);
+    act(&mut skb, &mut maps, hook, verdict)
+}
+
+#[inline(always)]
 fn leave(context: &TcContext, hook: Hook) -> i32 {
-    let is_uplink = matches!(hook, Hook::UplinkEgress);
-    let mut maps = Maps { packet: Some(context) };
     match protocol(context) {
-        ETH_P_IP => {
-            if is_uplink && !is_foreign_destination::<V4>(context) {
-                let action = refused::<V4>(context);
-                if action != NEXT {
-                    return action;
-                }
-            }
-            if is_foreign_pair::<V4>(context) {
-                return NEXT;
-            }
-            let mut skb = Skb::of::<V4>(context);
-            let verdict = egress::<V4, _, _>(&mut skb, &mut maps, hook);
-            act(&mut skb, &mut maps, hook, verdict)
-        }
-        ETH_P_IPV6 => {
-            if is_uplink && !is_foreign_destination::<V6>(context) {
-                let action = refused::<V6>(context);
-                if action != NEXT {
-                    return action;
-                }
-            }
-            if is_foreign_pair::<V6>(context) {
-                return NEXT;
-            }
-            let mut skb = Skb::of::<V6>(context);
-            let verdict = egress::<V6, _, _>(&mut skb, &mut maps, hook);
-            act(&mut skb, &mut maps, hook, verdict)
-        }
+        ETH_P_IP => leaves::<V4>(context, hook),
+        ETH_P_IPV6 => leaves::<V6>(context, hook),
         _ => NEXT,
     }
+}
+
+#[inline(always)]
+fn leaves<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
+    if matches!(hook, Hook::UplinkEgress) && !is_foreign_destination::<F>(context) {
+        let action = refused::<F>(context);
+        if action != NEXT {
+            return action;
+        }
+    }
+    if is_foreign_pair::<F>(context) {
+        return NEXT;
+    }
+    let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
+    let verdict = egress::<F, _, _>(&mut skb, &mut maps, hook);
+    act(&mut skb, &mut maps, hook, verdict)
 }
 
 /// Refuses a packet that leaves for a cluster IP without a way to it. A function of its own, so
@@ -179,8 +168,7 @@ fn leave(context: &TcContext, hook: Hook) -> i32 {
 #[inline(never)]
 fn refused<F: FamilyMaps>(context: &TcContext) -> i32 {
     const HOOK: Hook = Hook::UplinkEgress;
-    let mut maps = Maps { packet: Some(context) };
-    let mut skb = Skb::new(context, 0);
+    let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
     let verdict = refuse::<F, _, _>(&mut skb, &mut maps, HOOK);
     act(&mut skb, &mut maps, HOOK, verdict)
 }

@@ -1,5 +1,7 @@
 //! A socket buffer as the engine's packet.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
@@ -30,19 +32,36 @@ const ADJUST_ROOM_MAC: u32 = 1;
 /// A packet on a device.
 pub struct Skb<'a> {
     context: &'a TcContext,
-    ipv6_checksum_flags: u32,
 }
 
 impl<'a> Skb<'a> {
     #[inline(always)]
-    pub fn new(context: &'a TcContext, ipv6_checksum_flags: u32) -> Self {
-        Self { context, ipv6_checksum_flags }
+    pub fn new(context: &'a TcContext) -> Self {
+        Self { context }
     }
 
-    /// A packet of a family.
+    /// Copies bytes of the packet, from an offset of the network header, wherever they lie.
+    ///
+    /// # Safety
+    /// `to` has room for `length` bytes.
     #[inline(always)]
-    pub fn of<F: Network>(context: &'a TcContext) -> Self {
-        Self::new(context, if F::V6 { settings().ipv6_checksum_flags } else { 0 })
+    unsafe fn read(&self, offset: u32, to: *mut c_void, length: u32) -> Option<()> {
+        // SAFETY: the helper checks the bounds of the packet; the room is the caller's word. It
+        // writes all the bytes or fails.
+        done(unsafe {
+            helper::bpf_skb_load_bytes(self.context.as_ptr(), ETHERNET + offset, to, length)
+        })
+    }
+
+    /// Writes bytes of the packet, at an offset of the network header.
+    ///
+    /// # Safety
+    /// `from` has `length` bytes.
+    #[inline(always)]
+    unsafe fn write(&mut self, offset: u32, from: *const c_void, length: u32) -> Option<()> {
+        let skb = self.context.as_ptr().cast();
+        // SAFETY: the helper checks the bounds of the packet; the bytes are the caller's word.
+        done(unsafe { helper::bpf_skb_store_bytes(skb, ETHERNET + offset, from, length, 0) })
     }
 
     /// Sends the packet over its device to where it came from: out of it, or, with
@@ -81,15 +100,9 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = core::mem::MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the helper checks the bounds of the packet, writes all N bytes or fails, and
-        // only what it has written is read.
+        // SAFETY: the array has N bytes, and only when all are written are they read.
         unsafe {
-            done(helper::bpf_skb_load_bytes(
-                self.context.as_ptr(),
-                ETHERNET + offset,
-                bytes.as_mut_ptr().cast(),
-                N as u32,
-            ))?;
+            self.read(offset, bytes.as_mut_ptr().cast(), N as u32)?;
             Some(bytes.assume_init())
         }
     }
@@ -102,15 +115,8 @@ impl Packet for Skb<'_> {
             // SAFETY: the array's own place.
             Some(words) => unsafe { to.write(words) },
             // Not in the buffer's linear part.
-            // SAFETY: the helper checks the bounds of the packet, and the array holds the bytes.
-            None => done(unsafe {
-                helper::bpf_skb_load_bytes(
-                    self.context.as_ptr(),
-                    ETHERNET + offset,
-                    to.cast(),
-                    4 * W as u32,
-                )
-            })?,
+            // SAFETY: the array has W words.
+            None => unsafe { self.read(offset, to.cast(), 4 * W as u32)? },
         }
         // Kept in memory: so both ways here leave the same behind, and the verifier goes on from
         // here once.
@@ -121,30 +127,14 @@ impl Packet for Skb<'_> {
 
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: &[u8; N]) -> Option<()> {
-        // SAFETY: the helper checks the bounds of the packet and reads N bytes.
-        done(unsafe {
-            helper::bpf_skb_store_bytes(
-                self.context.as_ptr().cast(),
-                ETHERNET + offset,
-                bytes.as_ptr().cast(),
-                N as u32,
-                0,
-            )
-        })
+        // SAFETY: the array has N bytes.
+        unsafe { self.write(offset, bytes.as_ptr().cast(), N as u32) }
     }
 
     #[inline(always)]
     fn store_words<const W: usize>(&mut self, offset: u32, words: &[u32; W]) -> Option<()> {
-        // SAFETY: the helper checks the bounds of the packet and reads W words.
-        done(unsafe {
-            helper::bpf_skb_store_bytes(
-                self.context.as_ptr().cast(),
-                ETHERNET + offset,
-                words.as_ptr().cast(),
-                4 * W as u32,
-                0,
-            )
-        })
+        // SAFETY: the array has W words.
+        unsafe { self.write(offset, words.as_ptr().cast(), 4 * W as u32) }
     }
 
     #[inline(always)]
@@ -158,7 +148,7 @@ impl Packet for Skb<'_> {
         let covers = match covers {
             Covers::Payload => 0,
             Covers::Pseudo4 => BPF_F_PSEUDO_HDR as u64,
-            Covers::Pseudo6 => self.ipv6_checksum_flags as u64,
+            Covers::Pseudo6 => settings().ipv6_checksum_flags as u64,
         };
         let zero = if zero_is_none { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         // SAFETY: the helper checks the bounds of the packet.
