@@ -16,22 +16,23 @@ use crate::{
     track,
 };
 
-/// How far a packet has got.
+/// How far a packet has got. A function of eBPF returns it as a number.
+#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    Done,
+    Done = 0,
     /// The packet could not be rewritten.
-    Failed,
+    Failed = 1,
     /// The flow is to be masqueraded and has no source yet.
-    Assign,
+    Assign = 2,
     /// The flow has been answered and must be kept.
-    Settle,
+    Settle = 3,
     /// ICMP: perhaps an error about a flow.
-    Message,
+    Message = 4,
 }
 
 impl Step {
-    /// The reverse of `as u32`, which is how a function of eBPF can return it.
+    /// The reverse of `as u32`.
     #[inline(always)]
     #[must_use]
     pub const fn unpack(number: u32) -> Self {

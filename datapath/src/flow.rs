@@ -138,6 +138,10 @@ pub struct Walk {
 }
 
 impl Walk {
+    /// Flows removed at once when room is needed: a walk begins with the rows that walks before
+    /// it have looked at, so it must be worth the while.
+    pub const ROOM: u32 = 1_024;
+
     /// True for some time after the table was full: then closed flows have to go soon, lest
     /// those of the last two minutes keep new ones out. (So does netfilter's conntrack: its
     /// `tcp_can_early_drop`.)

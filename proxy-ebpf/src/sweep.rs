@@ -6,17 +6,13 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_for_each_map_elem;
 use datapath::{
     address::{V4, V6},
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, Walk},
 };
 
 use crate::{
     maps::WALKS,
     tables::{FamilyMaps, expire, now},
 };
-
-/// Flows removed at once when room is needed: a walk begins with the rows that walks before it
-/// have looked at, so it must be worth the while.
-const ROOM: u32 = 1_024;
 
 /// Callback of the walk over one family's flows.
 ///
@@ -83,7 +79,7 @@ fn reclaim<F: FamilyMaps>() -> u32 {
         if (*last).in_vain == now {
             return 0;
         }
-        let removed = walk::<F>(ROOM);
+        let removed = walk::<F>(Walk::ROOM);
         if removed == 0 {
             (*last).in_vain = now;
         }

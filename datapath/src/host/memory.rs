@@ -20,9 +20,6 @@ use crate::{
     track,
 };
 
-/// Flows that `reclaim` removes at most, as in the programs.
-const ROOM: u32 = 1_024;
-
 /// Rows that the tables of flows may hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sizes {
@@ -202,7 +199,7 @@ impl<F: Network> Tables<F> for Memory<F> {
         if self.walk.in_vain == self.now {
             return false;
         }
-        let removed = self.walk(ROOM);
+        let removed = self.walk(Walk::ROOM);
         if removed == 0 {
             self.walk.in_vain = self.now;
         }
