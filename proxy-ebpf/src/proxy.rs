@@ -13,6 +13,7 @@ mod marks;
 mod search;
 mod skb;
 mod socket;
+mod steps;
 mod sweep;
 mod tables;
 
@@ -186,6 +187,12 @@ fn is_for_this_node(context: &TcContext) -> bool {
 fn protocol(context: &TcContext) -> u32 {
     // SAFETY: the kernel's context.
     unsafe { (*context.skb.skb).protocol }
+}
+
+/// Flags for `bpf_l4_csum_replace` when an IPv6 address changes.
+#[inline(always)]
+fn ipv6_checksum_flags() -> u32 {
+    tables::settings().ipv6_checksum_flags
 }
 
 /// Does to the packet what the engine decided.

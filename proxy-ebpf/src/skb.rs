@@ -9,17 +9,14 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use datapath::{
-    egress,
     header::Network,
-    ingress::{self, Look},
     packet::{Covers, Packet},
-    tables::Tables,
 };
 
 use crate::{
-    apart::*,
+    ipv6_checksum_flags,
     linear::{self, opaque},
-    tables::settings,
+    steps::{extensions, reset4, reset6, unreachable4, unreachable6},
 };
 
 /// Length of the Ethernet header: the agent attaches to Ethernet devices only. VLAN tags are
@@ -148,7 +145,7 @@ impl Packet for Skb<'_> {
         let covers = match covers {
             Covers::Payload => 0,
             Covers::Pseudo4 => BPF_F_PSEUDO_HDR as u64,
-            Covers::Pseudo6 => settings().ipv6_checksum_flags as u64,
+            Covers::Pseudo6 => ipv6_checksum_flags() as u64,
         };
         let zero = if zero_is_none { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         // SAFETY: the helper checks the bounds of the packet.
@@ -166,18 +163,6 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn extensions(&self, offset: u32, next: u8) -> u64 {
         extensions(self.context.skb.skb, offset, next)
-    }
-
-    #[inline(always)]
-    fn look_in<F: Network, T: Tables<F>>(&mut self, _: &mut T, look: Look) -> ingress::Step {
-        let (skb, again) = (self.context.skb.skb, (look == Look::Again).into());
-        ingress::Step::unpack(if F::V6 { look_in6(skb, again) } else { look_in4(skb, again) })
-    }
-
-    #[inline(always)]
-    fn look_out<F: Network, T: Tables<F>>(&mut self, _: &mut T) -> egress::Step {
-        let skb = self.context.skb.skb;
-        egress::Step::unpack(if F::V6 { look_out6(skb) } else { look_out4(skb) })
     }
 
     #[inline(always)]
