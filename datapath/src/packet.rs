@@ -72,11 +72,11 @@ pub trait Packet {
 
     /// [`answer::write_unreachable`], likewise; false if the packet could not be written.
     #[inline(always)]
-    fn write_unreachable<F: Network>(&mut self) -> bool
+    fn write_unreachable<F: Network>(&mut self, code: u8) -> bool
     where
         Self: Sized,
     {
-        answer::write_unreachable::<F, Self>(self).is_some()
+        answer::write_unreachable::<F, Self>(self, code).is_some()
     }
 
     /// [`answer::write_reset`], likewise.

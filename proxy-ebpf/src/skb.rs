@@ -19,6 +19,13 @@ use crate::{
     steps::{extensions, reset4, reset6, unreachable4, unreachable6},
 };
 
+/// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: not ours, or done with; the next
+/// program goes on.
+pub const NEXT: i32 = -1;
+/// `skb->protocol` of the two families (`ETH_P_IP`, `ETH_P_IPV6`), in network byte order.
+pub const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
+pub const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
+
 /// Length of the Ethernet header: the agent attaches to Ethernet devices only. VLAN tags are
 /// not in the buffer but beside it.
 pub const ETHERNET: u32 = 14;
@@ -26,9 +33,16 @@ pub const ETHERNET: u32 = 14;
 /// `BPF_ADJ_ROOM_MAC`: room between link layer and network header.
 const ADJUST_ROOM_MAC: u32 = 1;
 
+/// One of `ETH_P_IP`, `ETH_P_IPV6`, or another that is none of ours.
+#[inline(always)]
+pub fn protocol(context: &TcContext) -> u32 {
+    // SAFETY: the kernel's context.
+    unsafe { (*context.skb.skb).protocol }
+}
+
 /// A packet on a device.
 pub struct Skb<'a> {
-    context: &'a TcContext,
+    pub context: &'a TcContext,
 }
 
 impl<'a> Skb<'a> {
@@ -166,9 +180,9 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn write_unreachable<F: Network>(&mut self) -> bool {
-        let skb = self.context.skb.skb;
-        (if F::V6 { unreachable6(skb) } else { unreachable4(skb) }) != 0
+    fn write_unreachable<F: Network>(&mut self, code: u8) -> bool {
+        let (skb, code) = (self.context.skb.skb, code.into());
+        (if F::V6 { unreachable6(skb, code) } else { unreachable4(skb, code) }) != 0
     }
 
     #[inline(always)]

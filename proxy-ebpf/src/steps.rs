@@ -23,9 +23,9 @@ macro_rules! global {
 }
 
 #[inline(always)]
-fn unreachable<F: Network>(skb: *mut __sk_buff) -> u32 {
+fn unreachable<F: Network>(skb: *mut __sk_buff, code: u32) -> u32 {
     let context = TcContext::new(skb);
-    answer::write_unreachable::<F, _>(&mut Skb::new(&context)).is_some().into()
+    answer::write_unreachable::<F, _>(&mut Skb::new(&context), code as u8).is_some().into()
 }
 
 #[inline(always)]
@@ -43,8 +43,8 @@ pub extern "C" fn extensions(skb: *mut __sk_buff, offset: u32, next: u8) -> u64 
 }
 
 global! {
-    unreachable4(skb: *mut __sk_buff) = unreachable::<V4>(skb);
-    unreachable6(skb: *mut __sk_buff) = unreachable::<V6>(skb);
+    unreachable4(skb: *mut __sk_buff, code: u32) = unreachable::<V4>(skb, code);
+    unreachable6(skb: *mut __sk_buff, code: u32) = unreachable::<V6>(skb, code);
     reset4(skb: *mut __sk_buff) = reset::<V4>(skb);
     reset6(skb: *mut __sk_buff) = reset::<V6>(skb);
 }

@@ -35,6 +35,7 @@ use datapath::{
 
 use crate::{
     apart::*,
+    map::LAZY,
     maps::*,
     marks::{is_set, set},
     search,
