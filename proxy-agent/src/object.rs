@@ -12,7 +12,7 @@ use aya::Ebpf;
 use crate::attach::{self, AttachError};
 
 #[cfg(has_object)]
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PROXY_OBJECT"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BPF_OBJECT"));
 #[cfg(not(has_object))]
 static OBJECT: &[u8] = &[];
 

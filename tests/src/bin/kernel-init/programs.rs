@@ -24,8 +24,8 @@ use aya::{
 
 use crate::Report;
 
-/// The object to load.
-pub(crate) const OBJECT: &str = "/proxy.o";
+/// Where the objects are.
+pub(crate) const OBJECTS: &str = "/objects";
 const CGROUP: &str = "/sys/fs/cgroup";
 const PINS: &str = "/sys/fs/bpf/millrace";
 
@@ -76,7 +76,8 @@ pub(crate) fn load(report: &mut Report) -> Option<Object> {
 }
 
 fn load_maps() -> Result<object::Loaded> {
-    let bytes = fs::read(OBJECT).context(OBJECT)?;
+    let path = Path::new(OBJECTS).join("proxy.o");
+    let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
     let pins = Pins::new(PINS.into());
     let request = Request {
         object: &bytes,
