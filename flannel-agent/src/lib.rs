@@ -5,6 +5,7 @@ pub mod acquire;
 pub mod annotation;
 pub mod check;
 pub mod cleanup;
+pub mod clock;
 pub mod config;
 pub mod device;
 pub mod entries;

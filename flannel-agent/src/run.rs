@@ -9,7 +9,7 @@ use std::{
     io,
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use agent_kit::notice::Notices;
@@ -21,6 +21,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
+    clock::now,
     config::{ConfigError, RunArgs, Settings, StoreSettings},
     entries::Entries,
     health,
@@ -304,8 +305,7 @@ impl Agent {
             Expiry::Never | Expiry::Untold => None,
         };
         self.renewal = expires.map(|at| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let left = Duration::from_secs(at).saturating_sub(now);
+            let left = Duration::from_secs(at).saturating_sub(now());
             let wait = left.checked_sub(self.settings.margin).unwrap_or(left / 2);
             Instant::now() + wait
         });

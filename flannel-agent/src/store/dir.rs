@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -35,6 +35,7 @@ use super::{
     registry::{self, Listed, Registry},
 };
 use crate::{
+    clock::now,
     lease::{Attrs, Expiry, Lease, field},
     net_config::NetConfig,
     subnet::Subnet,
@@ -90,7 +91,7 @@ impl Dir {
     }
 
     fn expiry(&self) -> Expiry {
-        Expiry::At(now().saturating_add(self.term.as_secs().max(1)))
+        Expiry::At(now().as_secs().saturating_add(self.term.as_secs().max(1)))
     }
 
     fn read_config(&self) -> Result<NetConfig, StoreError> {
@@ -271,11 +272,7 @@ fn wait(watch: &OwnedFd) {
 }
 
 fn is_expired(entry: &Entry) -> bool {
-    matches!(&entry.lease, Ok(Lease { expires: Expiry::At(at), .. }) if *at <= now())
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    matches!(&entry.lease, Ok(Lease { expires: Expiry::At(at), .. }) if *at <= now().as_secs())
 }
 
 /// All leases, expired ones too: they are free, and who takes one removes its file.
