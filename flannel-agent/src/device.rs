@@ -55,7 +55,6 @@ pub fn is_name(name: &str) -> bool {
 
 impl Wish {
     pub fn new(family: Family, vxlan: &Vxlan, uplink: &Uplink, mac: Mac) -> Option<Self> {
-        let below = if vxlan.mtu > 0 { vxlan.mtu } else { uplink.mtu };
         Some(Self {
             name: name(family, vxlan.vni),
             vni: vxlan.vni,
@@ -64,7 +63,7 @@ impl Wish {
             local: uplink.public(family)?,
             learning: vxlan.learning,
             gbp: vxlan.gbp,
-            mtu: below.saturating_sub(overhead(family)),
+            mtu: mtu_below(vxlan, uplink).saturating_sub(overhead(family)),
             mac,
         })
     }
@@ -220,14 +219,18 @@ fn settle(name: &str, family: Family) {
     }
 }
 
+/// What a packet with its overhead must fit into: as configured, else as the uplink has it.
+fn mtu_below(vxlan: &Vxlan, uplink: &Uplink) -> u32 {
+    if vxlan.mtu > 0 { vxlan.mtu } else { uplink.mtu }
+}
+
 /// The MTU that pods are told: what fits into the tunnels of all families that are on.
 pub fn pod_mtu(config: &NetConfig, uplink: &Uplink) -> u32 {
     match &config.backend {
         Backend::HostGw => uplink.mtu,
         Backend::Vxlan(vxlan) => {
-            let below = if vxlan.mtu > 0 { vxlan.mtu } else { uplink.mtu };
-            let families = Family::BOTH.into_iter().filter(|&of| config.network(of).is_some());
-            below.saturating_sub(families.map(overhead).max().unwrap_or(0))
+            let overhead = config.families().map(overhead).max().unwrap_or(0);
+            mtu_below(vxlan, uplink).saturating_sub(overhead)
         }
     }
 }

@@ -138,6 +138,11 @@ impl NetConfig {
         self.v4.into_iter().chain(self.v6).map(|range| range.network)
     }
 
+    /// Families that are on.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        Family::BOTH.into_iter().filter(|&family| self.network(family).is_some())
+    }
+
     pub fn network(&self, family: Family) -> Option<IpNetwork> {
         let range = match family {
             Family::V4 => self.v4,

@@ -52,7 +52,7 @@ impl Agent {
         let listing = kernel.listing().await?;
         let mut tunnels = BTreeMap::new();
         if let Backend::Vxlan(vxlan) = &config.backend {
-            for family in families(&config) {
+            for family in config.families() {
                 let mac = mac(&listing, family, vxlan.vni, published.as_ref())?;
                 let Some(wish) = Wish::new(family, vxlan, &uplink, mac) else { continue };
                 let provided = device::provide(&kernel, &listing, &wish, true).await?;
@@ -102,11 +102,6 @@ impl Agent {
     pub(super) fn request(&self, previous: Subnet) -> Request {
         Request { config: self.config.clone(), attrs: self.attrs.clone(), previous }
     }
-}
-
-/// Families that are on.
-pub(super) fn families(config: &NetConfig) -> impl Iterator<Item = Family> {
-    Family::BOTH.into_iter().filter(|&family| config.network(family).is_some())
 }
 
 /// What we publish of ourselves.

@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Agent,
-    join::{attrs, families, find_uplink, mac},
+    join::{attrs, find_uplink, mac},
 };
 use crate::{
     device::{self, Wish, pod_mtu},
@@ -85,7 +85,7 @@ impl Agent {
     async fn provide_devices(&mut self) -> Result<u32, KernelError> {
         let Backend::Vxlan(vxlan) = &self.config.backend else { return Ok(0) };
         let mut repairs = 0;
-        for family in families(&self.config) {
+        for family in self.config.families() {
             let listing = self.kernel.listing().await?;
             let mac = match self.tunnels.get(&family) {
                 Some(tunnel) => tunnel.mac,
