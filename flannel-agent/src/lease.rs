@@ -145,6 +145,12 @@ impl Attrs {
         })
     }
 
+    /// Whether both are of one node: one whose address changed still has its device's.
+    pub fn is_same_node(&self, other: &Self) -> bool {
+        (self.public_ip.is_some() && self.public_ip == other.public_ip)
+            || (self.backend_data.is_some() && self.backend_data == other.backend_data)
+    }
+
     pub fn public(&self, family: Family) -> Option<IpAddr> {
         match family {
             Family::V4 => self.public_ip.map(IpAddr::V4),
@@ -200,6 +206,16 @@ mod tests {
         let attrs = Attrs::parse(text).unwrap();
         assert_eq!(Vtep::read(attrs.data(Family::V4).unwrap()), None);
         assert_eq!(Vtep::read(attrs.data(Family::V6).unwrap()).unwrap().vni, 0);
+    }
+
+    #[test]
+    fn a_node_is_known_by_its_address_or_its_device() {
+        let moved = Attrs { public_ip: "192.168.77.99".parse().ok(), ..observed() };
+        let replaced = Attrs { backend_data: None, ..observed() };
+        assert!(observed().is_same_node(&moved) && observed().is_same_node(&replaced));
+        assert!(!moved.is_same_node(&replaced));
+        // What nobody says is nothing in common.
+        assert!(!Attrs::default().is_same_node(&Attrs::default()));
     }
 
     #[test]
