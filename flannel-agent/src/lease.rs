@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
+    json::field,
     mac::Mac,
     subnet::{Family, Subnet},
 };
@@ -84,13 +85,6 @@ impl Vtep {
         let vni = field(value, "VNI").map_or(Some(0), Value::as_u64)?;
         Some(Self { vni: vni.try_into().ok()?, mac })
     }
-}
-
-/// A field of an object, its name in any case.
-pub fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
-    let map = value.as_object()?;
-    let folded = || map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-    map.get(name).or_else(|| folded().map(|(_, value)| value)).filter(|value| !value.is_null())
 }
 
 impl Attrs {

@@ -36,7 +36,8 @@ use super::{
 };
 use crate::{
     clock::now,
-    lease::{Attrs, Expiry, Lease, field},
+    json::field,
+    lease::{Attrs, Expiry, Lease},
     net_config::NetConfig,
     subnet::Subnet,
 };
