@@ -31,7 +31,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::{self, Sender};
 
 use super::{
-    Answer, Entry, Event, Held, QUEUE, Request, Store, StoreError,
+    Answer, Entry, Event, Held, QUEUE, Request, Store, StoreError, read_config,
     registry::{self, Listed, Registry},
 };
 use crate::{
@@ -96,16 +96,7 @@ impl Dir {
     }
 
     fn read_config(&self) -> Result<NetConfig, StoreError> {
-        let path = self.path.join(CONFIG);
-        let place = path.display().to_string();
-        match fs::read_to_string(&path) {
-            Ok(text) => NetConfig::parse_with_pools(&text)
-                .map_err(|error| StoreError::Config { place, error }),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                Err(StoreError::NoConfig { place })
-            }
-            Err(err) => Err(self.failed("read the configuration")(err)),
-        }
+        read_config(&self.path.join(CONFIG), NetConfig::parse_with_pools)
     }
 
     fn read(&self) -> Result<Vec<Listed>, StoreError> {

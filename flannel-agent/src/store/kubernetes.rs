@@ -4,7 +4,6 @@
 mod node;
 
 use std::{
-    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::Arc,
@@ -26,7 +25,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Answer, Event, Held, QUEUE, Request, Store, StoreError};
+use super::{Answer, Event, Held, QUEUE, Request, Store, StoreError, read_config};
 use crate::{
     annotation::Annotations,
     lease::{Attrs, Expiry},
@@ -216,22 +215,7 @@ impl Store for Kubernetes {
     }
 
     fn config(&self) -> Answer<'_, NetConfig> {
-        Box::pin(async {
-            let path = &self.cluster.net_config;
-            let place = path.display().to_string();
-            match fs::read_to_string(path) {
-                Ok(text) => {
-                    NetConfig::parse(&text).map_err(|error| StoreError::Config { place, error })
-                }
-                Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                    Err(StoreError::NoConfig { place })
-                }
-                Err(err) => {
-                    let what = "read the configuration";
-                    Err(StoreError::Failed { place, what, reason: err.to_string() })
-                }
-            }
-        })
+        Box::pin(async { read_config(&self.cluster.net_config, NetConfig::parse) })
     }
 
     fn published<'a>(&'a self, _public: &'a [IpAddr]) -> Answer<'a, Option<Attrs>> {
