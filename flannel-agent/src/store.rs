@@ -5,6 +5,7 @@ pub mod dir;
 pub mod etcd;
 pub mod kubernetes;
 mod registry;
+mod trouble;
 
 use std::{
     fs, io,

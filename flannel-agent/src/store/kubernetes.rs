@@ -7,7 +7,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
 };
 
 use futures::StreamExt;
@@ -20,20 +19,16 @@ use kube::{
     runtime::watcher::{self, watcher},
 };
 use serde_json::json;
-use tokio::{
-    sync::mpsc::{self, Sender},
-    time::sleep,
-};
+use tokio::sync::mpsc::{self, Sender};
 
-use super::{Answer, Event, Held, QUEUE, Request, Store, StoreError, read_config};
+use super::{
+    Answer, Event, Held, QUEUE, Request, Store, StoreError, read_config, trouble::Trouble,
+};
 use crate::{
     annotation::Annotations,
     lease::{Attrs, Expiry},
     net_config::NetConfig,
 };
-
-/// After a watch that failed.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// How the cluster is reached, and who we are in it.
 #[derive(Clone, Debug)]
@@ -163,7 +158,7 @@ impl Kubernetes {
     async fn follow(&self, sender: &Sender<Event>) {
         let mut events = watcher(self.nodes(), watcher::Config::default()).boxed();
         let mut listed = Vec::new();
-        let mut told: Option<String> = None;
+        let mut trouble = Trouble::default();
         while !sender.is_closed() {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -173,17 +168,14 @@ impl Kubernetes {
                 Some(Ok(event)) => event,
                 Some(Err(err)) => {
                     let reason = format!("{}: the watch on Nodes broke: {err}", self.url);
-                    if told.as_ref() != Some(&reason) {
-                        told = Some(reason.clone());
-                        let _ = sender.send(Event::Trouble(reason)).await;
-                    }
-                    sleep(AGAIN).await;
+                    trouble.wait(sender, &reason).await;
                     continue;
                 }
                 None => return,
             };
-            if told.take().is_some() {
-                let _ = sender.send(Event::Recovered).await;
+            // That a list is about to be asked for is no sign yet that it can be.
+            if !matches!(event, watcher::Event::Init) {
+                trouble.over(sender).await;
             }
             let names = &self.cluster.annotations;
             let event = match event {
