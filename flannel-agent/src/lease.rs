@@ -87,6 +87,22 @@ impl Vtep {
     }
 }
 
+/// What an address means as `PublicIP`: 0.0.0.0 stands where there is none.
+pub fn public_ipv4(ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Some(ip).filter(|ip| !ip.is_unspecified()),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// What an address means as `PublicIPv6`.
+pub fn public_ipv6(ip: IpAddr) -> Option<Ipv6Addr> {
+    match ip {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ip) => Some(ip),
+    }
+}
+
 impl Attrs {
     /// The value of a key. Serialising cannot fail: all names are strings.
     pub fn to_json(&self) -> String {
@@ -122,17 +138,9 @@ impl Attrs {
             };
             text(name)?.map(read).transpose()
         };
-        let public_ip = match address("PublicIP", "an IPv4 address")? {
-            Some(IpAddr::V4(ip)) => Some(ip).filter(|ip| !ip.is_unspecified()),
-            _ => None,
-        };
-        let public_ipv6 = match address("PublicIPv6", "an IPv6 address")? {
-            Some(IpAddr::V6(ip)) => Some(ip),
-            _ => None,
-        };
         Ok(Self {
-            public_ip,
-            public_ipv6,
+            public_ip: address("PublicIP", "an IPv4 address")?.and_then(public_ipv4),
+            public_ipv6: address("PublicIPv6", "an IPv6 address")?.and_then(public_ipv6),
             backend_type: text("BackendType")?.unwrap_or_default().into(),
             backend_data: field(value, "BackendData").cloned(),
             backend_v6_data: field(value, "BackendV6Data").cloned(),
