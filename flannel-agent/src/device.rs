@@ -110,14 +110,14 @@ pub fn existing_mac(listing: &Listing, name: &str) -> Option<Mac> {
     found.mac.filter(|mac| mac.is_usable())
 }
 
-/// Makes or repairs the device; `is_first` if that is no repair but the begin.
+/// Makes or repairs the device; `is_first` if that is no repair but the begin. The listing is
+/// renewed where something was done.
 pub async fn provide(
     kernel: &Kernel,
-    listing: &Listing,
+    listing: &mut Listing,
     wish: &Wish,
     is_first: bool,
 ) -> Result<Provided, KernelError> {
-    let mut repairs = 0;
     let found = listing.interface(&wish.name);
     let reason = match found {
         None => Some("it is not there".to_owned()),
@@ -128,9 +128,12 @@ pub async fn provide(
     };
     let Some(reason) = reason else {
         let found = found.expect("a device without reason to replace it is there");
-        repairs += adjust(kernel, found, wish).await?;
-        let mac = found.mac.unwrap_or(wish.mac);
-        return Ok(Provided { tunnel: Tunnel { device: found.index, mac }, repairs });
+        let tunnel = Tunnel { device: found.index, mac: found.mac.unwrap_or(wish.mac) };
+        let repairs = adjust(kernel, found, wish).await?;
+        if repairs > 0 {
+            *listing = kernel.listing().await?;
+        }
+        return Ok(Provided { tunnel, repairs });
     };
     if let Some(found) = found {
         warn!(
@@ -144,14 +147,14 @@ pub async fn provide(
         warn!(device = wish.name, "the tunnel device is gone; creating it again");
     }
     kernel.create_vxlan(wish).await?;
-    let listing = kernel.listing().await?;
+    *listing = kernel.listing().await?;
     let created = listing.interface(&wish.name).ok_or_else(|| KernelError {
         what: format!("find device {}", wish.name),
         source: std::io::ErrorKind::NotFound.into(),
     })?;
     let mac = created.mac.unwrap_or(wish.mac);
-    repairs += u32::from(!is_first);
-    Ok(Provided { tunnel: Tunnel { device: created.index, mac }, repairs })
+    let tunnel = Tunnel { device: created.index, mac };
+    Ok(Provided { tunnel, repairs: u32::from(!is_first) })
 }
 
 async fn adjust(kernel: &Kernel, found: &Interface, wish: &Wish) -> Result<u32, KernelError> {
@@ -167,15 +170,13 @@ async fn adjust(kernel: &Kernel, found: &Interface, wish: &Wish) -> Result<u32, 
 /// it up. The address is what the node's own packets to pods elsewhere carry as their source.
 pub async fn address(
     kernel: &Kernel,
+    listing: &Listing,
     device: u32,
     wish: &Wish,
     own: IpNetwork,
     pods: IpNetwork,
 ) -> Result<u32, KernelError> {
-    let listing = kernel.listing().await?;
-    let Some(found) = listing.interfaces.iter().find(|found| found.index == device) else {
-        return Ok(0);
-    };
+    let Some(found) = listing.at(device) else { return Ok(0) };
     let mut repairs = 0;
     let wanted = own.network();
     let bits = Family::of(wanted).bits();

@@ -111,8 +111,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         let renewal = agent.renewal;
         tokio::select! {
             Some(event) = events.recv() => agent.take(event, &mut events).await,
-            Some(()) = notices.changed() => agent.look().await,
-            _ = look.tick() => agent.look().await,
+            Some(()) = notices.changed() => agent.sync(false).await,
+            _ = look.tick() => agent.sync(false).await,
             () = until(renewal) => agent.renew().await,
             () = signals.any() => break,
         }
