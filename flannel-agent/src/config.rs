@@ -444,18 +444,18 @@ impl KubernetesArgs {
 impl EtcdArgs {
     fn settings(&self) -> Result<StoreSettings, ConfigError> {
         let file = |path: &String| (!path.is_empty()).then(|| PathBuf::from(path));
-        let (certificate, key) = (file(&self.etcd_certfile), file(&self.etcd_keyfile));
-        if certificate.is_some() != key.is_some() {
-            return Err(ConfigError::Pair);
-        }
+        let identity = match (file(&self.etcd_certfile), file(&self.etcd_keyfile)) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => return Err(ConfigError::Pair),
+        };
         let endpoints = self.etcd_endpoints.iter().map(|url| url.trim().to_owned());
         let user = (!self.etcd_username.is_empty())
             .then(|| (self.etcd_username.clone(), self.etcd_password.clone()));
         let access = Access {
             endpoints: endpoints.filter(|url| !url.is_empty()).collect(),
             ca: file(&self.etcd_cafile),
-            certificate,
-            key,
+            identity,
             user,
         };
         if access.endpoints.is_empty() {

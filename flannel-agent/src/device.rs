@@ -55,7 +55,6 @@ pub fn is_name(name: &str) -> bool {
 
 impl Wish {
     pub fn new(family: Family, vxlan: &Vxlan, uplink: &Uplink, mac: Mac) -> Option<Self> {
-        let below = if vxlan.mtu > 0 { vxlan.mtu } else { uplink.mtu };
         Some(Self {
             name: name(family, vxlan.vni),
             vni: vxlan.vni,
@@ -64,7 +63,7 @@ impl Wish {
             local: uplink.public(family)?,
             learning: vxlan.learning,
             gbp: vxlan.gbp,
-            mtu: below.saturating_sub(overhead(family)),
+            mtu: mtu_below(vxlan, uplink).saturating_sub(overhead(family)),
             mac,
         })
     }
@@ -111,14 +110,14 @@ pub fn existing_mac(listing: &Listing, name: &str) -> Option<Mac> {
     found.mac.filter(|mac| mac.is_usable())
 }
 
-/// Makes or repairs the device; `is_first` if that is no repair but the begin.
+/// Makes or repairs the device; `is_first` if that is no repair but the begin. The listing is
+/// renewed where something was done.
 pub async fn provide(
     kernel: &Kernel,
-    listing: &Listing,
+    listing: &mut Listing,
     wish: &Wish,
     is_first: bool,
 ) -> Result<Provided, KernelError> {
-    let mut repairs = 0;
     let found = listing.interface(&wish.name);
     let reason = match found {
         None => Some("it is not there".to_owned()),
@@ -129,9 +128,12 @@ pub async fn provide(
     };
     let Some(reason) = reason else {
         let found = found.expect("a device without reason to replace it is there");
-        repairs += adjust(kernel, found, wish).await?;
-        let mac = found.mac.unwrap_or(wish.mac);
-        return Ok(Provided { tunnel: Tunnel { device: found.index, mac }, repairs });
+        let tunnel = Tunnel { device: found.index, mac: found.mac.unwrap_or(wish.mac) };
+        let repairs = adjust(kernel, found, wish).await?;
+        if repairs > 0 {
+            *listing = kernel.listing().await?;
+        }
+        return Ok(Provided { tunnel, repairs });
     };
     if let Some(found) = found {
         warn!(
@@ -145,14 +147,14 @@ pub async fn provide(
         warn!(device = wish.name, "the tunnel device is gone; creating it again");
     }
     kernel.create_vxlan(wish).await?;
-    let listing = kernel.listing().await?;
+    *listing = kernel.listing().await?;
     let created = listing.interface(&wish.name).ok_or_else(|| KernelError {
         what: format!("find device {}", wish.name),
         source: std::io::ErrorKind::NotFound.into(),
     })?;
     let mac = created.mac.unwrap_or(wish.mac);
-    repairs += u32::from(!is_first);
-    Ok(Provided { tunnel: Tunnel { device: created.index, mac }, repairs })
+    let tunnel = Tunnel { device: created.index, mac };
+    Ok(Provided { tunnel, repairs: u32::from(!is_first) })
 }
 
 async fn adjust(kernel: &Kernel, found: &Interface, wish: &Wish) -> Result<u32, KernelError> {
@@ -168,15 +170,13 @@ async fn adjust(kernel: &Kernel, found: &Interface, wish: &Wish) -> Result<u32, 
 /// it up. The address is what the node's own packets to pods elsewhere carry as their source.
 pub async fn address(
     kernel: &Kernel,
+    listing: &Listing,
     device: u32,
     wish: &Wish,
     own: IpNetwork,
     pods: IpNetwork,
 ) -> Result<u32, KernelError> {
-    let listing = kernel.listing().await?;
-    let Some(found) = listing.interfaces.iter().find(|found| found.index == device) else {
-        return Ok(0);
-    };
+    let Some(found) = listing.at(device) else { return Ok(0) };
     let mut repairs = 0;
     let wanted = own.network();
     let bits = Family::of(wanted).bits();
@@ -220,14 +220,18 @@ fn settle(name: &str, family: Family) {
     }
 }
 
+/// What a packet with its overhead must fit into: as configured, else as the uplink has it.
+fn mtu_below(vxlan: &Vxlan, uplink: &Uplink) -> u32 {
+    if vxlan.mtu > 0 { vxlan.mtu } else { uplink.mtu }
+}
+
 /// The MTU that pods are told: what fits into the tunnels of all families that are on.
 pub fn pod_mtu(config: &NetConfig, uplink: &Uplink) -> u32 {
     match &config.backend {
         Backend::HostGw => uplink.mtu,
         Backend::Vxlan(vxlan) => {
-            let below = if vxlan.mtu > 0 { vxlan.mtu } else { uplink.mtu };
-            let families = Family::BOTH.into_iter().filter(|&of| config.network(of).is_some());
-            below.saturating_sub(families.map(overhead).max().unwrap_or(0))
+            let overhead = config.families().map(overhead).max().unwrap_or(0);
+            mtu_below(vxlan, uplink).saturating_sub(overhead)
         }
     }
 }

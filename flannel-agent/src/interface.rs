@@ -116,7 +116,7 @@ impl Listing {
         self.interfaces.iter().find(|interface| interface.name == name)
     }
 
-    fn at(&self, index: u32) -> Option<&Interface> {
+    pub fn at(&self, index: u32) -> Option<&Interface> {
         self.interfaces.iter().find(|interface| interface.index == index)
     }
 

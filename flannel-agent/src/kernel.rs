@@ -108,6 +108,18 @@ impl Kernel {
         answer.map(drop).map_err(|source| KernelError { what: what(), source })
     }
 
+    /// Writes a removal; what is gone already is no error.
+    async fn remove(
+        &self,
+        what: impl FnOnce() -> String,
+        message: RouteNetlinkMessage,
+    ) -> Result<(), KernelError> {
+        match self.write(what, message, 0).await {
+            Err(err) if is_absent(&err.source) => Ok(()),
+            result => result,
+        }
+    }
+
     async fn dump(
         &self,
         what: &'static str,
@@ -145,13 +157,7 @@ impl Kernel {
         let mut request = RouteMessage::default();
         request.header.address_family = message::inet(family);
         let answers = self.dump("routes", RouteNetlinkMessage::GetRoute(request)).await?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(route) => Some(route),
-                _ => None,
-            })
-            .collect())
+        Ok(answers.into_iter().filter_map(route).collect())
     }
 
     async fn neighbours(
@@ -200,60 +206,53 @@ impl Kernel {
         Ok(entries)
     }
 
-    /// Does one write. What is gone already is no error where it shall be gone.
+    /// Does one write.
     pub async fn apply(&self, op: &Op) -> Result<(), KernelError> {
-        let (message, flags) = match *op {
+        const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+        let what = || op.to_string();
+        match *op {
             Op::SetNeighbour { device, address, mac } => {
                 let message = message::neighbour_of(device, address, Some(mac));
-                (RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+                self.write(what, RouteNetlinkMessage::NewNeighbour(message), SET).await
             }
             Op::RemoveNeighbour { device, address } => {
                 let message = message::neighbour_of(device, address, None);
-                (RouteNetlinkMessage::DelNeighbour(message), 0)
+                self.remove(what, RouteNetlinkMessage::DelNeighbour(message)).await
             }
             Op::SetFdb { device, mac, to } => {
                 let message = message::fdb_of(device, mac, to);
-                (RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+                self.write(what, RouteNetlinkMessage::NewNeighbour(message), SET).await
             }
             Op::RemoveFdb { device, mac, to } => {
-                (RouteNetlinkMessage::DelNeighbour(message::fdb_of(device, mac, to)), 0)
+                let message = message::fdb_of(device, mac, to);
+                self.remove(what, RouteNetlinkMessage::DelNeighbour(message)).await
             }
             Op::SetRoute { network, hop } => {
                 let message = message::route_of(network, &hop);
-                (RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+                self.write(what, RouteNetlinkMessage::NewRoute(message), SET).await
             }
             Op::RemoveRoute { network, hop } => {
-                (RouteNetlinkMessage::DelRoute(message::route_of(network, &hop)), 0)
+                let message = message::route_of(network, &hop);
+                self.remove(what, RouteNetlinkMessage::DelRoute(message)).await
             }
-        };
-        let is_removal = matches!(
-            op,
-            Op::RemoveNeighbour { .. } | Op::RemoveFdb { .. } | Op::RemoveRoute { .. }
-        );
-        match self.write(|| op.to_string(), message, flags).await {
-            Err(err) if is_removal && is_absent(&err.source) => Ok(()),
-            result => result,
         }
     }
 
     /// The device that packets to an address leave by, if no router is in between.
     pub async fn direct_device(&self, address: IpAddr) -> Option<u32> {
-        let request = RouteNetlinkMessage::GetRoute(message::way_to(address));
-        let answers = self.ask(request, 0).await.ok()?;
-        answers.iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(route) => message::direct_device(route),
-            _ => None,
-        })
+        message::direct_device(&self.route_to(address).await?)
     }
 
     /// The device that packets to an address leave by.
     pub async fn device_to(&self, address: IpAddr) -> Option<u32> {
+        message::device(&self.route_to(address).await?)
+    }
+
+    /// The route that packets to an address take.
+    async fn route_to(&self, address: IpAddr) -> Option<RouteMessage> {
         let request = RouteNetlinkMessage::GetRoute(message::way_to(address));
         let answers = self.ask(request, 0).await.ok()?;
-        answers.iter().find_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(route) => message::device(route),
-            _ => None,
-        })
+        answers.into_iter().find_map(route)
     }
 
     pub async fn create_vxlan(&self, wish: &Wish) -> Result<(), KernelError> {
@@ -266,10 +265,7 @@ impl Kernel {
         let mut link = LinkMessage::default();
         link.header.index = index;
         let message = RouteNetlinkMessage::DelLink(link);
-        match self.write(|| format!("remove device {name}"), message, 0).await {
-            Err(err) if is_absent(&err.source) => Ok(()),
-            result => result,
-        }
+        self.remove(|| format!("remove device {name}"), message).await
     }
 
     pub async fn set_mtu(&self, index: u32, name: &str, mtu: u32) -> Result<(), KernelError> {
@@ -301,10 +297,14 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         let message = message::address_of(index, address.ip(), Some(address.prefix()));
         let message = RouteNetlinkMessage::DelAddress(message);
-        match self.write(|| format!("take {address} from {name}"), message, 0).await {
-            Err(err) if is_absent(&err.source) => Ok(()),
-            result => result,
-        }
+        self.remove(|| format!("take {address} from {name}"), message).await
+    }
+}
+
+fn route(answer: RouteNetlinkMessage) -> Option<RouteMessage> {
+    match answer {
+        RouteNetlinkMessage::NewRoute(route) => Some(route),
+        _ => None,
     }
 }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
+    json::field,
     mac::Mac,
     subnet::{Family, Subnet},
 };
@@ -86,11 +87,20 @@ impl Vtep {
     }
 }
 
-/// A field of an object, its name in any case.
-pub fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
-    let map = value.as_object()?;
-    let folded = || map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-    map.get(name).or_else(|| folded().map(|(_, value)| value)).filter(|value| !value.is_null())
+/// What an address means as `PublicIP`: 0.0.0.0 stands where there is none.
+pub fn public_ipv4(ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V4(ip) => Some(ip).filter(|ip| !ip.is_unspecified()),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// What an address means as `PublicIPv6`.
+pub fn public_ipv6(ip: IpAddr) -> Option<Ipv6Addr> {
+    match ip {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ip) => Some(ip),
+    }
 }
 
 impl Attrs {
@@ -128,21 +138,19 @@ impl Attrs {
             };
             text(name)?.map(read).transpose()
         };
-        let public_ip = match address("PublicIP", "an IPv4 address")? {
-            Some(IpAddr::V4(ip)) => Some(ip).filter(|ip| !ip.is_unspecified()),
-            _ => None,
-        };
-        let public_ipv6 = match address("PublicIPv6", "an IPv6 address")? {
-            Some(IpAddr::V6(ip)) => Some(ip),
-            _ => None,
-        };
         Ok(Self {
-            public_ip,
-            public_ipv6,
+            public_ip: address("PublicIP", "an IPv4 address")?.and_then(public_ipv4),
+            public_ipv6: address("PublicIPv6", "an IPv6 address")?.and_then(public_ipv6),
             backend_type: text("BackendType")?.unwrap_or_default().into(),
             backend_data: field(value, "BackendData").cloned(),
             backend_v6_data: field(value, "BackendV6Data").cloned(),
         })
+    }
+
+    /// Whether both are of one node: one whose address changed still has its device's.
+    pub fn is_same_node(&self, other: &Self) -> bool {
+        (self.public_ip.is_some() && self.public_ip == other.public_ip)
+            || (self.backend_data.is_some() && self.backend_data == other.backend_data)
     }
 
     pub fn public(&self, family: Family) -> Option<IpAddr> {
@@ -200,6 +208,16 @@ mod tests {
         let attrs = Attrs::parse(text).unwrap();
         assert_eq!(Vtep::read(attrs.data(Family::V4).unwrap()), None);
         assert_eq!(Vtep::read(attrs.data(Family::V6).unwrap()).unwrap().vni, 0);
+    }
+
+    #[test]
+    fn a_node_is_known_by_its_address_or_its_device() {
+        let moved = Attrs { public_ip: "192.168.77.99".parse().ok(), ..observed() };
+        let replaced = Attrs { backend_data: None, ..observed() };
+        assert!(observed().is_same_node(&moved) && observed().is_same_node(&replaced));
+        assert!(!moved.is_same_node(&replaced));
+        // What nobody says is nothing in common.
+        assert!(!Attrs::default().is_same_node(&Attrs::default()));
     }
 
     #[test]

@@ -5,9 +5,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{
+    json::field,
     pool::{Pool, PoolError},
     subnet::{Family, masked},
 };
@@ -138,6 +139,11 @@ impl NetConfig {
         self.v4.into_iter().chain(self.v6).map(|range| range.network)
     }
 
+    /// Families that are on.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        Family::BOTH.into_iter().filter(|&family| self.network(family).is_some())
+    }
+
     pub fn network(&self, family: Family) -> Option<IpNetwork> {
         let range = match family {
             Family::V4 => self.v4,
@@ -234,7 +240,7 @@ impl Vxlan {
 
 /// An object whose names are looked up in any case.
 struct Fields<'a> {
-    map: &'a Map<String, Value>,
+    object: &'a Value,
     /// What stands before a field's name in messages.
     path: &'static str,
 }
@@ -242,7 +248,7 @@ struct Fields<'a> {
 impl<'a> Fields<'a> {
     fn of(value: &'a Value, path: &'static str) -> Result<Self, NetConfigError> {
         match value {
-            Value::Object(map) => Ok(Self { map, path }),
+            Value::Object(_) => Ok(Self { object: value, path }),
             _ if path.is_empty() => Err(NetConfigError::NoObject),
             other => Err(NetConfigError::Type {
                 field: path.trim_end_matches('.').into(),
@@ -252,11 +258,8 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// `null` says nothing. The exact name goes before one in another case.
     fn get(&self, name: &str) -> Option<&'a Value> {
-        let folded = || self.map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-        let value = self.map.get(name).or_else(|| folded().map(|(_, value)| value));
-        value.filter(|value| !value.is_null())
+        field(self.object, name)
     }
 
     fn typed<T>(

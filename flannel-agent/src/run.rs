@@ -9,7 +9,7 @@ use std::{
     io,
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use agent_kit::notice::Notices;
@@ -21,6 +21,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use crate::{
+    clock::now,
     config::{ConfigError, RunArgs, Settings, StoreSettings},
     entries::Entries,
     health,
@@ -110,8 +111,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         let renewal = agent.renewal;
         tokio::select! {
             Some(event) = events.recv() => agent.take(event, &mut events).await,
-            Some(()) = notices.changed() => agent.look().await,
-            _ = look.tick() => agent.look().await,
+            Some(()) = notices.changed() => agent.sync(false).await,
+            _ = look.tick() => agent.sync(false).await,
             () = until(renewal) => agent.renew().await,
             () = signals.any() => break,
         }
@@ -247,25 +248,15 @@ impl Agent {
 
     /// Whether the lease under our key is ours.
     fn judge(&self, lease: &Result<Lease, String>) -> Own {
-        let Ok(Lease { attrs: published, .. }) = lease else { return Own::Damaged };
+        let Ok(lease) = lease else { return Own::Damaged };
         if self.store.is_assigned() {
-            let has = |family| {
-                lease.as_ref().is_ok_and(|lease| {
-                    self.held
-                        .subnet
-                        .of(family)
-                        .is_none_or(|own| lease.subnet.of(family) == Some(own))
-                })
-            };
-            let is_same = Family::BOTH.into_iter().all(has);
+            let mut held = self.held.subnet.networks();
+            let is_same = held.all(|own| lease.subnet.networks().any(|network| network == own));
             return if is_same { Own::Held } else { Own::Lost("its podCIDR is another".into()) };
         }
         // A reservation that names nobody, or what somebody wrote by mistake.
-        let Some(other) = published.public_ip else { return Own::Damaged };
-        let is_ours = published.public_ip == self.attrs.public_ip
-            || (self.attrs.backend_data.is_some()
-                && published.backend_data == self.attrs.backend_data);
-        if is_ours {
+        let Some(other) = lease.attrs.public_ip else { return Own::Damaged };
+        if lease.attrs.is_same_node(&self.attrs) {
             return Own::Held;
         }
         Own::Lost(format!("{other} holds it now"))
@@ -304,8 +295,7 @@ impl Agent {
             Expiry::Never | Expiry::Untold => None,
         };
         self.renewal = expires.map(|at| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let left = Duration::from_secs(at).saturating_sub(now);
+            let left = Duration::from_secs(at).saturating_sub(now());
             let wait = left.checked_sub(self.settings.margin).unwrap_or(left / 2);
             Instant::now() + wait
         });

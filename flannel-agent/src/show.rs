@@ -1,13 +1,13 @@
 //! `flannel-agent status` and `peers`: what the running agent answers.
 
-use std::{io, net::SocketAddr, time::SystemTime};
+use std::{io, net::SocketAddr};
 
 use agent_kit::{
     ask,
     print::{age, table, whole_age},
 };
 
-use crate::{peers::Peer, status::Status};
+use crate::{clock::now, peers::Peer, status::Status};
 
 /// Nobody answers.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +38,7 @@ pub fn print_status(status: &Status) -> String {
     let reached = if status.store_reached { "reached" } else { "NOT reached" };
     let lease = match status.lease_expires {
         Some(at) => {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            format!("ends in {}", whole_age(at.saturating_sub(now.as_secs())))
+            format!("ends in {}", whole_age(at.saturating_sub(now().as_secs())))
         }
         None => "never ends".into(),
     };

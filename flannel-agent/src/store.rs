@@ -5,9 +5,12 @@ pub mod dir;
 pub mod etcd;
 pub mod kubernetes;
 mod registry;
+mod trouble;
 
 use std::{
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
     sync::Arc,
 };
 
@@ -144,6 +147,25 @@ pub trait Store: Send + Sync {
     fn own_key(&self, held: &Held) -> String {
         held.subnet.key().unwrap_or_default()
     }
+}
+
+/// The network's configuration in a file.
+fn read_config(
+    path: &Path,
+    parse: fn(&str) -> Result<NetConfig, NetConfigError>,
+) -> Result<NetConfig, StoreError> {
+    let place = path.display().to_string();
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            return Err(StoreError::NoConfig { place });
+        }
+        Err(err) => {
+            let what = "read the configuration";
+            return Err(StoreError::Failed { place, what, reason: err.to_string() });
+        }
+    };
+    parse(&text).map_err(|error| StoreError::Config { place, error })
 }
 
 /// Events that may wait; a watch that is ahead waits.

@@ -26,6 +26,7 @@ const PURE: &[&str] = &[
     "flannel-agent/src/acquire.rs",
     "flannel-agent/src/annotation.rs",
     "flannel-agent/src/entries.rs",
+    "flannel-agent/src/json.rs",
     "flannel-agent/src/lease.rs",
     "flannel-agent/src/mac.rs",
     "flannel-agent/src/net_config.rs",

@@ -10,7 +10,7 @@ use super::{ASK_AGAIN, Agent, RunError};
 use crate::{
     config::{InterfaceSettings, RunArgs, Settings},
     device::{self, Wish, existing_mac},
-    interface::{Choice, Listing, Uplink, select},
+    interface::{Choice, InterfaceError, Listing, Uplink, select},
     kernel::{Kernel, random_mac},
     lease::{Attrs, Vtep},
     mac::Mac,
@@ -39,7 +39,8 @@ impl Agent {
         let wished = &mut settings.interface;
         wished.public_ip = wished.public_ip.or(public_ip);
         wished.public_ipv6 = wished.public_ipv6.or(public_ipv6);
-        let uplink = find_uplink(&kernel, &settings.interface, &config).await?;
+        let listing = kernel.listing().await?;
+        let uplink = find_uplink(&kernel, &listing, &settings.interface, &config).await?;
         info!(
             device = uplink.name,
             ipv4 = ?uplink.public_ip,
@@ -49,13 +50,14 @@ impl Agent {
         let public: Vec<_> =
             Family::BOTH.into_iter().filter_map(|family| uplink.public(family)).collect();
         let published = patiently(&board, || store.published(&public)).await?;
-        let listing = kernel.listing().await?;
+        // The store may have kept us waiting.
+        let mut listing = kernel.listing().await?;
         let mut tunnels = BTreeMap::new();
         if let Backend::Vxlan(vxlan) = &config.backend {
-            for family in families(&config) {
+            for family in config.families() {
                 let mac = mac(&listing, family, vxlan.vni, published.as_ref())?;
                 let Some(wish) = Wish::new(family, vxlan, &uplink, mac) else { continue };
-                let provided = device::provide(&kernel, &listing, &wish, true).await?;
+                let provided = device::provide(&kernel, &mut listing, &wish, true).await?;
                 tunnels.insert(family, provided.tunnel);
             }
         }
@@ -104,11 +106,6 @@ impl Agent {
     }
 }
 
-/// Families that are on.
-pub(super) fn families(config: &NetConfig) -> impl Iterator<Item = Family> {
-    Family::BOTH.into_iter().filter(|&family| config.network(family).is_some())
-}
-
 /// What we publish of ourselves.
 pub(super) fn attrs(
     config: &NetConfig,
@@ -147,10 +144,10 @@ pub(super) fn mac(
 
 pub(super) async fn find_uplink(
     kernel: &Kernel,
+    listing: &Listing,
     settings: &InterfaceSettings,
     config: &NetConfig,
-) -> Result<Uplink, RunError> {
-    let listing = kernel.listing().await?;
+) -> Result<Uplink, InterfaceError> {
     let can_reach = match settings.can_reach {
         // An index that no device has, where no route leads: so that it is said.
         Some(address) => Some(kernel.device_to(address).await.unwrap_or(0)),
@@ -165,7 +162,7 @@ pub(super) async fn find_uplink(
         needs_v4: config.v4.is_some(),
         needs_v6: config.v6.is_some(),
     };
-    Ok(select(&listing, &choice)?)
+    select(listing, &choice)
 }
 
 /// Asks until there is an answer, or one that no waiting will change.

@@ -7,13 +7,13 @@ use tracing::{debug, info, warn};
 
 use super::{
     Agent,
-    join::{attrs, families, find_uplink, mac},
+    join::{attrs, find_uplink, mac},
 };
 use crate::{
     device::{self, Wish, pod_mtu},
     entries::diff,
     file,
-    interface::Traffic,
+    interface::{Listing, Traffic},
     kernel::KernelError,
     net_config::Backend,
     notify,
@@ -24,18 +24,9 @@ use crate::{
 };
 
 impl Agent {
-    /// A look without a reason that the store gave: what it finds to do was another hand's
-    /// doing, or failed before.
-    pub(super) async fn look(&mut self) {
-        self.follow_uplink().await;
-        if self.is_listed {
-            self.sync(false).await;
-        }
-    }
-
     /// Publishes the addresses that the uplink has now.
-    async fn follow_uplink(&mut self) {
-        match find_uplink(&self.kernel, &self.settings.interface, &self.config).await {
+    async fn follow_uplink(&mut self, listing: &Listing) {
+        match find_uplink(&self.kernel, listing, &self.settings.interface, &self.config).await {
             Ok(uplink) => {
                 if uplink != self.uplink {
                     info!(
@@ -57,10 +48,23 @@ impl Agent {
         }
     }
 
-    /// Brings the kernel to what the leases say.
+    /// Brings the kernel to what the leases say. What is found to do without news was another
+    /// hand's doing, or failed before.
     pub(super) async fn sync(&mut self, is_news: bool) {
         let began = Instant::now();
-        let devices_fit = match self.provide_devices().await {
+        let mut listing = match self.kernel.listing().await {
+            Ok(listing) => listing,
+            Err(err) => {
+                self.board.set_problems("listing", vec![Problem::new(Kind::Node, "", err)]);
+                return;
+            }
+        };
+        self.board.set_problems("listing", Vec::new());
+        self.follow_uplink(&listing).await;
+        if !self.is_listed {
+            return;
+        }
+        let devices_fit = match self.provide_devices(&mut listing).await {
             Ok(repairs) => {
                 self.repaired(repairs);
                 self.board.set_problems("devices", Vec::new());
@@ -75,28 +79,27 @@ impl Agent {
         let site = self.site().await;
         let compiled = compile(&site, &self.leases);
         let written = self.write(&compiled, is_news).await;
-        self.tell(compiled).await;
+        self.tell(compiled, &listing);
         if devices_fit && written {
             self.ready().await;
         }
         self.metrics.synced(began.elapsed());
     }
 
-    async fn provide_devices(&mut self) -> Result<u32, KernelError> {
+    async fn provide_devices(&mut self, listing: &mut Listing) -> Result<u32, KernelError> {
         let Backend::Vxlan(vxlan) = &self.config.backend else { return Ok(0) };
         let mut repairs = 0;
-        for family in families(&self.config) {
-            let listing = self.kernel.listing().await?;
+        for family in self.config.families() {
             let mac = match self.tunnels.get(&family) {
                 Some(tunnel) => tunnel.mac,
-                None => match mac(&listing, family, vxlan.vni, Some(&self.attrs)) {
+                None => match mac(listing, family, vxlan.vni, Some(&self.attrs)) {
                     Ok(mac) => mac,
                     Err(_) => continue,
                 },
             };
             let Some(wish) = Wish::new(family, vxlan, &self.uplink, mac) else { continue };
             let is_first = self.subnet_env.is_none();
-            let provided = device::provide(&self.kernel, &listing, &wish, is_first).await?;
+            let provided = device::provide(&self.kernel, listing, &wish, is_first).await?;
             repairs += provided.repairs;
             self.tunnels.insert(family, provided.tunnel);
             let (Some(own), Some(pods)) =
@@ -105,7 +108,7 @@ impl Agent {
                 continue;
             };
             let device = provided.tunnel.device;
-            let made = device::address(&self.kernel, device, &wish, own, pods).await?;
+            let made = device::address(&self.kernel, listing, device, &wish, own, pods).await?;
             repairs += if is_first { 0 } else { made };
         }
         Ok(repairs)
@@ -205,19 +208,15 @@ impl Agent {
         self.board.state().status.repairs += u64::from(count);
     }
 
-    async fn tell(&self, compiled: Compiled) {
+    fn tell(&self, compiled: Compiled, listing: &Listing) {
         let faults = compiled.faults.into_iter();
         let problems =
             faults.map(|fault| Problem::new(Kind::Peer, fault.name, fault.message)).collect();
         self.board.set_problems("peers", problems);
-        let listing = self.kernel.listing().await.unwrap_or_default();
         let mut traffic = Traffic::default();
         let mut devices = Vec::new();
         for tunnel in self.tunnels.values() {
-            let mut interfaces = listing.interfaces.iter();
-            let Some(found) = interfaces.find(|found| found.index == tunnel.device) else {
-                continue;
-            };
+            let Some(found) = listing.at(tunnel.device) else { continue };
             traffic.received_packets += found.traffic.received_packets;
             traffic.received_bytes += found.traffic.received_bytes;
             traffic.sent_packets += found.traffic.sent_packets;

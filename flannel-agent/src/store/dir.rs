@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -31,11 +31,13 @@ use serde_json::Value;
 use tokio::sync::mpsc::{self, Sender};
 
 use super::{
-    Answer, Entry, Event, Held, QUEUE, Request, Store, StoreError,
+    Answer, Entry, Event, Held, QUEUE, Request, Store, StoreError, read_config,
     registry::{self, Listed, Registry},
 };
 use crate::{
-    lease::{Attrs, Expiry, Lease, field},
+    clock::now,
+    json::field,
+    lease::{Attrs, Expiry, Lease},
     net_config::NetConfig,
     subnet::Subnet,
 };
@@ -90,20 +92,11 @@ impl Dir {
     }
 
     fn expiry(&self) -> Expiry {
-        Expiry::At(now().saturating_add(self.term.as_secs().max(1)))
+        Expiry::At(now().as_secs().saturating_add(self.term.as_secs().max(1)))
     }
 
     fn read_config(&self) -> Result<NetConfig, StoreError> {
-        let path = self.path.join(CONFIG);
-        let place = path.display().to_string();
-        match fs::read_to_string(&path) {
-            Ok(text) => NetConfig::parse_with_pools(&text)
-                .map_err(|error| StoreError::Config { place, error }),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                Err(StoreError::NoConfig { place })
-            }
-            Err(err) => Err(self.failed("read the configuration")(err)),
-        }
+        read_config(&self.path.join(CONFIG), NetConfig::parse_with_pools)
     }
 
     fn read(&self) -> Result<Vec<Listed>, StoreError> {
@@ -271,11 +264,7 @@ fn wait(watch: &OwnedFd) {
 }
 
 fn is_expired(entry: &Entry) -> bool {
-    matches!(&entry.lease, Ok(Lease { expires: Expiry::At(at), .. }) if *at <= now())
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    matches!(&entry.lease, Ok(Lease { expires: Expiry::At(at), .. }) if *at <= now().as_secs())
 }
 
 /// All leases, expired ones too: they are free, and who takes one removes its file.

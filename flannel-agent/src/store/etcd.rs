@@ -7,11 +7,7 @@
 mod connect;
 mod watch;
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, KvClient, LeaseClient, PutOptions, Txn, TxnOp,
@@ -25,6 +21,7 @@ use super::{
     registry::{self, Listed, Registry},
 };
 use crate::{
+    clock::now,
     lease::{Attrs, Expiry, Lease},
     net_config::NetConfig,
     subnet::Subnet,
@@ -115,7 +112,7 @@ impl Etcd {
             let grant = |mut leases: LeaseClient| async move { leases.grant(term, None).await };
             let granted = self.connections.lease(grant).await.map_err(self.failed(what))?;
             // etcd raises a term that is shorter than it can keep.
-            let until = now().saturating_add(granted.ttl().max(0).cast_unsigned());
+            let until = now().as_secs().saturating_add(granted.ttl().max(0).cast_unsigned());
             expires = Expiry::At(until);
             lease = Some(granted.id());
         }
@@ -231,10 +228,6 @@ impl Store for Etcd {
         tokio::spawn(async move { self.follow(&sender).await });
         receiver
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// As Go's `path.Join` cleans what flanneld is given: one slash each, none at the end. What a

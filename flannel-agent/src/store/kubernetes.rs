@@ -4,11 +4,9 @@
 mod node;
 
 use std::{
-    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
 };
 
 use futures::StreamExt;
@@ -21,20 +19,16 @@ use kube::{
     runtime::watcher::{self, watcher},
 };
 use serde_json::json;
-use tokio::{
-    sync::mpsc::{self, Sender},
-    time::sleep,
-};
+use tokio::sync::mpsc::{self, Sender};
 
-use super::{Answer, Event, Held, QUEUE, Request, Store, StoreError};
+use super::{
+    Answer, Event, Held, QUEUE, Request, Store, StoreError, read_config, trouble::Trouble,
+};
 use crate::{
     annotation::Annotations,
     lease::{Attrs, Expiry},
     net_config::NetConfig,
 };
-
-/// After a watch that failed.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// How the cluster is reached, and who we are in it.
 #[derive(Clone, Debug)]
@@ -164,7 +158,7 @@ impl Kubernetes {
     async fn follow(&self, sender: &Sender<Event>) {
         let mut events = watcher(self.nodes(), watcher::Config::default()).boxed();
         let mut listed = Vec::new();
-        let mut told: Option<String> = None;
+        let mut trouble = Trouble::default();
         while !sender.is_closed() {
             let event = tokio::select! {
                 event = events.next() => event,
@@ -174,17 +168,14 @@ impl Kubernetes {
                 Some(Ok(event)) => event,
                 Some(Err(err)) => {
                     let reason = format!("{}: the watch on Nodes broke: {err}", self.url);
-                    if told.as_ref() != Some(&reason) {
-                        told = Some(reason.clone());
-                        let _ = sender.send(Event::Trouble(reason)).await;
-                    }
-                    sleep(AGAIN).await;
+                    trouble.wait(sender, &reason).await;
                     continue;
                 }
                 None => return,
             };
-            if told.take().is_some() {
-                let _ = sender.send(Event::Recovered).await;
+            // That a list is about to be asked for is no sign yet that it can be.
+            if !matches!(event, watcher::Event::Init) {
+                trouble.over(sender).await;
             }
             let names = &self.cluster.annotations;
             let event = match event {
@@ -216,22 +207,7 @@ impl Store for Kubernetes {
     }
 
     fn config(&self) -> Answer<'_, NetConfig> {
-        Box::pin(async {
-            let path = &self.cluster.net_config;
-            let place = path.display().to_string();
-            match fs::read_to_string(path) {
-                Ok(text) => {
-                    NetConfig::parse(&text).map_err(|error| StoreError::Config { place, error })
-                }
-                Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                    Err(StoreError::NoConfig { place })
-                }
-                Err(err) => {
-                    let what = "read the configuration";
-                    Err(StoreError::Failed { place, what, reason: err.to_string() })
-                }
-            }
-        })
+        Box::pin(async { read_config(&self.cluster.net_config, NetConfig::parse) })
     }
 
     fn published<'a>(&'a self, _public: &'a [IpAddr]) -> Answer<'a, Option<Attrs>> {

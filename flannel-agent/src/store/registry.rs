@@ -97,9 +97,7 @@ pub(super) async fn renew(
             return Err(StoreError::Lost { subnet });
         };
         match seen.lease.attrs.public_ip {
-            // Under another address of ours it is found by subnet alone, so both are compared
-            // by what was published with it.
-            Some(ip) if Some(ip) != attrs.public_ip && !is_same_node(&seen.lease.attrs, attrs) => {
+            Some(ip) if !seen.lease.attrs.is_same_node(attrs) => {
                 return Err(StoreError::Stolen { subnet, to: IpAddr::V4(ip) });
             }
             _ => {}
@@ -110,11 +108,6 @@ pub(super) async fn renew(
     }
     let reason = format!("it was changed {TRIES} times meanwhile");
     Err(StoreError::Failed { place: registry.name(), what: "renew the lease", reason })
-}
-
-/// A node whose address changed still has its device's.
-fn is_same_node(published: &Attrs, own: &Attrs) -> bool {
-    own.backend_data.is_some() && published.backend_data == own.backend_data
 }
 
 /// What was published with a public address of ours.

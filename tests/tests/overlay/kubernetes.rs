@@ -32,6 +32,8 @@ use tokio::{net::TcpListener, sync::watch, time::timeout};
 /// Nodes by name, and all that happened to them by version.
 #[derive(Default)]
 struct Nodes {
+    /// It answers no question for Nodes at the moment.
+    is_down: bool,
     nodes: BTreeMap<String, Value>,
     events: Vec<(u64, Value)>,
 }
@@ -84,6 +86,10 @@ impl Server {
         self.change("ADDED", name, |node| node["spec"]["podCIDRs"] = json!(cidrs));
     }
 
+    fn set_down(&self, is_down: bool) {
+        self.state.lock().unwrap().is_down = is_down;
+    }
+
     fn node(&self, name: &str) -> Value {
         self.state.lock().unwrap().nodes[name].clone()
     }
@@ -93,6 +99,9 @@ async fn list(
     State(server): State<Server>,
     Query(query): Query<BTreeMap<String, String>>,
 ) -> Response {
+    if server.state.lock().unwrap().is_down {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
     if query.get("watch").is_none_or(|watch| watch == "false") {
         let state = server.state.lock().unwrap();
         let items: Vec<&Value> = state.nodes.values().collect();
@@ -259,4 +268,19 @@ async fn the_watch_follows_every_change_of_a_peer() {
     assert_eq!(entry.lease.unwrap().subnet.to_string(), "10.244.9.0/24");
     server.change("DELETED", "node2", |_| {});
     assert_eq!(next().await, Event::Gone("node2".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_down_is_told_once_and_once_that_it_is_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, url) = Server::start().await;
+    server.set_down(true);
+    let mut watch = store(&url, directory.path(), "node1").await.watch();
+    let mut within =
+        async |seconds| timeout(Duration::from_secs(seconds), watch.recv()).await.ok().flatten();
+    assert!(matches!(within(20).await, Some(Event::Trouble(_))));
+    assert_eq!(within(3).await, None, "told again");
+    server.set_down(false);
+    assert_eq!(within(20).await, Some(Event::Recovered));
+    assert_eq!(within(20).await, Some(Event::Listed(Vec::new())));
 }

@@ -274,11 +274,8 @@ async fn tls_with_the_authority_alone_and_with_a_client_certificate() {
         etcd.put(&format!("{PREFIX}/config"), NETWORK).unwrap();
         let bare = Access { endpoints: vec![etcd.endpoint()], ..Access::default() };
         let trusting = Access { ca: Some(tls.file("ca.pem")), ..bare.clone() };
-        let known = Access {
-            certificate: Some(tls.file("client.pem")),
-            key: Some(tls.file("client.key")),
-            ..trusting.clone()
-        };
+        let identity = Some((tls.file("client.pem"), tls.file("client.key")));
+        let known = Access { identity, ..trusting.clone() };
         let acquire = async |access: &Access| {
             let store = EtcdStore::new(access.clone(), PREFIX, DAY);
             let config = store.config().await?;

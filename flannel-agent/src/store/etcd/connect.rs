@@ -20,8 +20,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub struct Access {
     pub endpoints: Vec<String>,
     pub ca: Option<PathBuf>,
-    pub certificate: Option<PathBuf>,
-    pub key: Option<PathBuf>,
+    /// Our certificate and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
     pub user: Option<(String, String)>,
 }
 
@@ -33,8 +33,6 @@ pub enum EtcdError {
     Etcd { endpoint: String, source: Error },
     #[error("{flag} {path}: {source}")]
     File { flag: &'static str, path: PathBuf, source: io::Error },
-    #[error("--etcd-certfile and --etcd-keyfile belong together; give both or none")]
-    Pair,
     #[error("--etcd-endpoints is empty")]
     NoEndpoint,
 }
@@ -78,15 +76,12 @@ impl Access {
             Some(path) => tls.ca_certificate(Certificate::from_pem(read("--etcd-cafile", path)?)),
             None => tls.with_native_roots(),
         };
-        match (&self.certificate, &self.key) {
-            (Some(certificate), Some(key)) => {
-                let certificate = read("--etcd-certfile", certificate)?;
-                let key = read("--etcd-keyfile", key)?;
-                Ok(tls.identity(Identity::from_pem(certificate, key)))
-            }
-            (None, None) => Ok(tls),
-            _ => Err(EtcdError::Pair),
+        if let Some((certificate, key)) = &self.identity {
+            let certificate = read("--etcd-certfile", certificate)?;
+            let key = read("--etcd-keyfile", key)?;
+            tls = tls.identity(Identity::from_pem(certificate, key));
         }
+        Ok(tls)
     }
 }
 

@@ -2,18 +2,12 @@
 //! where it broke; a list comes again where etcd has thrown that revision away, or is not the
 //! etcd it was.
 
-use std::time::Duration;
-
 use etcd_client::{EventType, WatchClient, WatchOptions, WatchResponse, WatchStream};
-use tokio::{sync::mpsc::Sender, time::sleep};
+use tokio::sync::mpsc::Sender;
 use tracing::{debug, info};
 
 use super::Etcd;
-use crate::store::{Event, StoreError};
-
-/// The first wait after a failure; each further one is twice as long, up to the last.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LAST_WAIT: Duration = Duration::from_secs(5);
+use crate::store::{Event, StoreError, trouble::Trouble};
 
 /// How a watch ended.
 enum End {
@@ -123,33 +117,4 @@ fn judge(answer: &WatchResponse, next: i64) -> Option<End> {
         return Some(End::Forgotten);
     }
     None
-}
-
-/// A failure that lasts: told once, and waited for longer each time.
-#[derive(Default)]
-struct Trouble {
-    waits: u32,
-    told: Option<String>,
-}
-
-impl Trouble {
-    async fn wait(&mut self, sender: &Sender<Event>, reason: &str) {
-        if self.told.as_deref() != Some(reason) {
-            self.told = Some(reason.into());
-            let _ = sender.send(Event::Trouble(reason.into())).await;
-        }
-        let wait = FIRST_WAIT.saturating_mul(1 << self.waits.min(8)).min(LAST_WAIT);
-        self.waits += 1;
-        tokio::select! {
-            () = sleep(wait) => {}
-            () = sender.closed() => {}
-        }
-    }
-
-    async fn over(&mut self, sender: &Sender<Event>) {
-        self.waits = 0;
-        if self.told.take().is_some() {
-            let _ = sender.send(Event::Recovered).await;
-        }
-    }
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     annotation::Annotations,
-    lease::{Attrs, Expiry, Lease},
+    lease::{self, Attrs, Expiry, Lease},
     net_config::NetConfig,
     store::Entry,
     subnet::{Subnet, masked},
@@ -56,21 +56,14 @@ pub(super) fn entry(names: &Annotations, node: &Node) -> Option<Entry> {
     // and the one that needs it complains.
     let public_ip = address(names.public_ip(), "IPv4 address");
     let lease = public_ip.map(|public_ip| {
-        let public_ip = match public_ip {
-            Some(std::net::IpAddr::V4(ip)) => Some(ip).filter(|ip| !ip.is_unspecified()),
-            _ => None,
-        };
-        let public_ipv6 = match address(names.public_ipv6(), "IPv6 address") {
-            Ok(Some(std::net::IpAddr::V6(ip))) => Some(ip),
-            _ => None,
-        };
+        let public_ipv6 = address(names.public_ipv6(), "IPv6 address").ok().flatten();
         let kept =
             |name: String| data(name.clone()).unwrap_or_else(|_| read(name).map(Value::from));
         Lease {
             subnet: subnet(node),
             attrs: Attrs {
-                public_ip,
-                public_ipv6,
+                public_ip: public_ip.and_then(lease::public_ipv4),
+                public_ipv6: public_ipv6.and_then(lease::public_ipv6),
                 backend_type: read(names.backend_type()).unwrap_or_default().into(),
                 backend_data: kept(names.backend_data()),
                 backend_v6_data: kept(names.backend_v6_data()),
