@@ -8,6 +8,7 @@
 
 pub mod array;
 pub mod ask;
+pub mod attach;
 pub mod barrier;
 pub mod bpf;
 pub mod clsact;

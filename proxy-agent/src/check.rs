@@ -7,6 +7,7 @@ use std::{
 };
 
 use agent_kit::{
+    attach::has_tcx,
     barrier::Barrier,
     bpf::{self, MapLayout, map_type},
     finding::{self, Finding, Verdict, lacking, ok},
@@ -19,7 +20,7 @@ use datapath::settings::{Settings, socket_lb};
 
 use crate::{
     apply::tables::table,
-    attach,
+    attach::DEVICE_HOOKS,
     config::CheckArgs,
     object,
     settings::{ReservedPorts, kernel_version},
@@ -181,7 +182,7 @@ fn maps() -> Vec<Finding> {
 /// Asks the kernel, by attaching to a device that does not exist; the version may deceive
 /// where features were ported back.
 fn device_hooks(programs: Option<&Ebpf>) -> Finding {
-    let (has_tcx, how) = match programs.and_then(|ebpf| attach::has_tcx(ebpf).ok()) {
+    let (has_tcx, how) = match programs.and_then(|ebpf| has_tcx(ebpf, &DEVICE_HOOKS[0]).ok()) {
         Some(has_tcx) => (has_tcx, ""),
         None => match kernel_version() {
             Ok(version) => (version >= (6, 6), ", by the kernel's version: it could not be tried"),

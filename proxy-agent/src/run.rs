@@ -10,6 +10,7 @@ use std::{
 };
 
 use agent_kit::{
+    attach::{AttachError, Sweep},
     barrier::Barrier,
     link::Links,
     mount,
@@ -31,7 +32,7 @@ use crate::{
         audit::{Difference, Part},
         tables::{OpenError, Tables, table},
     },
-    attach::{self, AttachError, Devices, Sweep},
+    attach::{self, DEVICE_HOOKS},
     check,
     config::{ConfigError, RunArgs, SocketLb},
     desired::Desired,
@@ -180,7 +181,7 @@ struct Agent {
     _claim: std::fs::File,
     applier: Applier,
     links: Links,
-    devices: Devices,
+    devices: attach::Devices,
     roles: Roles,
     settings: MapTable<u32, Settings>,
     programmed_settings: Option<Settings>,
@@ -206,7 +207,8 @@ impl Agent {
         let metrics = Metrics::new(&loaded.maps, tables.counters.view(), Arc::clone(&board));
         let applier = Applier::adopt(tables, barrier)?;
         let links = Links::new(object::pins(&args.pins.bpffs).links());
-        let devices = Devices::new(links.clone(), table(&loaded.maps, "DEVICES")?);
+        let devices =
+            attach::Devices::new(&DEVICE_HOOKS, links.clone(), table(&loaded.maps, "DEVICES")?);
         let settings = table(&loaded.maps, "SETTINGS")?;
         let sweep = Arc::new(Sweep::new(&mut loaded.ebpf)?);
         {
@@ -323,7 +325,7 @@ impl Agent {
     }
 
     fn attach(&mut self) {
-        let outcome = self.devices.sync(&mut self.loaded.ebpf, &self.roles);
+        let outcome = self.devices.sync(&mut self.loaded.ebpf, &self.roles.devices);
         for device in outcome.attached {
             info!(device, "attached");
         }

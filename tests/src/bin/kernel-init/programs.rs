@@ -170,7 +170,12 @@ fn attach_to_device(
             Ok("tcx")
         }
         Err(err) if err.is_unsupported() && !has_tcx()? => {
-            clsact::attach(program, device, hook, Priority::Outer)?;
+            clsact::attach(
+                program,
+                device,
+                hook,
+                if is_ingress { Priority::First } else { Priority::Second },
+            )?;
             let listed = filter::filters()?;
             let is_listed = listed.iter().any(|filter| {
                 (filter.device.as_str(), filter.is_ingress, filter.program.as_str())
