@@ -50,7 +50,7 @@ pub fn encapsulate<F: Network + Inner, P: Frame, T: Tunnels<F>>(
     };
     let tunnel = tables.tunnel();
     let sent = start(frame).and_then(|words| {
-        frame.store_hardware(vtep.mac, tunnel.mac, words)?;
+        frame.store_hardware(vtep.mac, F::mac(&tunnel), words)?;
         frame.send_to::<F>(&tunnel, &vtep)
     });
     if sent.is_none() {
@@ -81,7 +81,7 @@ fn start<P: Packet>(packet: &P) -> Option<[u32; 3]> {
     packet.words(0)
 }
 
-/// A packet came out of the tunnel. `None` as family: it is no IP packet.
+/// A packet came out of the tunnel.
 #[inline(always)]
 pub fn decapsulate<F: Network + Inner, P: Frame, T: Tunnels<F>>(
     frame: &mut P,
@@ -101,8 +101,8 @@ pub fn decapsulate<F: Network + Inner, P: Frame, T: Tunnels<F>>(
 /// Whether the frame came from one of us. Its outer source is not asked: a node may be known by
 /// another address than it sends from, and flanneld does not ask either.
 #[inline(always)]
-fn admit<F: Network, P: Frame, T: Tunnels<F>>(
-    frame: &P,
+fn admit<F: Network + Inner, P: Frame, T: Tunnels<F>>(
+    frame: &mut P,
     tables: &mut T,
     tunnel: &Tunnel,
 ) -> Result<(), Reason> {
@@ -110,11 +110,14 @@ fn admit<F: Network, P: Frame, T: Tunnels<F>>(
         return Err(Reason::WrongVni);
     }
     let (to, from) = frame.hardware().ok_or(Reason::Malformed)?;
-    if to != tunnel.mac {
+    if to != F::mac(tunnel) {
         return Err(Reason::WrongMac);
     }
     if !tables.is_sender(Sender { mac: from, pad: 0 }) {
         return Err(Reason::UnknownPeer);
+    }
+    if to != tunnel.mac4 {
+        frame.adopt().ok_or(Reason::RewriteFailed)?;
     }
     Ok(())
 }
@@ -134,7 +137,7 @@ fn deliver<F: Network, P: Frame, T: Tunnels<F>>(
         return None;
     }
     let words = F::forwarded(start(frame)?)?;
-    frame.store_hardware(home.mac, tunnel.mac, words)?;
+    frame.store_hardware(home.mac, tunnel.mac4, words)?;
     Some(home.device)
 }
 
@@ -178,7 +181,7 @@ fn send<F: Network + Inner, P: Frame, T: Tunnels<F>>(
     }
     let words = F::forwarded(start(frame)?)?;
     frame.send_to::<F>(tunnel, &vtep)?;
-    frame.store_hardware(vtep.mac, tunnel.mac, words)?;
+    frame.store_hardware(vtep.mac, F::mac(tunnel), words)?;
     frame.mark_sent();
     Some(())
 }

@@ -58,6 +58,6 @@ pod! {
     Vtep<Ipv4>: 12,
     Vtep<Ipv6>: 24,
     Sender: 8,
-    Tunnel: 72,
+    Tunnel: 80,
     Home: 16,
 }

@@ -41,7 +41,7 @@ pub struct Sender {
     pub pad: u16,
 }
 
-/// The one row of the array `TUNNELS`: what the agent tells the programs. 72 bytes.
+/// The one row of the array `TUNNELS`: what the agent tells the programs. 80 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tunnel {
@@ -51,10 +51,13 @@ pub struct Tunnel {
     pub device: u32,
     /// Largest packet that fits into the tunnel.
     pub mtu: u32,
-    pub mac: Mac,
+    /// Of the tunnel device; other nodes know it as this node's.
+    pub mac4: Mac,
+    /// The same for IPv6: another where flanneld had a device for each family.
+    pub mac6: Mac,
     /// 1 if packets may pass the bridge and the IP stack by.
     pub fast_path: u8,
-    pub pad: u8,
+    pub pad: [u8; 3],
     /// Outer source addresses, as published.
     pub underlay4: Ipv4,
     pub underlay6: Ipv6,
@@ -86,6 +89,7 @@ pub const HOME_TICKS: u32 = 30;
 /// A family's part of a [`Tunnel`].
 pub trait Inner: Family {
     fn underlay(tunnel: &Tunnel) -> Self::Address;
+    fn mac(tunnel: &Tunnel) -> Mac;
     fn pods(tunnel: &Tunnel) -> NetworkKey<Self::Address>;
 }
 
@@ -93,6 +97,11 @@ impl Inner for V4 {
     #[inline(always)]
     fn underlay(tunnel: &Tunnel) -> Ipv4 {
         tunnel.underlay4
+    }
+
+    #[inline(always)]
+    fn mac(tunnel: &Tunnel) -> Mac {
+        tunnel.mac4
     }
 
     #[inline(always)]
@@ -105,6 +114,11 @@ impl Inner for V6 {
     #[inline(always)]
     fn underlay(tunnel: &Tunnel) -> Ipv6 {
         tunnel.underlay6
+    }
+
+    #[inline(always)]
+    fn mac(tunnel: &Tunnel) -> Mac {
+        tunnel.mac6
     }
 
     #[inline(always)]
@@ -142,6 +156,10 @@ pub trait Frame: Packet {
     /// Writes destination and source, and behind the frame's type the first three words of the
     /// packet: one write, because each is a call of the kernel.
     fn store_hardware(&mut self, to: Mac, from: Mac, words: [u32; 3]) -> Option<()>;
+
+    /// Has the node take the frame for one to itself, although its destination is not the
+    /// device's own.
+    fn adopt(&mut self) -> Option<()>;
 
     /// The network identifier that the frame came with; `None` if it came by no tunnel.
     fn vni<F: Network>(&self) -> Option<u32>;

@@ -15,7 +15,7 @@ use datapath::{
 
 use crate::{
     linear::{self, word},
-    skb::{ETHERNET, Skb},
+    skb::{ETHERNET, PACKET_HOST, Skb},
 };
 
 /// Size of the structure, as the kernel's helpers are to know it (with the local address, which
@@ -77,6 +77,14 @@ impl Frame for Skb<'_> {
         let (from, length) = ((&raw const begin).cast(), size_of::<Begin>() as u32);
         // SAFETY: the helper checks the bounds of the packet; the structure has these bytes.
         let result = unsafe { helper::bpf_skb_store_bytes(skb, 0, from, length, 0) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn adopt(&mut self) -> Option<()> {
+        let skb = self.context.as_ptr().cast();
+        // SAFETY: the helper takes numbers.
+        let result = unsafe { helper::bpf_skb_change_type(skb, PACKET_HOST) };
         (result == 0).then_some(())
     }
 

@@ -33,12 +33,9 @@ use datapath::{
     tables::Tables,
 };
 use gate::{Peek, is_foreign_destination, is_foreign_pair};
-use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, protocol};
+use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, PACKET_HOST, Skb, protocol};
 use socket::{Operation, call4, call6, release};
 use tables::{FamilyMaps, Maps};
-
-/// `skb->pkt_type` of a frame for the device's own address.
-const PACKET_HOST: u32 = 0;
 
 #[cgroup_sock_addr(connect4)]
 pub fn sock_connect4(context: SockAddrContext) -> i32 {

@@ -26,6 +26,9 @@ pub const NEXT: i32 = -1;
 pub const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 pub const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
+/// `skb->pkt_type` of a frame for the device's own address.
+pub const PACKET_HOST: u32 = 0;
+
 /// Length of the Ethernet header: the agent attaches to Ethernet devices only. VLAN tags are
 /// not in the buffer but beside it.
 pub const ETHERNET: u32 = 14;

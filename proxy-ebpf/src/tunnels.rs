@@ -10,9 +10,10 @@ use aya_ebpf::{
 use datapath::{
     address::{Ipv4, Ipv6, V4, V6},
     counter::{DROPS_LEN, Hook, Reason, drop_index},
+    device::Device,
     flow::TICK_NS,
     header::Network,
-    maps::{HOMES_CAPACITY, SENDERS_CAPACITY, VTEPS_CAPACITY},
+    maps::{DEVICES_CAPACITY, HOMES_CAPACITY, SENDERS_CAPACITY, VTEPS_CAPACITY},
     tunnel::{Home, Sender, Tunnel, Tunnels, Vtep},
 };
 
@@ -28,6 +29,7 @@ maps! {
     HOMES4: Homes<Ipv4>,
     HOMES6: Homes<Ipv6>,
     TUNNELS: Array<Tunnel, 1>,
+    DEVICES: HashMap<u32, Device, DEVICES_CAPACITY, LAZY>,
     DROPS: PerCpuArray<u64, DROPS_LEN>,
 }
 
