@@ -12,6 +12,7 @@ pub mod attach;
 pub mod barrier;
 pub mod bpf;
 pub mod clsact;
+pub mod drops;
 pub mod filter;
 pub mod finding;
 pub mod link;

@@ -19,7 +19,6 @@ use aya::Ebpf;
 use datapath::settings::{Settings, socket_lb};
 
 use crate::{
-    apply::tables::table,
     attach::DEVICE_HOOKS,
     config::CheckArgs,
     object,
@@ -46,7 +45,8 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
 
 /// How the agent of this node was told to use sockets, if there is one.
 fn socket_path(bpffs: &Path) -> Option<Finding> {
-    let settings: MapTable<u32, Settings> = table(&object::pins(bpffs).maps(), "SETTINGS").ok()?;
+    let settings: MapTable<u32, Settings> =
+        MapTable::open(&object::pins(bpffs).maps(), "SETTINGS").ok()?;
     let (_, settings) = settings.rows().ok()?.into_iter().next()?;
     Some(match settings.socket_lb {
         socket_lb::ON => ok("socket path", "for pods and the node's own processes"),
