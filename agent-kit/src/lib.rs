@@ -13,6 +13,7 @@ pub mod barrier;
 pub mod bpf;
 pub mod clsact;
 pub mod drops;
+pub mod dump;
 pub mod filter;
 pub mod finding;
 pub mod kernel;

@@ -18,6 +18,7 @@ pub mod lease;
 pub mod mac;
 pub mod metrics;
 pub mod net_config;
+pub mod netfilter;
 pub mod notify;
 pub mod object;
 pub mod overlay;

@@ -31,6 +31,7 @@ use crate::{
     mac::Mac,
     metrics::Metrics,
     net_config::NetConfig,
+    netfilter::RuleNotices,
     overlay::{Overlay, OverlayError},
     peers::Tunnel,
     status::{Board, Kind, Problem},
@@ -109,12 +110,15 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     };
     let mut agent = joined?;
     let mut events = Arc::clone(&agent.store).watch();
+    // Where rules cannot be listened to, they are looked at now and then.
+    let mut rules = RuleNotices::open().ok().filter(|_| agent.overlay.is_some());
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let renewal = agent.renewal;
         tokio::select! {
             Some(event) = events.recv() => agent.take(event, &mut events).await,
+            true = changed(&mut rules) => agent.sync(false).await,
             Some(()) = notices.changed() => agent.sync(false).await,
             _ = look.tick() => agent.sync(false).await,
             () = until(renewal) => agent.renew().await,
@@ -123,6 +127,14 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     }
     info!("stopping; what is programmed stays in force (`flannel-agent cleanup` removes it)");
     Ok(())
+}
+
+/// Waits for word of changed rules; false if there will be none.
+async fn changed(rules: &mut Option<RuleNotices>) -> bool {
+    match rules {
+        Some(rules) => rules.changed().await.is_ok(),
+        None => std::future::pending().await,
+    }
 }
 
 async fn until(at: Option<Instant>) {

@@ -101,6 +101,8 @@ pub struct Status {
     /// What pods are told.
     pub mtu: u32,
     pub devices: Vec<DeviceStatus>,
+    /// Whether packets of pods pass bridge and IP stack by, and why; empty without programs.
+    pub fast_path: String,
     pub peers: usize,
     /// Leases of another kind of network.
     pub other_leases: usize,

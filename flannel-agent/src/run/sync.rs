@@ -17,7 +17,7 @@ use crate::{
     interface::{Listing, Traffic},
     kernel::KernelError,
     net_config::Backend,
-    notify,
+    netfilter, notify,
     overlay::{Node, attachments},
     peers::{Compiled, Site, compile},
     status::{DeviceStatus, Kind, Problem},
@@ -122,7 +122,14 @@ impl Agent {
         else {
             return;
         };
-        let fast_path = self.args.fast_path == FastPath::On;
+        let (fast_path, reason) = fast_path(self.args.fast_path);
+        {
+            let said = &mut self.board.state().status.fast_path;
+            if *said != reason {
+                info!("fast path {reason}");
+                *said = reason;
+            }
+        }
         let node = Node {
             vni: vxlan.vni,
             mtu: pod_mtu(&self.config, &self.uplink),
@@ -324,5 +331,18 @@ impl Agent {
             self.board.state().status.ready = true;
         }
         self.board.set_problems("subnet.env", problems);
+    }
+}
+
+/// Whether packets of pods pass bridge and IP stack by, and the reason in words.
+fn fast_path(wanted: FastPath) -> (bool, String) {
+    match wanted {
+        FastPath::On => (true, "on, as told".into()),
+        FastPath::Off => (false, "off, as told".into()),
+        FastPath::Auto => match netfilter::obstacle() {
+            Ok(None) => (true, "on, nothing on this node filters or translates".into()),
+            Ok(Some(obstacle)) => (false, format!("off: {obstacle}")),
+            Err(err) => (false, format!("off: netfilter cannot be asked: {err}")),
+        },
     }
 }
