@@ -22,6 +22,7 @@ pub mod object;
 pub mod output;
 pub mod print;
 pub mod problems;
+pub mod program;
 pub mod reason;
 pub mod server;
 pub mod table;

@@ -14,12 +14,13 @@ use agent_kit::{
     bpf::{self, Place, attach_type},
     clsact::{self, Priority},
     link::{LinkError, Links},
+    program,
     reason::{chain, hint},
     table::{MapTable, Table, TableError},
 };
 use aya::{
     Ebpf,
-    programs::{Program, ProgramError, SchedClassifier, TcAttachType},
+    programs::{Program, ProgramError, ProgramFd, SchedClassifier, TcAttachType},
 };
 use datapath::device::Device;
 
@@ -118,13 +119,8 @@ pub fn load_programs(ebpf: &mut Ebpf) -> Result<(), AttachError> {
     let next = || programs.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let work = || {
         while let Some((name, program)) = next() {
-            let result = match program {
-                Program::SchedClassifier(program) => program.load(),
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::CgroupSock(program) => program.load(),
-                _ => Ok(()),
-            };
-            result.map_err(|source| AttachError::Load { name: name.to_owned(), source })?;
+            program::load(program)
+                .map_err(|source| AttachError::Load { name: name.to_owned(), source })?;
         }
         Ok(())
     };
@@ -137,6 +133,11 @@ pub fn load_programs(ebpf: &mut Ebpf) -> Result<(), AttachError> {
         }
         result
     })
+}
+
+fn program_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a ProgramFd, AttachError> {
+    let program = ebpf.program(name).ok_or(AttachError::NoProgram(name))?;
+    program.fd().map_err(|source| AttachError::Load { name: name.into(), source })
 }
 
 fn classifier<'a>(
@@ -155,11 +156,7 @@ pub fn has_tcx(ebpf: &Ebpf) -> Result<bool, AttachError> {
     /// Indices are positive and given in ascending order.
     const NOBODY: u32 = i32::MAX as u32;
     let hook = DEVICE_HOOKS[0];
-    let Some(Program::SchedClassifier(program)) = ebpf.program(hook.program) else {
-        return Err(AttachError::NoProgram(hook.program));
-    };
-    let fd =
-        program.fd().map_err(|source| AttachError::Load { name: hook.program.into(), source })?;
+    let fd = program_fd(ebpf, hook.program)?;
     match bpf::link_create_tcx(fd.as_fd(), NOBODY, hook.tcx(), hook.place()) {
         Ok(_) => Ok(true),
         Err(err) => match err.raw_os_error() {
@@ -178,12 +175,9 @@ pub fn has_tcx(ebpf: &Ebpf) -> Result<bool, AttachError> {
 pub struct Sweep(OwnedFd);
 
 impl Sweep {
-    pub fn new(ebpf: &mut Ebpf) -> Result<Self, AttachError> {
+    pub fn new(ebpf: &Ebpf) -> Result<Self, AttachError> {
         let program = "flow_sweep";
-        let fd = classifier(ebpf, program)?
-            .fd()
-            .map_err(|source| AttachError::Load { name: program.into(), source })?;
-        let own = fd.as_fd().try_clone_to_owned();
+        let own = program_fd(ebpf, program)?.as_fd().try_clone_to_owned();
         own.map(Self).map_err(|source| AttachError::Run { program, source })
     }
 
@@ -198,13 +192,8 @@ impl Sweep {
 /// Puts the socket path on a cgroup.
 pub fn attach_sockets(ebpf: &Ebpf, links: &Links, cgroup: &Path) -> Result<(), AttachError> {
     for hook in SOCKET_HOOKS {
-        let fd = match ebpf.program(hook.program) {
-            Some(Program::CgroupSockAddr(program)) => program.fd(),
-            Some(Program::CgroupSock(program)) => program.fd(),
-            _ => return Err(AttachError::NoProgram(hook.program)),
-        };
-        let fd = fd.map_err(|source| AttachError::Load { name: hook.program.into(), source })?;
-        links.attach_cgroup(hook.program, fd.as_fd(), cgroup, hook.attach_type)?;
+        let fd = program_fd(ebpf, hook.program)?.as_fd();
+        links.attach_cgroup(hook.program, fd, cgroup, hook.attach_type)?;
     }
     Ok(())
 }
@@ -280,19 +269,16 @@ impl Devices {
             .insert(&ifindex, &wanted.device)
             .map_err(|source| AttachError::Device { ifindex, source })?;
         for hook in DEVICE_HOOKS.iter().filter(|hook| hook.role == wanted.role) {
-            let program = classifier(ebpf, hook.program)?;
             if !self.uses_clsact {
-                let fd = program
-                    .fd()
-                    .map_err(|source| AttachError::Load { name: hook.program.into(), source })?;
                 let name = pin_name(hook, ifindex);
-                let (fd, place) = (fd.as_fd(), hook.place());
+                let (fd, place) = (program_fd(ebpf, hook.program)?.as_fd(), hook.place());
                 match self.links.attach_device(&name, fd, ifindex, hook.tcx(), place) {
                     Ok(_) => continue,
                     Err(err) if err.is_unsupported() => self.uses_clsact = true,
                     Err(err) => return Err(err.into()),
                 }
             }
+            let program = classifier(ebpf, hook.program)?;
             clsact::attach(program, &wanted.name, hook.clsact(), Priority::Outer).map_err(
                 |source| AttachError::Clsact {
                     program: hook.program,

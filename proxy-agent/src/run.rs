@@ -196,7 +196,7 @@ struct Agent {
 
 impl Agent {
     fn new(args: RunArgs, board: Arc<Board>, source: Source) -> Result<Self, RunError> {
-        let (mut loaded, claim) = object::load(&args.pins.bpffs, &args.capacities())?;
+        let (loaded, claim) = object::load(&args.pins.bpffs, &args.capacities())?;
         if !loaded.remade.is_empty() {
             let tables = loaded.remade.join(", ");
             info!(tables, "tables are made anew; the old ones serve until these are filled");
@@ -208,7 +208,7 @@ impl Agent {
         let links = Links::new(object::pins(&args.pins.bpffs).links());
         let devices = Devices::new(links.clone(), table(&loaded.maps, "DEVICES")?);
         let settings = table(&loaded.maps, "SETTINGS")?;
-        let sweep = Arc::new(Sweep::new(&mut loaded.ebpf)?);
+        let sweep = Arc::new(Sweep::new(&loaded.ebpf)?);
         {
             let mut state = board.state();
             state.socket_lb = format!("{:?}", args.socket_lb).to_lowercase();
