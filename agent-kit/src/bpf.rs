@@ -197,10 +197,10 @@ pub(crate) fn map_update_batch<K: Pod, V: Pod>(
     }
 }
 
-/// Where a batched read stands: a bucket of the hash, opaque to us.
-pub(crate) type Cursor = u32;
+/// Where a batched read stands: a bucket of a hash, or a key of a trie; opaque to us.
+pub(crate) type Cursor = [u32; 16];
 
-/// Reads the next rows of a hash into `keys` and `values`, from `cursor` on; gives how many and
+/// Reads the next rows of a hash or trie into `keys` and `values`, from `cursor` on; gives how many and
 /// the next cursor, `None` at the end. A bucket's rows come together, so the buffers must hold
 /// the fullest bucket: `ENOSPC` asks for larger ones.
 pub(crate) fn map_lookup_batch<K: Pod, V: Pod>(
@@ -209,9 +209,8 @@ pub(crate) fn map_lookup_batch<K: Pod, V: Pod>(
     keys: &mut Vec<K>,
     values: &mut Vec<V>,
 ) -> io::Result<Option<Cursor>> {
-    // Keys of LRU and plain hashes are at most as wide as this, whichever the kernel stores.
-    let start = [cursor.unwrap_or(0); 16];
-    let mut next = [0_u32; 16];
+    let start = cursor.unwrap_or_default();
+    let mut next = Cursor::default();
     keys.clear();
     values.clear();
     let mut attr = BatchAttr {
@@ -234,7 +233,7 @@ pub(crate) fn map_lookup_batch<K: Pod, V: Pod>(
         keys.set_len(attr.count as usize);
         values.set_len(attr.count as usize);
     }
-    Ok((!end).then_some(next[0]))
+    Ok((!end).then_some(next))
 }
 
 #[repr(C)]

@@ -14,12 +14,12 @@ use aya::programs::{
 /// Tells our filters from others at the same priority.
 pub const HANDLE: u16 = 0x4d4c;
 
-/// Which agent's filter comes first on a device: the proxy is outermost.
+/// The order of our filters on one hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
 pub enum Priority {
-    Outer = 1,
-    Inner = 2,
+    First = 1,
+    Second = 2,
 }
 
 /// Has the program run on the device's hook, in place of an earlier one of ours.

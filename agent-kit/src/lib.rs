@@ -8,9 +8,11 @@
 
 pub mod array;
 pub mod ask;
+pub mod attach;
 pub mod barrier;
 pub mod bpf;
 pub mod clsact;
+pub mod drops;
 pub mod filter;
 pub mod finding;
 pub mod link;

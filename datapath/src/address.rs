@@ -139,6 +139,18 @@ pub trait Address: Copy + Eq + Hash + Default + Debug + Ord + 'static {
     /// The one's complement sum of the address's 16-bit words, as they lie in memory,
     /// not folded (RFC 1071).
     fn sum(self) -> u32;
+    /// True if a packet to this address is for many (RFC 1112, RFC 4291 §2.7), or for all.
+    fn is_multicast(self) -> bool;
+    /// True if the first `bits` bits are those of the other address.
+    fn shares(self, other: Self, bits: u32) -> bool;
+    /// As words as they lie in memory; IPv4's is the first.
+    fn words(self) -> [u32; 4];
+}
+
+/// The first `bits` bits of a word in network byte order, 32 at most.
+#[inline(always)]
+const fn mask(bits: u32) -> u32 {
+    if bits == 0 { 0 } else { (u32::MAX << (32 - if bits < 32 { bits } else { 32 })).to_be() }
 }
 
 impl Address for Ipv4 {
@@ -150,6 +162,22 @@ impl Address for Ipv4 {
     #[inline(always)]
     fn sum(self) -> u32 {
         (self.0 & 0xffff) + (self.0 >> 16)
+    }
+
+    #[inline(always)]
+    fn is_multicast(self) -> bool {
+        let [first, ..] = self.bytes();
+        first >> 4 == 0xe || self.0 == u32::MAX
+    }
+
+    #[inline(always)]
+    fn shares(self, other: Self, bits: u32) -> bool {
+        (self.0 ^ other.0) & mask(bits) == 0
+    }
+
+    #[inline(always)]
+    fn words(self) -> [u32; 4] {
+        [self.0, 0, 0, 0]
     }
 }
 
@@ -170,6 +198,28 @@ impl Address for Ipv6 {
             + (c >> 16)
             + (d & 0xffff)
             + (d >> 16)
+    }
+
+    #[inline(always)]
+    fn is_multicast(self) -> bool {
+        self.0[0].to_ne_bytes()[0] == 0xff
+    }
+
+    #[inline(always)]
+    fn shares(self, other: Self, bits: u32) -> bool {
+        let [a, b, c, d] = self.0;
+        let [e, f, g, h] = other.0;
+        let rest = |before: u32| bits.saturating_sub(before);
+        ((a ^ e) & mask(bits))
+            | ((b ^ f) & mask(rest(32)))
+            | ((c ^ g) & mask(rest(64)))
+            | ((d ^ h) & mask(rest(96)))
+            == 0
+    }
+
+    #[inline(always)]
+    fn words(self) -> [u32; 4] {
+        self.0
     }
 }
 
@@ -261,4 +311,36 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     pub const ICMPV6: u8 = 58;
     pub const SCTP: u8 = 132;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_shared_to_the_bit() {
+        let v4 = |text: &str| Ipv4::from(text.parse::<core::net::Ipv4Addr>().unwrap());
+        let v6 = |text: &str| Ipv6::from(text.parse::<core::net::Ipv6Addr>().unwrap());
+        let shared = |a: &str, b: &str| (0..=32).take_while(|&n| v4(a).shares(v4(b), n)).count();
+        assert_eq!(shared("10.244.1.1", "10.244.2.1"), 23);
+        assert_eq!(shared("10.244.1.1", "10.244.1.1"), 33);
+        let shared = |a: &str, b: &str| (0..=128).take_while(|&n| v6(a).shares(v6(b), n)).count();
+        for (a, b, count) in [
+            ("fd00::1", "fd00::1", 129),
+            ("fd00::1", "fd00::", 128),
+            ("fd00:10:244:1::", "fd00:10:244:2::", 63),
+            ("fd00:0:1::", "fd00::", 48),
+            ("fd00::", "fe00::", 7),
+        ] {
+            assert_eq!(shared(a, b), count, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn packets_to_many() {
+        let v4 = |text: &str| Ipv4::from(text.parse::<core::net::Ipv4Addr>().unwrap());
+        assert!(v4("224.0.0.251").is_multicast() && v4("255.255.255.255").is_multicast());
+        assert!(!v4("240.0.0.1").is_multicast() && !v4("10.0.0.255").is_multicast());
+        assert!(Ipv6::from("ff02::16".parse::<core::net::Ipv6Addr>().unwrap()).is_multicast());
+    }
 }

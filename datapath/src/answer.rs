@@ -20,6 +20,28 @@ const TCP_HEADER: u32 = 20;
 /// follows is aligned as before.
 const CHECKSUM_END: u32 = 20;
 
+/// What an ICMP error says is out of reach.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unreachable {
+    Port,
+    Host,
+}
+
+impl Unreachable {
+    /// The code of a "destination unreachable" (RFC 792; RFC 4443 §3.1). As a number from here on:
+    /// with two constants the verifier would follow all that comes after it twice.
+    #[inline(always)]
+    #[must_use]
+    pub const fn code<F: Network>(self) -> u8 {
+        match (F::V6, self) {
+            (false, Self::Port) => 3,
+            (false, Self::Host) => 1,
+            (true, Self::Port) => 4,
+            (true, Self::Host) => 3,
+        }
+    }
+}
+
 /// Turns the packet into ICMP port unreachable about itself, from its destination to its
 /// source, as kube-proxy's `reject` does for TCP too: `connect` fails with ECONNREFUSED.
 ///
@@ -32,7 +54,7 @@ pub fn unreachable<F: Network, P: Packet, T: Tables<F>>(
     hook: Hook,
     reason: Reason,
 ) -> Result<Verdict, Reason> {
-    if !packet.write_unreachable::<F>() {
+    if !packet.write_unreachable::<F>(Unreachable::Port.code::<F>()) {
         return Err(Reason::RewriteFailed);
     }
     tables.count_drop(hook, reason);
@@ -43,7 +65,7 @@ pub fn unreachable<F: Network, P: Packet, T: Tables<F>>(
 /// device may still have to complete the packet's checksum (CHECKSUM_PARTIAL): it would write
 /// into the quotation, after the message has been summed up.
 #[inline(always)]
-pub fn write_unreachable<F: Network, P: Packet>(packet: &mut P) -> Option<()> {
+pub fn write_unreachable<F: Network, P: Packet>(packet: &mut P, code: u8) -> Option<()> {
     let header = F::header(packet, 0)?;
     let transport = F::follow(packet, 0, &header).ok()?;
     let length = packet.len();
@@ -52,8 +74,10 @@ pub fn write_unreachable<F: Network, P: Packet>(packet: &mut P) -> Option<()> {
     let old = if old > quote { old } else { quote };
     let start = F::HEADER + ICMP_HEADER;
     packet.resize(old + start + quote)?;
-    // Destination unreachable, port unreachable (RFC 792; RFC 4443 §3.1).
-    let kind = if F::V6 { [1, 4] } else { [3, 3] };
+    // The message's header before its quotation: what is kept beside the loop, the compiler may
+    // put where the verifier loses count of its rounds.
+    let kind = [if F::V6 { 1 } else { 3 }, code];
+    packet.store(old + F::HEADER, &[kind[0], kind[1], 0, 0, 0, 0, 0, 0])?;
     let mut sum = u16::from_ne_bytes(kind) as u32;
     for word in 0..QUOTE / 4 {
         if word * 4 >= quote {
@@ -71,7 +95,7 @@ pub fn write_unreachable<F: Network, P: Packet>(packet: &mut P) -> Option<()> {
         sum += pseudo;
     }
     let [a, b] = (!fold(sum)).to_ne_bytes();
-    packet.store(F::HEADER, &[kind[0], kind[1], a, b, 0, 0, 0, 0])
+    packet.store(F::HEADER + 2, &[a, b])
 }
 
 /// Deals with a TCP segment that belongs to no flow and begins none: the flow's row is gone,

@@ -70,6 +70,16 @@ numbered! {
     /// The client's tuple toward the chosen backend serves another frontend already, so that
     /// replies could not be told apart.
     TupleInUse = 13, "tuple_in_use";
+    /// To a pod network that no node has; answered with ICMP host unreachable.
+    NoPeer = 14, "no_peer";
+    /// Out of a tunnel of another network, or of none.
+    WrongVni = 15, "wrong_vni";
+    /// Out of the tunnel, for another device than this node's.
+    WrongMac = 16, "wrong_mac";
+    /// Out of the tunnel, from a device that no lease tells of.
+    UnknownPeer = 17, "unknown_peer";
+    /// On the tunnel device, and no IP packet.
+    NotIp = 18, "not_ip";
 }
 
 numbered! {
@@ -80,6 +90,8 @@ numbered! {
     PodEgress = 2, "pod_egress";
     UplinkIngress = 3, "uplink_ingress";
     UplinkEgress = 4, "uplink_egress";
+    TunnelIngress = 5, "tunnel_ingress";
+    TunnelEgress = 6, "tunnel_egress";
 }
 
 /// Rows per hook in `DROPS`.

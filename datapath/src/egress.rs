@@ -54,7 +54,7 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
     tables: &mut T,
     hook: Hook,
 ) -> Verdict {
-    let step = packet.look_out::<F, T>(tables);
+    let step = tables.look_out(packet);
     let done = match step {
         Step::Done => return Verdict::Pass,
         Step::Failed => Err(Reason::RewriteFailed),
@@ -83,7 +83,7 @@ fn once_more<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
 ) -> Result<(), Reason> {
-    match packet.look_out::<F, T>(tables) {
+    match tables.look_out(packet) {
         Step::Done => Ok(()),
         Step::Failed => Err(Reason::RewriteFailed),
         // A row that was there a moment ago has been evicted meanwhile.

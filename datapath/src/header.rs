@@ -151,6 +151,9 @@ pub trait Network: Family + Masquerade {
         payload: u16,
     ) -> Option<u32>;
 
+    /// The first words of a packet after one more hop; `None` if it has no hop left.
+    fn forwarded(words: [u32; 3]) -> Option<[u32; 3]>;
+
     /// Length of the packet by its own account, from the network header on.
     fn total_length<P: Packet>(packet: &P) -> Option<u32>;
 
@@ -261,6 +264,18 @@ impl Network for V4 {
             + addresses;
         packet.store(10, &(!checksum::fold(sum)).to_ne_bytes())?;
         Some(addresses + pseudo(proto, payload))
+    }
+
+    #[inline(always)]
+    fn forwarded([first, second, third]: [u32; 3]) -> Option<[u32; 3]> {
+        let [ttl, proto, a, b] = third.to_ne_bytes();
+        if ttl <= 1 {
+            return None;
+        }
+        let word = |ttl| u16::from_ne_bytes([ttl, proto]) as u32;
+        let difference = checksum::difference(word(ttl), word(ttl - 1));
+        let [a, b] = checksum::replace(u16::from_ne_bytes([a, b]), difference).to_ne_bytes();
+        Some([first, second, u32::from_ne_bytes([ttl - 1, proto, a, b])])
     }
 
     #[inline(always)]
@@ -436,6 +451,12 @@ impl Network for V6 {
         packet.store(Self::SRC, &src.bytes())?;
         packet.store(Self::DST, &dst.bytes())?;
         Some(src.sum() + dst.sum() + pseudo(proto, payload))
+    }
+
+    #[inline(always)]
+    fn forwarded([first, second, third]: [u32; 3]) -> Option<[u32; 3]> {
+        let [a, b, next, hops] = second.to_ne_bytes();
+        (hops > 1).then(|| [first, u32::from_ne_bytes([a, b, next, hops - 1]), third])
     }
 
     #[inline(always)]

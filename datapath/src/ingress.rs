@@ -98,7 +98,7 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
     tables: &mut T,
     hook: Hook,
 ) -> Verdict {
-    let mut step = packet.look_in::<F, T>(tables, Look::First);
+    let mut step = tables.look_in(packet, Look::First);
     if step == Step::Restart {
         step = if restart::<F, P, T>(packet, tables) { Step::Open } else { Step::Settle };
     } else if step == Step::Portless {
@@ -116,7 +116,7 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
         step = choose::<F, T>(tables, hook, service, kind);
     }
     if step == Step::Settle {
-        step = packet.look_in::<F, T>(tables, Look::Again);
+        step = tables.look_in(packet, Look::Again);
     }
     let answered = match step {
         Step::Done => Ok(Verdict::Pass),

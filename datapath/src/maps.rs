@@ -21,6 +21,20 @@
 //! | `ADDRESSMARKS` | array of one, mmap | → one byte per hash of an address in `ADDRESSES4/6` |
 //! | `MARKS` | array of one | → one byte per hash of an address pair |
 //! | `PEERMARKS` | array of one | → one byte for the ports of backends that sockets were given |
+//!
+//! and of the overlay object, whose counters are `DROPS` too:
+//!
+//! | map | type | key → value |
+//! |---|---|---|
+//! | `VTEPS4/6` | LPM trie | `NetworkKey` of a pod network → `Vtep` |
+//! | `SENDERS` | hash | `Sender` → 1 |
+//! | `HOMES4/6` | LRU hash | address of a pod → `Home` |
+//! | `TUNNELS` | array of one | → `Tunnel` |
+
+pub const VTEPS_CAPACITY: usize = 16_384;
+/// Two families.
+pub const SENDERS_CAPACITY: usize = 2 * VTEPS_CAPACITY;
+pub const HOMES_CAPACITY: usize = 4_096;
 
 pub const FRONTENDS_CAPACITY: usize = 65_536;
 pub const ADDRESSES_CAPACITY: usize = 65_536;

@@ -2,10 +2,8 @@
 //! kernel a socket buffer, in tests a vector.
 
 use crate::{
-    answer, egress,
+    answer,
     header::{self, Network},
-    ingress::{self, Look},
-    tables::Tables,
 };
 
 /// What became of a packet.
@@ -72,31 +70,13 @@ pub trait Packet {
         header::pack(header::extensions(self, offset, next))
     }
 
-    /// [`ingress::look`], likewise.
-    #[inline(always)]
-    fn look_in<F: Network, T: Tables<F>>(&mut self, tables: &mut T, look: Look) -> ingress::Step
-    where
-        Self: Sized,
-    {
-        ingress::look::<F, Self, T>(self, tables, look)
-    }
-
-    /// [`egress::look`], likewise.
-    #[inline(always)]
-    fn look_out<F: Network, T: Tables<F>>(&mut self, tables: &mut T) -> egress::Step
-    where
-        Self: Sized,
-    {
-        egress::look::<F, Self, T>(self, tables)
-    }
-
     /// [`answer::write_unreachable`], likewise; false if the packet could not be written.
     #[inline(always)]
-    fn write_unreachable<F: Network>(&mut self) -> bool
+    fn write_unreachable<F: Network>(&mut self, code: u8) -> bool
     where
         Self: Sized,
     {
-        answer::write_unreachable::<F, Self>(self).is_some()
+        answer::write_unreachable::<F, Self>(self, code).is_some()
     }
 
     /// [`answer::write_reset`], likewise.

@@ -10,6 +10,7 @@ use crate::{
     service::{Service, ServiceCounters, ServiceName},
     settings::Settings,
     socket::{Connected, Peer, PeerKey},
+    tunnel::{Home, NetworkKey, Sender, Tunnel, Vtep},
 };
 
 macro_rules! pod {
@@ -52,4 +53,11 @@ pod! {
     Peer<Ipv6>: 24,
     Device: 20,
     Settings: 24,
+    NetworkKey<Ipv4>: 8,
+    NetworkKey<Ipv6>: 20,
+    Vtep<Ipv4>: 12,
+    Vtep<Ipv6>: 24,
+    Sender: 8,
+    Tunnel: 80,
+    Home: 16,
 }

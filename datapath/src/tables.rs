@@ -4,11 +4,14 @@ use crate::{
     backend::Backend,
     counter::{Hook, Reason},
     device::Device,
+    egress,
     flow::{Flow, FlowKey, Parties},
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
     header::Network,
+    ingress::{self, Look},
     masquerade,
+    packet::Packet,
     service::SetRef,
     settings::Settings,
     socket::{Peer, PeerKey},
@@ -129,6 +132,24 @@ pub trait Tables<F: Network> {
         Self: Sized,
     {
         track::open::<F, Self>(self, service, flags)
+    }
+
+    /// [`ingress::look`].
+    #[inline(always)]
+    fn look_in<P: Packet>(&mut self, packet: &mut P, look: Look) -> ingress::Step
+    where
+        Self: Sized,
+    {
+        ingress::look::<F, P, Self>(packet, self, look)
+    }
+
+    /// [`egress::look`].
+    #[inline(always)]
+    fn look_out<P: Packet>(&mut self, packet: &mut P) -> egress::Step
+    where
+        Self: Sized,
+    {
+        egress::look::<F, P, Self>(packet, self)
     }
 
     /// [`track::settle`].

@@ -7,6 +7,7 @@ use std::{
 };
 
 use agent_kit::{
+    attach::has_tcx,
     barrier::Barrier,
     bpf::{self, MapLayout, map_type},
     finding::{self, Finding, Verdict, lacking, ok},
@@ -18,8 +19,7 @@ use aya::Ebpf;
 use datapath::settings::{Settings, socket_lb};
 
 use crate::{
-    apply::tables::table,
-    attach,
+    attach::DEVICE_HOOKS,
     config::CheckArgs,
     object,
     settings::{ReservedPorts, kernel_version},
@@ -45,7 +45,8 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
 
 /// How the agent of this node was told to use sockets, if there is one.
 fn socket_path(bpffs: &Path) -> Option<Finding> {
-    let settings: MapTable<u32, Settings> = table(&object::pins(bpffs).maps(), "SETTINGS").ok()?;
+    let settings: MapTable<u32, Settings> =
+        MapTable::open(&object::pins(bpffs).maps(), "SETTINGS").ok()?;
     let (_, settings) = settings.rows().ok()?.into_iter().next()?;
     Some(match settings.socket_lb {
         socket_lb::ON => ok("socket path", "for pods and the node's own processes"),
@@ -181,7 +182,7 @@ fn maps() -> Vec<Finding> {
 /// Asks the kernel, by attaching to a device that does not exist; the version may deceive
 /// where features were ported back.
 fn device_hooks(programs: Option<&Ebpf>) -> Finding {
-    let (has_tcx, how) = match programs.and_then(|ebpf| attach::has_tcx(ebpf).ok()) {
+    let (has_tcx, how) = match programs.and_then(|ebpf| has_tcx(ebpf, &DEVICE_HOOKS[0]).ok()) {
         Some(has_tcx) => (has_tcx, ""),
         None => match kernel_version() {
             Ok(version) => (version >= (6, 6), ", by the kernel's version: it could not be tried"),

@@ -6,11 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_kit::{link::LinkError, mount, reason::hint};
+use agent_kit::{
+    attach::{AttachError, detach_clsact},
+    link::LinkError,
+    mount,
+    reason::hint,
+};
 use serde::Serialize;
 
 use crate::{
-    attach,
+    attach::{DEVICE_HOOKS, detach_sockets},
     config::PortRange,
     object, settings,
     status::{AttachmentsError, attachments},
@@ -24,7 +29,7 @@ pub enum CleanupError {
     #[error(transparent)]
     Links(#[from] LinkError),
     #[error(transparent)]
-    Attach(#[from] attach::AttachError),
+    Attach(#[from] AttachError),
     #[error("cannot remove pins below {path}: {source}{}", hint(source))]
     Pins { path: PathBuf, source: io::Error },
     #[error("cannot give back ports {range}: {source}{}", hint(source))]
@@ -52,12 +57,12 @@ pub fn cleanup(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> 
     for attachment in attached.iter().filter(|attachment| attachment.filter.is_none()) {
         removed.links.push(format!("{} on {}", attachment.program, attachment.target));
     }
-    attach::detach_sockets(&links)?;
+    detach_sockets(&links)?;
     for link in links.list()? {
         links.detach(&link.name)?;
     }
     for attachment in attached.iter().filter(|attachment| attachment.filter.is_some()) {
-        if attach::detach_clsact(&attachment.target, None) {
+        if detach_clsact(&DEVICE_HOOKS, &attachment.target) {
             removed.filters.push(attachment.target.clone());
         }
     }

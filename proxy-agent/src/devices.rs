@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
 };
 
+use agent_kit::attach;
 use datapath::device::Device;
 
 use crate::{
@@ -22,12 +23,7 @@ pub enum Role {
 }
 
 /// A device that gets programs.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Attachment {
-    pub name: String,
-    pub role: Role,
-    pub device: Device,
-}
+pub type Attachment = attach::Attachment<Role, Device>;
 
 /// What the devices are to be, and what stands in the way.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

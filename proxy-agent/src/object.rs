@@ -3,16 +3,15 @@
 use std::{collections::BTreeMap, fs::File, path::Path};
 
 use agent_kit::{
+    attach::{self, AttachError},
     mount::{self, MountError},
     object::{self, Loaded, ObjectError, Pins, Request},
 };
 
 use aya::Ebpf;
 
-use crate::attach::{self, AttachError};
-
 #[cfg(has_object)]
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PROXY_OBJECT"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BPF_OBJECT"));
 #[cfg(not(has_object))]
 static OBJECT: &[u8] = &[];
 

@@ -1,8 +1,9 @@
 //! What the parts of the agent found, in words for people.
 
+use agent_kit::attach::AttachError;
+
 use crate::{
     apply::{Fill, Refusal},
-    attach::AttachError,
     config::CapacityOf,
     devices::Roles,
     status::{Problem, TableStatus},

@@ -10,11 +10,12 @@ use std::{
 };
 
 use agent_kit::{
+    attach::{AttachError, Sweep},
     barrier::Barrier,
     link::Links,
     mount,
     object::Loaded,
-    table::{MapTable, Table, TableError},
+    table::{MapTable, OpenError, Table, TableError},
 };
 use datapath::settings::Settings;
 use tokio::{
@@ -29,9 +30,9 @@ use crate::{
         Applier,
         adopt::adopt,
         audit::{Difference, Part},
-        tables::{OpenError, Tables, table},
+        tables::Tables,
     },
-    attach::{self, AttachError, Devices, Sweep},
+    attach::{self, DEVICE_HOOKS},
     check,
     config::{ConfigError, RunArgs, SocketLb},
     desired::Desired,
@@ -180,7 +181,7 @@ struct Agent {
     _claim: std::fs::File,
     applier: Applier,
     links: Links,
-    devices: Devices,
+    devices: attach::Devices,
     roles: Roles,
     settings: MapTable<u32, Settings>,
     programmed_settings: Option<Settings>,
@@ -206,8 +207,12 @@ impl Agent {
         let metrics = Metrics::new(&loaded.maps, tables.counters.view(), Arc::clone(&board));
         let applier = Applier::adopt(tables, barrier)?;
         let links = Links::new(object::pins(&args.pins.bpffs).links());
-        let devices = Devices::new(links.clone(), table(&loaded.maps, "DEVICES")?);
-        let settings = table(&loaded.maps, "SETTINGS")?;
+        let devices = attach::Devices::new(
+            &DEVICE_HOOKS,
+            links.clone(),
+            MapTable::open(&loaded.maps, "DEVICES")?,
+        );
+        let settings = MapTable::open(&loaded.maps, "SETTINGS")?;
         let sweep = Arc::new(Sweep::new(&loaded.ebpf)?);
         {
             let mut state = board.state();
@@ -311,7 +316,7 @@ impl Agent {
     }
 
     fn attach(&mut self) {
-        let outcome = self.devices.sync(&mut self.loaded.ebpf, &self.roles);
+        let outcome = self.devices.sync(&mut self.loaded.ebpf, &self.roles.devices);
         for device in outcome.attached {
             info!(device, "attached");
         }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use agent_kit::{
+    attach::parse_pin,
     bpf::LINK_TYPE_TCX,
     filter::{Filter, filters},
     link::{LinkError, Links},
@@ -17,7 +18,7 @@ use agent_kit::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attach::parse_pin,
+    attach::DEVICE_HOOKS,
     object,
     problem::{self, ProblemKind},
 };
@@ -262,7 +263,7 @@ fn of_filter(filter: Filter) -> AttachmentStatus {
 pub fn attachments(bpffs: &Path) -> Result<Vec<AttachmentStatus>, AttachmentsError> {
     let links = Links::new(object::pins(bpffs).links());
     let pinned = links.list()?.into_iter().map(|link| {
-        let hook = parse_pin(&link.name).map(|(hook, _)| hook);
+        let hook = parse_pin(&DEVICE_HOOKS, &link.name).map(|(hook, _)| hook);
         let target = if link.info.link_type == LINK_TYPE_TCX {
             device_name(link.info.ifindex)
         } else if link.info.cgroup == 0 {

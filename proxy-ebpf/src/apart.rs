@@ -1,12 +1,10 @@
-//! Steps of the engine as global functions: the verifier follows each of them once, with nothing
-//! known but the types of its arguments, and not at every call with all that is known there.
+//! Steps of the engine over the tables as global functions; see `steps`.
 
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use datapath::{
     address::{Ipv4, Ipv6, V4, V6},
-    answer, egress,
+    egress,
     flow::{FlowKey, role},
-    header::{self, Network},
     ingress::{self, Look},
     masquerade,
     tables::KeepError,
@@ -14,6 +12,7 @@ use datapath::{
 };
 
 use crate::{
+    global,
     skb::Skb,
     tables::{FamilyMaps, Maps},
 };
@@ -73,36 +72,6 @@ fn look_out<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
     egress::look::<F, _, _>(&mut Skb::new(&context), &mut maps) as u32
 }
 
-#[inline(always)]
-fn unreachable<F: Network>(skb: *mut __sk_buff) -> u32 {
-    let context = TcContext::new(skb);
-    answer::write_unreachable::<F, _>(&mut Skb::new(&context)).is_some().into()
-}
-
-#[inline(always)]
-fn reset<F: Network>(skb: *mut __sk_buff) -> u32 {
-    let context = TcContext::new(skb);
-    answer::write_reset::<F, _>(&mut Skb::new(&context)).is_some().into()
-}
-
-/// Follows the extension headers of an IPv6 packet.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn extensions(skb: *mut __sk_buff, offset: u32, next: u8) -> u64 {
-    let context = TcContext::new(skb);
-    header::pack(header::extensions(&Skb::new(&context), offset, next))
-}
-
-macro_rules! global {
-    ($($name:ident($($argument:ident: $type:ty),*) = $call:expr;)*) => {$(
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        pub extern "C" fn $name($($argument: $type),*) -> u32 {
-            $call
-        }
-    )*};
-}
-
 global! {
     open4(service: u32, flags: u16) = open::<V4>(service, flags);
     open6(service: u32, flags: u16) = open::<V6>(service, flags);
@@ -120,8 +89,4 @@ global! {
     look_in6(skb: *mut __sk_buff, again: u32) = look_in::<V6>(skb, again);
     look_out4(skb: *mut __sk_buff) = look_out::<V4>(skb);
     look_out6(skb: *mut __sk_buff) = look_out::<V6>(skb);
-    unreachable4(skb: *mut __sk_buff) = unreachable::<V4>(skb);
-    unreachable6(skb: *mut __sk_buff) = unreachable::<V6>(skb);
-    reset4(skb: *mut __sk_buff) = reset::<V4>(skb);
-    reset6(skb: *mut __sk_buff) = reset::<V6>(skb);
 }

@@ -2,7 +2,7 @@
 //! crate `datapath`.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    bindings::BPF_F_MMAPABLE,
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
@@ -24,16 +24,10 @@ use datapath::{
     socket::{Connected, Peer, PeerKey},
 };
 
-pub const LAZY: usize = BPF_F_NO_PREALLOC as usize;
-pub const MMAP: usize = BPF_F_MMAPABLE as usize;
+use crate::{map::LAZY, maps};
 
-macro_rules! maps {
-    ($($(#[$doc:meta])* $name:ident: $type:ty),* $(,)?) => {$(
-        $(#[$doc])*
-        #[btf_map]
-        pub static $name: $type = <$type>::new();
-    )*};
-}
+/// The agent has the map in its memory.
+pub const MMAP: usize = BPF_F_MMAPABLE as usize;
 
 maps! {
     FRONTENDS4: HashMap<FrontendKey<Ipv4>, Frontend, FRONTENDS_CAPACITY, LAZY>,

@@ -8,11 +8,13 @@ mod apart;
 mod connected;
 mod gate;
 mod linear;
+mod map;
 mod maps;
 mod marks;
 mod search;
 mod skb;
 mod socket;
+mod steps;
 mod sweep;
 mod tables;
 
@@ -31,18 +33,9 @@ use datapath::{
     tables::Tables,
 };
 use gate::{Peek, is_foreign_destination, is_foreign_pair};
-use skb::Skb;
+use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, PACKET_HOST, Skb, protocol};
 use socket::{Operation, call4, call6, release};
 use tables::{FamilyMaps, Maps};
-
-/// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: not ours, or done with; the next
-/// program goes on.
-const NEXT: i32 = -1;
-/// `skb->pkt_type` of a frame for the device's own address.
-const PACKET_HOST: u32 = 0;
-/// `skb->protocol` of the two families (`ETH_P_IP`, `ETH_P_IPV6`), in network byte order.
-const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
-const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
 #[cgroup_sock_addr(connect4)]
 pub fn sock_connect4(context: SockAddrContext) -> i32 {
@@ -182,10 +175,10 @@ fn is_for_this_node(context: &TcContext) -> bool {
     unsafe { (*context.skb.skb).pkt_type == PACKET_HOST }
 }
 
+/// Flags for `bpf_l4_csum_replace` when an IPv6 address changes.
 #[inline(always)]
-fn protocol(context: &TcContext) -> u32 {
-    // SAFETY: the kernel's context.
-    unsafe { (*context.skb.skb).protocol }
+fn ipv6_checksum_flags() -> u32 {
+    tables::settings().ipv6_checksum_flags
 }
 
 /// Does to the packet what the engine decided.

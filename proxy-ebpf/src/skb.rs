@@ -9,18 +9,25 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use datapath::{
-    egress,
     header::Network,
-    ingress::{self, Look},
     packet::{Covers, Packet},
-    tables::Tables,
 };
 
 use crate::{
-    apart::*,
+    ipv6_checksum_flags,
     linear::{self, opaque},
-    tables::settings,
+    steps::{extensions, reset4, reset6, unreachable4, unreachable6},
 };
+
+/// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: not ours, or done with; the next
+/// program goes on.
+pub const NEXT: i32 = -1;
+/// `skb->protocol` of the two families (`ETH_P_IP`, `ETH_P_IPV6`), in network byte order.
+pub const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
+pub const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
+
+/// `skb->pkt_type` of a frame for the device's own address.
+pub const PACKET_HOST: u32 = 0;
 
 /// Length of the Ethernet header: the agent attaches to Ethernet devices only. VLAN tags are
 /// not in the buffer but beside it.
@@ -29,9 +36,16 @@ pub const ETHERNET: u32 = 14;
 /// `BPF_ADJ_ROOM_MAC`: room between link layer and network header.
 const ADJUST_ROOM_MAC: u32 = 1;
 
+/// One of `ETH_P_IP`, `ETH_P_IPV6`, or another that is none of ours.
+#[inline(always)]
+pub fn protocol(context: &TcContext) -> u32 {
+    // SAFETY: the kernel's context.
+    unsafe { (*context.skb.skb).protocol }
+}
+
 /// A packet on a device.
 pub struct Skb<'a> {
-    context: &'a TcContext,
+    pub context: &'a TcContext,
 }
 
 impl<'a> Skb<'a> {
@@ -148,7 +162,7 @@ impl Packet for Skb<'_> {
         let covers = match covers {
             Covers::Payload => 0,
             Covers::Pseudo4 => BPF_F_PSEUDO_HDR as u64,
-            Covers::Pseudo6 => settings().ipv6_checksum_flags as u64,
+            Covers::Pseudo6 => ipv6_checksum_flags() as u64,
         };
         let zero = if zero_is_none { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
         // SAFETY: the helper checks the bounds of the packet.
@@ -169,21 +183,9 @@ impl Packet for Skb<'_> {
     }
 
     #[inline(always)]
-    fn look_in<F: Network, T: Tables<F>>(&mut self, _: &mut T, look: Look) -> ingress::Step {
-        let (skb, again) = (self.context.skb.skb, (look == Look::Again).into());
-        ingress::Step::unpack(if F::V6 { look_in6(skb, again) } else { look_in4(skb, again) })
-    }
-
-    #[inline(always)]
-    fn look_out<F: Network, T: Tables<F>>(&mut self, _: &mut T) -> egress::Step {
-        let skb = self.context.skb.skb;
-        egress::Step::unpack(if F::V6 { look_out6(skb) } else { look_out4(skb) })
-    }
-
-    #[inline(always)]
-    fn write_unreachable<F: Network>(&mut self) -> bool {
-        let skb = self.context.skb.skb;
-        (if F::V6 { unreachable6(skb) } else { unreachable4(skb) }) != 0
+    fn write_unreachable<F: Network>(&mut self, code: u8) -> bool {
+        let (skb, code) = (self.context.skb.skb, code.into());
+        (if F::V6 { unreachable6(skb, code) } else { unreachable4(skb, code) }) != 0
     }
 
     #[inline(always)]

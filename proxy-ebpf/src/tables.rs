@@ -18,11 +18,14 @@ use datapath::{
     backend::Backend,
     counter::{Hook, Reason, drop_index},
     device::Device,
+    egress,
     flow::{Flow, FlowKey, Parties, Scratch, TICK_NS, role},
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
     header::Network,
+    ingress::{self, Look},
     maps as size,
+    packet::Packet,
     service::{Service, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
@@ -32,6 +35,7 @@ use datapath::{
 
 use crate::{
     apart::*,
+    map::LAZY,
     maps::*,
     marks::{is_set, set},
     search,
@@ -356,6 +360,20 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     #[inline(always)]
     fn open(&mut self, service: u32, flags: u16) -> bool {
         (if F::V6 { open6(service, flags) } else { open4(service, flags) }) != 0
+    }
+
+    #[inline(always)]
+    fn look_in<P: Packet>(&mut self, _: &mut P, look: Look) -> ingress::Step {
+        let Some(packet) = self.packet else { return ingress::Step::Done };
+        let (skb, again) = (packet.skb.skb, (look == Look::Again).into());
+        ingress::Step::unpack(if F::V6 { look_in6(skb, again) } else { look_in4(skb, again) })
+    }
+
+    #[inline(always)]
+    fn look_out<P: Packet>(&mut self, _: &mut P) -> egress::Step {
+        let Some(packet) = self.packet else { return egress::Step::Done };
+        let skb = packet.skb.skb;
+        egress::Step::unpack(if F::V6 { look_out6(skb) } else { look_out4(skb) })
     }
 
     #[inline(always)]

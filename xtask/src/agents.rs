@@ -27,9 +27,9 @@ impl From<bool> for Profile {
     }
 }
 
-/// Builds the agents around the given object.
-pub(crate) fn build(machine: &Machine, object: &Path, profile: Profile) -> Result<()> {
-    build_binaries(machine, &["proxy-agent", "flannel-agent"], Some(object), profile)
+/// Builds the agents around the objects in a directory.
+pub(crate) fn build(machine: &Machine, objects: &Path, profile: Profile) -> Result<()> {
+    build_binaries(machine, &["proxy-agent", "flannel-agent"], Some(objects), profile)
 }
 
 /// Builds what runs inside the places of a lab.
@@ -38,24 +38,24 @@ pub(crate) fn build_peer(machine: &Machine) -> Result<()> {
 }
 
 /// Builds both at once, which is quicker: they share most of what they depend on.
-pub(crate) fn build_with_peer(machine: &Machine, object: &Path) -> Result<()> {
+pub(crate) fn build_with_peer(machine: &Machine, objects: &Path) -> Result<()> {
     build_binaries(
         machine,
         &["proxy-agent", "flannel-agent", "lab-peer"],
-        Some(object),
+        Some(objects),
         Profile::Release,
     )
 }
 
 /// Builds the agents and the load of the benchmarks.
-pub(crate) fn build_with_load(machine: &Machine, object: &Path) -> Result<()> {
-    build_binaries(machine, &["proxy-agent", "lab-bench"], Some(object), Profile::Release)
+pub(crate) fn build_with_load(machine: &Machine, objects: &Path) -> Result<()> {
+    build_binaries(machine, &["proxy-agent", "lab-bench"], Some(objects), Profile::Release)
 }
 
 fn build_binaries(
     machine: &Machine,
     names: &[&str],
-    object: Option<&Path>,
+    objects: Option<&Path>,
     profile: Profile,
 ) -> Result<()> {
     let mut cargo = machine.cargo();
@@ -63,7 +63,7 @@ fn build_binaries(
     for name in names {
         cargo.args(["--package", package(name), "--bin", name]);
     }
-    cargo.envs(object.map(|object| ("MILLRACE_BPF_OBJECT", object)));
+    cargo.envs(objects.map(|objects| ("MILLRACE_BPF_OBJECTS", objects)));
     let dir = match profile {
         Profile::Debug => machine.target().join("debug"),
         Profile::Release => {

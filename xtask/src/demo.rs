@@ -149,8 +149,8 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let machine = Machine::new(args.setup.offline)?;
     setup::root("the demo makes network namespaces and loads eBPF programs")?;
     machine.provide(&setup::lab())?;
-    let object = object::build(&machine)?;
-    agents::build_with_peer(&machine, &object)?;
+    let objects = object::build(&machine)?;
+    agents::build_with_peer(&machine, &objects)?;
     let stage = raise(args)?;
     let wrong = ask_all(&stage.lab)?;
     if wrong > 0 {

@@ -116,9 +116,9 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Build(args) => {
             let machine = Machine::new(args.setup.offline)?;
-            let object = object::build(&machine)?;
+            let objects = object::build(&machine)?;
             if !args.objects {
-                agents::build(&machine, &object, args.release.into())?;
+                agents::build(&machine, &objects, args.release.into())?;
             }
         }
         Task::Demo(args) => demo::run(&args)?,

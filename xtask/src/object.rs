@@ -14,17 +14,23 @@ use crate::{
     machine::Machine,
 };
 
-/// Builds the proxy's object and returns its path.
+/// The objects, by the names of their binaries.
+const OBJECTS: [&str; 2] = ["proxy", "overlay"];
+
+/// Builds the objects and returns the directory that they are in.
 pub(crate) fn build(machine: &Machine) -> Result<PathBuf> {
     let compiler = compiler::provide(machine)?;
-    let built = compile(machine, &compiler, "proxy")?;
-    let programs = check(&built)?;
-    let object = machine.target().join("bpf/proxy.o");
-    fs::create_dir_all(machine.target().join("bpf"))?;
-    strip(&compiler, &built, &object)?;
-    let bytes = fs::metadata(&object)?.len();
-    eprintln!("target/bpf/proxy.o: {programs} programs, {bytes} bytes");
-    Ok(object)
+    let directory = machine.target().join("bpf");
+    fs::create_dir_all(&directory)?;
+    for name in OBJECTS {
+        let built = compile(machine, &compiler, name)?;
+        let programs = check(&built)?;
+        let object = directory.join(name).with_extension("o");
+        strip(&compiler, &built, &object)?;
+        let bytes = fs::metadata(&object)?.len();
+        eprintln!("target/bpf/{name}.o: {programs} programs, {bytes} bytes");
+    }
+    Ok(directory)
 }
 
 fn compile(machine: &Machine, compiler: &Compiler, name: &str) -> Result<PathBuf> {

@@ -64,11 +64,11 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Vec<(&'static str, Strin
     }
     setup::root("the tiers packet and lab load eBPF programs")?;
     machine.provide(&setup::tiers())?;
-    let object = object::build(machine)?;
+    let objects = object::build(machine)?;
     if tiers.contains(&Tier::Lab) {
-        agents::build_with_peer(machine, &object)?;
+        agents::build_with_peer(machine, &objects)?;
     }
-    Ok(vec![("MILLRACE_BPF_OBJECT", text(&object)), ("MILLRACE_DIST", text(&machine.dist()))])
+    Ok(vec![("MILLRACE_BPF_OBJECTS", text(&objects)), ("MILLRACE_DIST", text(&machine.dist()))])
 }
 
 fn text(path: &Path) -> String {

@@ -54,7 +54,10 @@ impl Kernel {
         archive.console("/dev/console");
         archive.file("/init", &stripped(init));
         archive.file("/packet", &stripped(&packet));
-        archive.file("/proxy.o", &object());
+        make_directories(&mut archive, &mut directories, "/objects");
+        for name in ["proxy.o", "overlay.o"] {
+            archive.file(&format!("/objects/{name}"), &object(name));
+        }
         make_directories(&mut archive, &mut directories, "/modules");
         for (at, name) in MODULES.iter().enumerate() {
             archive.file(&format!("/modules/{at}-{name}.ko"), &self.module(name));
@@ -103,9 +106,10 @@ fn find(dir: &Path, name: &str) -> Option<PathBuf> {
     })
 }
 
-fn object() -> Vec<u8> {
-    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/proxy.o");
-    let path = env::var_os("MILLRACE_BPF_OBJECT").map_or_else(|| built.into(), PathBuf::from);
+fn object(name: &str) -> Vec<u8> {
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf");
+    let all = env::var_os("MILLRACE_BPF_OBJECTS").map_or_else(|| built.into(), PathBuf::from);
+    let path = all.join(name);
     assert!(path.exists(), "{} is not there; `cargo xtask build` makes it", path.display());
     read(&path)
 }

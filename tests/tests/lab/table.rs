@@ -88,8 +88,8 @@ fn now() -> u32 {
 fn fill(cluster: &Cluster, node: &str, idle: u32, seen: u8) -> usize {
     let maps = cluster.lab.bpffs(node).join("proxy/maps");
     let last = now().saturating_sub(idle);
-    let mut v4_table = ok(MapTable::open(&maps.join("FLOWS4")));
-    let mut v6_table = ok(MapTable::open(&maps.join("FLOWS6")));
+    let mut v4_table = ok(MapTable::open(&maps, "FLOWS4"));
+    let mut v6_table = ok(MapTable::open(&maps, "FLOWS6"));
     fill_table(&mut v4_table, stranger4, last, seen)
         + fill_table(&mut v6_table, stranger6, last, seen)
 }
@@ -218,8 +218,8 @@ fn occupy<A: Copy + Default>(table: &mut impl Table<u32, Connected<A>>, cookie: 
 
 fn occupy_all(cluster: &Cluster, cookie: u64) {
     let maps = cluster.lab.bpffs("node1").join("proxy/maps");
-    occupy::<Ipv4>(&mut ok(MapTable::open(&maps.join("SOCKETS4"))), cookie);
-    occupy::<Ipv6>(&mut ok(MapTable::open(&maps.join("SOCKETS6"))), cookie);
+    occupy::<Ipv4>(&mut ok(MapTable::open(&maps, "SOCKETS4")), cookie);
+    occupy::<Ipv6>(&mut ok(MapTable::open(&maps, "SOCKETS6")), cookie);
 }
 
 #[test]
@@ -266,8 +266,8 @@ fn crowd<A: Copy>(table: &mut impl Table<PeerKey<A>, Peer<A>>, address: impl Fn(
 fn peers_make_room_for_new_ones() {
     let cluster = Plan::single(SocketLb::On).up(&[expose(10, &["pod1b"])]);
     let maps = cluster.lab.bpffs("node1").join("proxy/maps");
-    crowd(&mut ok(MapTable::open(&maps.join("PEERS4"))), stranger4);
-    crowd(&mut ok(MapTable::open(&maps.join("PEERS6"))), stranger6);
+    crowd(&mut ok(MapTable::open(&maps, "PEERS4")), stranger4);
+    crowd(&mut ok(MapTable::open(&maps, "PEERS6")), stranger6);
     let question = Question { unconnected: true, count: Some(20), ..Question::default() };
     for from in ["pod1a", "node1"] {
         for family in FAMILIES {

@@ -45,8 +45,9 @@ pub(crate) struct Loaded {
 }
 
 fn path() -> PathBuf {
-    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf/proxy.o");
-    std::env::var_os("MILLRACE_BPF_OBJECT").map_or_else(|| built.into(), PathBuf::from)
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf");
+    let all = std::env::var_os("MILLRACE_BPF_OBJECTS").map_or_else(|| built.into(), PathBuf::from);
+    all.join("proxy.o")
 }
 
 /// The maps that cases fill and read.

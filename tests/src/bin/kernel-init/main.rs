@@ -75,7 +75,7 @@ fn packet_tier() -> Result<()> {
     ensure!(std::path::Path::new(PACKET).exists(), "no {PACKET} on board");
     let status = Command::new(PACKET)
         .args(["--test-threads=1", "--skip=swap"])
-        .env("MILLRACE_BPF_OBJECT", programs::OBJECT)
+        .env("MILLRACE_BPF_OBJECTS", programs::OBJECTS)
         .env("MILLRACE_PACKETS", RANDOM_PACKETS)
         .status()?;
     if !status.success() {

@@ -25,8 +25,8 @@ use aya::{
 
 use crate::Report;
 
-/// The object to load.
-pub(crate) const OBJECT: &str = "/proxy.o";
+/// Where the objects are.
+pub(crate) const OBJECTS: &str = "/objects";
 const CGROUP: &str = "/sys/fs/cgroup";
 const PINS: &str = "/sys/fs/bpf/millrace";
 
@@ -77,7 +77,8 @@ pub(crate) fn load(report: &mut Report) -> Option<Object> {
 }
 
 fn load_maps() -> Result<object::Loaded> {
-    let bytes = fs::read(OBJECT).context(OBJECT)?;
+    let path = Path::new(OBJECTS).join("proxy.o");
+    let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
     let pins = Pins::new(PINS.into());
     let request = Request {
         object: &bytes,
@@ -160,7 +161,12 @@ fn attach_to_device(
             Ok("tcx")
         }
         Err(err) if err.is_unsupported() && !has_tcx()? => {
-            clsact::attach(program, device, hook, Priority::Outer)?;
+            clsact::attach(
+                program,
+                device,
+                hook,
+                if is_ingress { Priority::First } else { Priority::Second },
+            )?;
             let listed = filter::filters()?;
             let is_listed = listed.iter().any(|filter| {
                 (filter.device.as_str(), filter.is_ingress, filter.program.as_str())

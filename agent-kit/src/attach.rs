@@ -1,0 +1,344 @@
+//! Programs on devices: loaded, attached, replaced behind their links or filters, and forgotten
+//! with the device that they were on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+use aya::{
+    Ebpf, Pod,
+    programs::{Program, ProgramError, SchedClassifier, TcAttachType},
+};
+
+use crate::{
+    bpf::{self, Place, attach_type},
+    clsact,
+    link::{LinkError, Links},
+    program,
+    reason::{chain, hint},
+    table::{MapTable, Table, TableError},
+};
+
+/// Which agent's programs come first on a device: the proxy's are outermost, the first to see
+/// what enters and the last to see what leaves, whichever agent began first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layer {
+    Outer,
+    Inner,
+}
+
+/// A hook of devices of one role, by the name of its program.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook<R> {
+    pub program: &'static str,
+    pub role: R,
+    pub is_ingress: bool,
+    pub layer: Layer,
+}
+
+impl<R> Hook<R> {
+    fn is_first(&self) -> bool {
+        self.is_ingress == (self.layer == Layer::Outer)
+    }
+
+    pub fn place(&self) -> Place {
+        if self.is_first() { Place::First } else { Place::Last }
+    }
+
+    fn tcx(&self) -> u32 {
+        if self.is_ingress { attach_type::TCX_INGRESS } else { attach_type::TCX_EGRESS }
+    }
+
+    fn clsact(&self) -> TcAttachType {
+        if self.is_ingress { TcAttachType::Ingress } else { TcAttachType::Egress }
+    }
+
+    fn priority(&self) -> clsact::Priority {
+        if self.is_first() { clsact::Priority::First } else { clsact::Priority::Second }
+    }
+
+    /// `HOOK_IFINDEX`.
+    fn pin_name(&self, ifindex: u32) -> String {
+        format!("{}_{ifindex}", self.program)
+    }
+}
+
+/// The hook and device that a pin's name tells.
+pub fn parse_pin<'a, R>(hooks: &'a [Hook<R>], name: &str) -> Option<(&'a Hook<R>, u32)> {
+    let (program, ifindex) = name.rsplit_once('_')?;
+    let hook = hooks.iter().find(|hook| hook.program == program)?;
+    Some((hook, ifindex.parse().ok()?))
+}
+
+/// Why something is not attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error("the object holds no program {0}; the agent and its object are of different builds")]
+    NoProgram(&'static str),
+    #[error("the kernel refuses program {name}: {}", refusal(source))]
+    Load { name: String, source: ProgramError },
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("cannot attach {program} to {device} with clsact: {}", chain(source))]
+    Clsact { program: &'static str, device: String, source: ProgramError },
+    #[error("cannot write device {ifindex} to table DEVICES: {source}")]
+    Device { ifindex: u32, source: TableError },
+    #[error("cannot run {program}: {source}")]
+    Run { program: &'static str, source: io::Error },
+}
+
+/// Lines of the verifier's log that tell the reason; it explains itself at its end.
+const REASON_LINES: usize = 6;
+
+fn refusal(err: &ProgramError) -> String {
+    let ProgramError::LoadError { io_error, verifier_log } = err else { return chain(err) };
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.lines().collect();
+    let reason = lines[lines.len().saturating_sub(REASON_LINES)..].join("\n  ");
+    let hint = hint(io_error);
+    format!("{io_error}{hint}; the verifier's last words:\n  {reason}")
+}
+
+/// Loads every program of the object, which is when the kernel verifies it: a second for them
+/// all, so as many at once as there are processors, those of devices first, which are longest.
+pub fn load_programs(ebpf: &mut Ebpf) -> Result<(), AttachError> {
+    let mut programs: Vec<(&str, &mut Program)> = ebpf.programs_mut().collect();
+    programs.sort_by_key(|(name, program)| {
+        let is_device = matches!(program, Program::SchedClassifier(_));
+        (is_device, name.ends_with("_ingress"))
+    });
+    let programs = Mutex::new(programs);
+    let next = || programs.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        while let Some((name, program)) = next() {
+            program::load(program)
+                .map_err(|source| AttachError::Load { name: name.to_owned(), source })?;
+        }
+        Ok(())
+    };
+    let workers = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..workers.min(4)).map(|_| scope.spawn(work)).collect();
+        let mut result = work();
+        for other in others {
+            result = result.and(other.join().unwrap_or(Ok(())));
+        }
+        result
+    })
+}
+
+/// The descriptor of a loaded program.
+pub fn program_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, AttachError> {
+    let program = ebpf.program(name).ok_or(AttachError::NoProgram(name))?;
+    let fd = program.fd().map_err(|source| AttachError::Load { name: name.into(), source })?;
+    Ok(fd.as_fd())
+}
+
+fn classifier<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, AttachError> {
+    match ebpf.program_mut(name) {
+        Some(Program::SchedClassifier(program)) => Ok(program),
+        _ => Err(AttachError::NoProgram(name)),
+    }
+}
+
+/// Whether devices take links of loaded programs (tcx): a device that does not exist is missed
+/// only by a kernel that knows the kind of link.
+pub fn has_tcx<R>(ebpf: &Ebpf, hook: &Hook<R>) -> Result<bool, AttachError> {
+    /// Indices are positive and given in ascending order.
+    const NOBODY: u32 = i32::MAX as u32;
+    let fd = program_fd(ebpf, hook.program)?;
+    match bpf::link_create_tcx(fd, NOBODY, hook.tcx(), hook.place()) {
+        Ok(_) => Ok(true),
+        Err(err) => match err.raw_os_error() {
+            Some(libc::ENODEV) => Ok(true),
+            Some(libc::EINVAL) => Ok(false),
+            _ => {
+                Err(LinkError::Device { pin: hook.program.into(), ifindex: NOBODY, source: err }
+                    .into())
+            }
+        },
+    }
+}
+
+/// The program that removes expired flows. It is attached nowhere: it is run.
+#[derive(Debug)]
+pub struct Sweep(OwnedFd);
+
+impl Sweep {
+    pub fn new(ebpf: &Ebpf) -> Result<Self, AttachError> {
+        let program = "flow_sweep";
+        let own = program_fd(ebpf, program)?.try_clone_to_owned();
+        own.map(Self).map_err(|source| AttachError::Run { program, source })
+    }
+
+    /// Takes as long as the table is large; blocks.
+    pub fn run(&self) -> Result<(), AttachError> {
+        bpf::prog_test_run(self.0.as_fd(), &[0; 64])
+            .map(drop)
+            .map_err(|source| AttachError::Run { program: "flow_sweep", source })
+    }
+}
+
+/// A device that gets the programs of a role.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attachment<R, V> {
+    pub name: String,
+    pub role: R,
+    /// What its row in the table of devices says.
+    pub device: V,
+}
+
+/// The devices as they are attached.
+pub struct Devices<R: 'static, V> {
+    hooks: &'static [Hook<R>],
+    links: Links,
+    table: MapTable<u32, V>,
+    attached: BTreeMap<u32, Attachment<R, V>>,
+    uses_clsact: bool,
+}
+
+/// What a round of attaching came to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub attached: Vec<String>,
+    pub detached: Vec<String>,
+    pub errors: Vec<AttachError>,
+}
+
+impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
+    pub fn new(hooks: &'static [Hook<R>], links: Links, table: MapTable<u32, V>) -> Self {
+        Self { hooks, links, table, attached: BTreeMap::new(), uses_clsact: false }
+    }
+
+    pub fn attached(&self) -> &BTreeMap<u32, Attachment<R, V>> {
+        &self.attached
+    }
+
+    /// True if the kernel has no tcx (it came with 6.6).
+    pub fn uses_clsact(&self) -> bool {
+        self.uses_clsact
+    }
+
+    /// Brings devices to their roles, by interface index. A device that fails is tried again the
+    /// next time.
+    pub fn sync(&mut self, ebpf: &mut Ebpf, devices: &BTreeMap<u32, Attachment<R, V>>) -> Outcome {
+        let mut outcome = Outcome::default();
+        self.forget(devices, &mut outcome);
+        for (&ifindex, wanted) in devices {
+            if self.attached.get(&ifindex) == Some(wanted) {
+                continue;
+            }
+            match self.attach(ebpf, ifindex, wanted) {
+                Ok(()) => {
+                    if self.attached.insert(ifindex, wanted.clone()).is_none() {
+                        outcome.attached.push(wanted.name.clone());
+                    }
+                }
+                // It went while it was attached to; the next list does not name it.
+                Err(AttachError::Link(err)) if err.is_gone() => {}
+                Err(err) => outcome.errors.push(err),
+            }
+        }
+        outcome
+    }
+
+    /// The programs must find the row when their first packet comes.
+    fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        ifindex: u32,
+        wanted: &Attachment<R, V>,
+    ) -> Result<(), AttachError> {
+        self.table
+            .insert(&ifindex, &wanted.device)
+            .map_err(|source| AttachError::Device { ifindex, source })?;
+        for hook in self.hooks.iter().filter(|hook| hook.role == wanted.role) {
+            if !self.uses_clsact {
+                let name = hook.pin_name(ifindex);
+                let (fd, place) = (program_fd(ebpf, hook.program)?, hook.place());
+                match self.links.attach_device(&name, fd, ifindex, hook.tcx(), place) {
+                    Ok(_) => continue,
+                    Err(err) if err.is_unsupported() => self.uses_clsact = true,
+                    Err(err) => return Err(err.into()),
+                }
+            }
+            let program = classifier(ebpf, hook.program)?;
+            clsact::attach(program, &wanted.name, hook.clsact(), hook.priority()).map_err(
+                |source| AttachError::Clsact {
+                    program: hook.program,
+                    device: wanted.name.clone(),
+                    source,
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Drops rows and pins of devices that are gone, or have another role now.
+    fn forget(&mut self, devices: &BTreeMap<u32, Attachment<R, V>>, outcome: &mut Outcome) {
+        let keeps =
+            |ifindex: u32, role: R| devices.get(&ifindex).is_some_and(|wanted| wanted.role == role);
+        match self.links.list() {
+            Ok(pinned) => {
+                for link in pinned {
+                    let Some((hook, ifindex)) = parse_pin(self.hooks, &link.name) else {
+                        continue;
+                    };
+                    if !link.is_attached() || !keeps(ifindex, hook.role) {
+                        if let Err(err) = self.links.detach(&link.name) {
+                            outcome.errors.push(err.into());
+                        }
+                        // A device of the same index that is new must be attached to anew.
+                        if let Some(attachment) = self.attached.remove(&ifindex) {
+                            outcome.detached.push(attachment.name);
+                        }
+                    }
+                }
+            }
+            Err(err) => outcome.errors.push(err.into()),
+        }
+        let gone: Vec<u32> = self
+            .attached
+            .iter()
+            .filter(|(index, attached)| !keeps(**index, attached.role))
+            .map(|(&index, _)| index)
+            .collect();
+        for ifindex in gone {
+            if let Some(attachment) = self.attached.remove(&ifindex) {
+                if self.uses_clsact {
+                    let of_role = |hook: &&Hook<R>| hook.role == attachment.role;
+                    for hook in self.hooks.iter().filter(of_role) {
+                        clsact::detach(&attachment.name, hook.clsact(), hook.program);
+                    }
+                }
+                outcome.detached.push(attachment.name);
+            }
+        }
+        let rows = self.table.rows().unwrap_or_default();
+        let known: BTreeSet<u32> = devices.keys().copied().collect();
+        for (ifindex, _) in rows.iter().filter(|(ifindex, _)| !known.contains(ifindex)) {
+            match self.table.remove(ifindex) {
+                Ok(()) | Err(TableError::Missing) => {}
+                Err(source) => {
+                    outcome.errors.push(AttachError::Device { ifindex: *ifindex, source });
+                }
+            }
+        }
+    }
+}
+
+/// Takes the hooks' filters off a device; true if there were any.
+pub fn detach_clsact<R>(hooks: &[Hook<R>], device: &str) -> bool {
+    let mut any = false;
+    for hook in hooks {
+        any |= clsact::detach(device, hook.clsact(), hook.program);
+    }
+    any
+}
