@@ -15,6 +15,7 @@ pub mod clsact;
 pub mod drops;
 pub mod filter;
 pub mod finding;
+pub mod kernel;
 pub mod link;
 pub mod log;
 pub mod mount;

@@ -30,6 +30,7 @@ use crate::{
     lease::{Attrs, Expiry, Lease},
     metrics::Metrics,
     net_config::NetConfig,
+    overlay::{Overlay, OverlayError},
     peers::Tunnel,
     status::{Board, Kind, Problem},
     store::{Event, Held, Store, StoreError, dir::Dir, etcd::Etcd, kubernetes::Kubernetes},
@@ -58,6 +59,8 @@ pub enum RunError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Interface(#[from] InterfaceError),
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -149,6 +152,8 @@ struct Agent {
     config: NetConfig,
     uplink: Uplink,
     tunnels: BTreeMap<Family, Tunnel>,
+    /// The programs, where they choose tunnels.
+    overlay: Option<Overlay>,
     /// What we publish.
     attrs: Attrs,
     held: Held,

@@ -1,12 +1,14 @@
 //! The tables that the overlay's programs read: where tunnels end, who may send through them, and
 //! what this node is.
 
-use std::{collections::BTreeMap, io, net::IpAddr, path::Path};
+use std::{io, net::IpAddr, path::Path};
 
-use agent_kit::table::{MapTable, Table, TableError};
+use agent_kit::{
+    Pod,
+    table::{MapTable, OpenError, Table, TableError},
+};
 use datapath::{
     address::{Ipv4, Ipv6},
-    counter::{Hook, Reason, drop_index},
     tunnel::{NetworkKey, Sender, Tunnel, Vtep},
 };
 use ipnetwork::IpNetwork;
@@ -15,14 +17,6 @@ use crate::{
     entries::{Entries, Op, Remote},
     mac::Mac,
 };
-
-/// Why a table is not there.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot open table {name}: {source}")]
-pub struct OpenError {
-    name: &'static str,
-    source: io::Error,
-}
 
 /// What a table refused.
 #[derive(Debug, thiserror::Error)]
@@ -44,36 +38,23 @@ pub struct Tables {
     vteps6: MapTable<NetworkKey<Ipv6>, Vtep<Ipv6>>,
     senders: MapTable<Sender, u32>,
     tunnels: MapTable<u32, Tunnel>,
-    drops: aya::maps::PerCpuArray<aya::maps::MapData, u64>,
 }
 
 impl Tables {
     /// Opens the tables pinned in a directory.
     pub fn open(maps: &Path) -> Result<Self, OpenError> {
-        let drops = || {
-            let data = aya::maps::MapData::from_pin(maps.join("DROPS"))?;
-            aya::maps::PerCpuArray::try_from(aya::maps::Map::PerCpuArray(data))
-        };
         Ok(Self {
-            vteps4: table(maps, "VTEPS4")?,
-            vteps6: table(maps, "VTEPS6")?,
-            senders: table(maps, "SENDERS")?,
-            tunnels: table(maps, "TUNNELS")?,
-            drops: drops()
-                .map_err(|err| OpenError { name: "DROPS", source: io::Error::other(err) })?,
+            vteps4: MapTable::open(maps, "VTEPS4")?,
+            vteps6: MapTable::open(maps, "VTEPS6")?,
+            senders: MapTable::open(maps, "SENDERS")?,
+            tunnels: MapTable::open(maps, "TUNNELS")?,
         })
     }
 
     /// Adds what the tables hold to what the kernel has.
     pub fn read(&self, entries: &mut Entries) -> Result<(), TableError> {
-        for (key, vtep) in self.vteps4.rows()? {
-            let remote = Remote { address: IpAddr::from(vtep.underlay), mac: Mac(vtep.mac.0) };
-            entries.vteps.extend(network(IpAddr::from(key.network), key.prefix_len).zip(Some(remote)));
-        }
-        for (key, vtep) in self.vteps6.rows()? {
-            let remote = Remote { address: IpAddr::from(vtep.underlay), mac: Mac(vtep.mac.0) };
-            entries.vteps.extend(network(IpAddr::from(key.network), key.prefix_len).zip(Some(remote)));
-        }
+        read(&self.vteps4, entries)?;
+        read(&self.vteps6, entries)?;
         entries.senders.extend(self.senders.rows()?.into_iter().map(|(key, _)| Mac(key.mac.0)));
         Ok(())
     }
@@ -82,10 +63,12 @@ impl Tables {
     pub fn apply(&mut self, op: &Op) -> Result<(), RefusedError> {
         let result = match *op {
             Op::SetVtep { network, to } => self.set_vtep(network, to),
-            Op::RemoveVtep { network } => match network {
-                IpNetwork::V4(net) => self.vteps4.remove(&key(net.network().into(), net.prefix())),
-                IpNetwork::V6(net) => self.vteps6.remove(&key(net.network().into(), net.prefix())),
-            },
+            Op::RemoveVtep { network: IpNetwork::V4(net) } => {
+                self.vteps4.remove(&key(net.network(), net.prefix()))
+            }
+            Op::RemoveVtep { network: IpNetwork::V6(net) } => {
+                self.vteps6.remove(&key(net.network(), net.prefix()))
+            }
             Op::SetSender { mac } => self.senders.insert(&sender(mac), &1),
             Op::RemoveSender { mac } => self.senders.remove(&sender(mac)),
             _ => Ok(()),
@@ -102,11 +85,11 @@ impl Tables {
         match (network, to.address) {
             (IpNetwork::V4(net), IpAddr::V4(underlay)) => {
                 let vtep = Vtep { underlay: underlay.into(), mac, pad: 0 };
-                self.vteps4.insert(&key(net.network().into(), net.prefix()), &vtep)
+                self.vteps4.insert(&key(net.network(), net.prefix()), &vtep)
             }
             (IpNetwork::V6(net), IpAddr::V6(underlay)) => {
                 let vtep = Vtep { underlay: underlay.into(), mac, pad: 0 };
-                self.vteps6.insert(&key(net.network().into(), net.prefix()), &vtep)
+                self.vteps6.insert(&key(net.network(), net.prefix()), &vtep)
             }
             _ => Err(TableError::Kernel(io::ErrorKind::InvalidInput.into())),
         }
@@ -120,32 +103,27 @@ impl Tables {
         self.tunnels.insert(&0, tunnel)?;
         Ok(true)
     }
+}
 
-    /// Packets that programs refused, by hook and reason.
-    pub fn drops(&self) -> BTreeMap<(&'static str, &'static str), u64> {
-        let mut drops = BTreeMap::new();
-        for hook in Hook::ALL {
-            for reason in Reason::ALL {
-                let Ok(counts) = self.drops.get(&drop_index(hook, reason), 0) else { continue };
-                let count: u64 = counts.iter().sum();
-                if count > 0 {
-                    drops.insert((hook.name(), reason.name()), count);
-                }
-            }
-        }
-        drops
+/// Adds the rows of one family.
+fn read<A>(
+    table: &MapTable<NetworkKey<A>, Vtep<A>>,
+    entries: &mut Entries,
+) -> Result<(), TableError>
+where
+    A: Into<IpAddr>,
+    NetworkKey<A>: Pod,
+    Vtep<A>: Pod,
+{
+    for (key, vtep) in table.rows()? {
+        let to = Remote { address: vtep.underlay.into(), mac: Mac(vtep.mac.0) };
+        entries.vteps.extend(network(key.network.into(), key.prefix_len).zip(Some(to)));
     }
+    Ok(())
 }
 
-fn table<K: aya::Pod, V: aya::Pod>(
-    maps: &Path,
-    name: &'static str,
-) -> Result<MapTable<K, V>, OpenError> {
-    MapTable::open(&maps.join(name)).map_err(|source| OpenError { name, source })
-}
-
-fn key<A>(network: A, prefix: u8) -> NetworkKey<A> {
-    NetworkKey { prefix_len: prefix.into(), network }
+fn key<A>(network: impl Into<A>, prefix: u8) -> NetworkKey<A> {
+    NetworkKey { prefix_len: prefix.into(), network: network.into() }
 }
 
 fn sender(mac: Mac) -> Sender {

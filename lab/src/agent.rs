@@ -162,6 +162,7 @@ impl Agent {
             "-iface=eth0".into(),
             "-healthz-port=8081".into(),
             format!("-subnet-file={}", lab.subnet_file(node).display()),
+            format!("--bpffs={}", lab.bpffs(node).display()),
         ];
         Ok(Self {
             place: lab.place(node)?,

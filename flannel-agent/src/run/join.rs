@@ -8,14 +8,15 @@ use tracing::info;
 
 use super::{ASK_AGAIN, Agent, RunError};
 use crate::{
-    config::{InterfaceSettings, RunArgs, Settings},
-    device::{self, Wish, existing_mac},
+    config::{Datapath, InterfaceSettings, RunArgs, Settings},
+    device::{self, Plan, existing_mac},
     interface::{Choice, InterfaceError, Listing, Uplink, select},
     kernel::{Kernel, random_mac},
     lease::{Attrs, Vtep},
     mac::Mac,
     metrics::Metrics,
     net_config::{Backend, NetConfig},
+    overlay::Overlay,
     peers::Tunnel,
     status::{Board, Kind, Problem},
     store::{Request, Store, StoreError},
@@ -52,14 +53,15 @@ impl Agent {
         let published = patiently(&board, || store.published(&public)).await?;
         // The store may have kept us waiting.
         let mut listing = kernel.listing().await?;
-        let mut tunnels = BTreeMap::new();
+        let (mut overlay, mut tunnels) = (None, BTreeMap::new());
         if let Backend::Vxlan(vxlan) = &config.backend {
-            for family in config.families() {
-                let mac = mac(&listing, family, vxlan.vni, published.as_ref())?;
-                let Some(wish) = Wish::new(family, vxlan, &uplink, mac) else { continue };
-                let provided = device::provide(&kernel, &mut listing, &wish, true).await?;
-                tunnels.insert(family, provided.tunnel);
+            let datapath = args.datapath;
+            if datapath == Datapath::Ebpf {
+                overlay = Some(Overlay::load(&args.pins.bpffs)?);
             }
+            let macs = macs(&listing, &config, vxlan.vni, datapath, published.as_ref())?;
+            let plan = Plan { config: &config, vxlan, uplink: &uplink, datapath, macs };
+            (tunnels, _) = device::provide_all(&kernel, &mut listing, &plan, true).await?;
         }
         let attrs = attrs(&config, &uplink, &tunnels);
         let previous = fs::read_to_string(&args.subnet_file).unwrap_or_default();
@@ -86,6 +88,7 @@ impl Agent {
             config,
             uplink,
             tunnels,
+            overlay,
             attrs,
             held,
             renewal: None,
@@ -127,19 +130,31 @@ pub(super) fn attrs(
     }
 }
 
-/// The device's own address, if it is there; else the one that peers know; else a new one.
-pub(super) fn mac(
+/// What each family's device is to be known by: its own address, if it is there; else the one
+/// that peers know; else, where one device serves both families, that of the other; else a new one.
+pub(super) fn macs(
     listing: &Listing,
-    family: Family,
+    config: &NetConfig,
     vni: u32,
+    datapath: Datapath,
     published: Option<&Attrs>,
-) -> Result<Mac, RunError> {
-    let known = || {
-        let data = published.and_then(|attrs| attrs.data(family))?;
-        Vtep::read(data).map(|vtep| vtep.mac).filter(|mac| mac.is_usable())
-    };
-    let kept = existing_mac(listing, &device::name(family, vni)).or_else(known);
-    kept.map_or_else(|| random_mac().map_err(RunError::Random), Ok)
+) -> Result<BTreeMap<Family, Mac>, RunError> {
+    let mut macs = BTreeMap::new();
+    for family in config.families() {
+        let known = || {
+            let data = published.and_then(|attrs| attrs.data(family))?;
+            Vtep::read(data).map(|vtep| vtep.mac).filter(|mac| mac.is_usable())
+        };
+        let shared = || match datapath {
+            Datapath::Kernel => None,
+            Datapath::Ebpf => existing_mac(listing, &device::name(Family::V4, vni))
+                .or_else(|| macs.values().next().copied()),
+        };
+        let kept = existing_mac(listing, &device::name(family, vni)).or_else(known).or_else(shared);
+        let mac = kept.map_or_else(|| random_mac().map_err(RunError::Random), Ok)?;
+        macs.insert(family, mac);
+    }
+    Ok(macs)
 }
 
 pub(super) async fn find_uplink(

@@ -66,7 +66,7 @@ impl Bed {
         let etcd = ok(Etcd::in_place(&lab, "fabric"));
         ok(etcd.put(&format!("{PREFIX}/config"), config));
         let endpoint = format!("-etcd-endpoints={}", etcd.endpoint());
-        let mut all = vec!["--datapath=kernel".to_owned(), endpoint];
+        let mut all = vec![endpoint];
         all.extend(arguments.iter().map(ToString::to_string));
         let names = lab.spec().nodes.iter().map(|node| node.name.clone());
         let agents = names.map(|node| ok(Agent::prepare_overlay(&lab, &node, &all))).collect();
