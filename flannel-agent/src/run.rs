@@ -96,7 +96,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let board = Arc::new(Board::default());
     let metrics = Arc::new(Metrics::new(Arc::clone(&board)));
     let answers = health::Answers { board: Arc::clone(&board), metrics: Arc::clone(&metrics) };
-    health::serve(args.metrics_bind_address, settings.healthz, answers);
+    health::serve(args.metrics_bind_address, settings.healthz, &answers);
     let mut notices = Notices::open().map_err(RunError::Netlink)?;
     let kernel = Kernel::open().map_err(RunError::Netlink)?;
     let store = open(&settings).await?;

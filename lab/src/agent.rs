@@ -1,4 +1,5 @@
-//! An agent on a node of the lab, proxy-agent or flannel-agent: started, killed, started again, asked if it is ready.
+//! An agent on a node of the lab, proxy-agent or flannel-agent: started, killed, started again,
+//! asked if it is ready.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -122,9 +123,7 @@ impl Agent {
 
     /// An agent that is not started yet.
     pub fn prepare(lab: &Lab, node: &str, options: AgentOptions) -> Result<Self> {
-        if !options.binary.exists() {
-            return Err(Error::NotBuilt { path: options.binary });
-        }
+        let binary = built(options.binary)?;
         let place = lab.place(node)?;
         let bpffs = lab.bpffs(node);
         let [v4, v6] = place.addresses.both();
@@ -146,7 +145,7 @@ impl Agent {
         Ok(Self {
             place,
             kind: Kind::Proxy,
-            binary: options.binary,
+            binary,
             patience: options.patience,
             arguments,
             asking: vec!["--bpffs".into(), bpffs.display().to_string()],
@@ -158,10 +157,7 @@ impl Agent {
     /// A flannel-agent that is not started yet. It shall find the subnet that the lab's pods on
     /// this node have, by way of `subnet.env`.
     pub fn prepare_overlay(lab: &Lab, node: &str, arguments: &[String]) -> Result<Self> {
-        let binary = dist().join("flannel-agent");
-        if !binary.exists() {
-            return Err(Error::NotBuilt { path: binary });
-        }
+        let binary = built(dist().join("flannel-agent"))?;
         let flags = [
             "-iface=eth0".into(),
             "-healthz-port=8081".into(),
@@ -286,6 +282,11 @@ impl Agent {
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
+}
+
+/// The program, if it is there.
+fn built(path: PathBuf) -> Result<PathBuf> {
+    if path.exists() { Ok(path) } else { Err(Error::NotBuilt { path }) }
 }
 
 /// A GET over HTTP/1.0, which needs neither chunks nor a client library.
