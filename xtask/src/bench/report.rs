@@ -3,12 +3,15 @@
 use std::{fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context, Result};
+use lab::agent::SocketLb;
 use serde::Serialize;
 use serde_json::json;
 
 use super::{
     control,
     cost::Cost,
+    peer_control,
+    proxy::Proxy,
     statistics::{Ratio, median, quantile},
     traffic::{self, Kind, Way},
 };
@@ -38,6 +41,16 @@ enum Verdict {
     Missed,
 }
 
+/// What kube-proxy 1.35 in nftables mode came to.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "snake_case", tag = "measured")]
+enum Compared {
+    /// At another time on this kind of machine.
+    Elsewhere { text: &'static str },
+    /// In this run; the fields are those of [`Row`].
+    InThisRun { value: f64, low: f64, high: f64, rounds: usize },
+}
+
 /// One line of the table.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
@@ -54,8 +67,7 @@ pub(super) struct Row {
     /// Rounds or times.
     rounds: usize,
     goal: Option<Goal>,
-    /// What kube-proxy 1.35 in nftables mode came to.
-    kube_proxy: Option<&'static str>,
+    kube_proxy: Option<Compared>,
     verdict: Option<Verdict>,
 }
 
@@ -111,12 +123,22 @@ impl Row {
         Self { unit, services: Some(services), ..row }
     }
 
-    fn goal(mut self, goal: Goal, kube_proxy: &'static str) -> Self {
+    fn goal(mut self, goal: Goal) -> Self {
         let (low, high) =
             if self.unit == Unit::Ratio { (self.low, self.high) } else { (self.value, self.value) };
         self.verdict = Some(goal.verdict(low, high));
         self.goal = Some(goal);
-        self.kube_proxy = Some(kube_proxy);
+        self
+    }
+
+    /// Puts beside it what kube-proxy came to in this run, or else what it came to elsewhere.
+    fn beside(mut self, here: Option<&Self>, elsewhere: Option<&'static str>) -> Self {
+        self.kube_proxy = match here {
+            Some(Self { value, low, high, rounds, .. }) => {
+                Some(Compared::InThisRun { value: *value, low: *low, high: *high, rounds: *rounds })
+            }
+            None => elsewhere.map(|text| Compared::Elsewhere { text }),
+        };
         self
     }
 }
@@ -148,89 +170,135 @@ fn load() -> f64 {
     text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
 }
 
-/// The lines about traffic.
+/// The lines about traffic: one for each figure of the agent, with kube-proxy's beside it.
 pub(super) fn traffic(found: &[traffic::Found]) -> Vec<Row> {
-    let mut rows: Vec<Row> = found.iter().map(traffic_row).collect();
-    for kind in Kind::ALL {
-        for mode in ["on", "host"] {
-            let of_mode = || {
-                let is_it = |found: &&traffic::Found| {
-                    found.kind == kind
-                        && found.way == Way::Service
-                        && found.socket_lb.name() == mode
-                };
-                found.iter().filter(is_it)
+    let of_agent = found.iter().filter(|found| found.proxy != Proxy::KubeProxy);
+    let mut rows: Vec<Row> = of_agent
+        .map(|one| {
+            let is_counterpart = |other: &&traffic::Found| {
+                other.proxy == Proxy::KubeProxy
+                    && (other.kind, other.way, other.services) == (one.kind, one.way, one.services)
             };
-            let least = of_mode().min_by_key(|found| found.services);
-            let most = of_mode().max_by_key(|found| found.services);
-            let (Some(least), Some(most)) = (least, most) else { continue };
-            if least.services == most.services {
-                continue;
-            }
-            let figure =
-                format!("{} as a ratio to that at {}", name(kind, Way::Service), least.services);
-            let ratio = most.ratio.over(&least.ratio);
-            let mut row = Row::ratio(figure, ratio, most.rounds).goal(Goal::Same, "");
-            row.services = Some(most.services);
-            row.socket_lb = Some(mode);
-            rows.push(row);
+            let here = found.iter().find(is_counterpart).map(traffic_row);
+            traffic_row(one).beside(here.as_ref(), elsewhere(one.kind, one.way))
+        })
+        .collect();
+    for kind in Kind::ALL {
+        let here = growth(found, kind, Proxy::KubeProxy);
+        for socket_lb in [SocketLb::On, SocketLb::Host] {
+            let row = growth(found, kind, Proxy::Agent(socket_lb));
+            rows.extend(row.map(|row| row.goal(Goal::Same).beside(here.as_ref(), None)));
         }
     }
     rows
 }
 
-fn name(kind: Kind, way: Way) -> String {
+/// How the ratio at the largest number of Services compares with that at the smallest.
+fn growth(found: &[traffic::Found], kind: Kind, proxy: Proxy) -> Option<Row> {
+    let of_proxy = || {
+        found
+            .iter()
+            .filter(|found| (found.kind, found.way, found.proxy) == (kind, Way::Service, proxy))
+    };
+    let least = of_proxy().min_by_key(|found| found.services)?;
+    let most = of_proxy().max_by_key(|found| found.services)?;
+    if least.services == most.services {
+        return None;
+    }
+    let name = name(kind, Way::Service, proxy);
+    let figure = format!("{name} as a ratio to that at {}", least.services);
+    let row = Row::ratio(figure, most.ratio.over(&least.ratio), most.rounds);
+    Some(Row { services: Some(most.services), socket_lb: socket_lb(proxy), ..row })
+}
+
+fn name(kind: Kind, way: Way, proxy: Proxy) -> String {
     let what = match kind {
         Kind::Connections => "new connections per second",
         Kind::Latency => "round trip time",
         Kind::Bulk => "bulk throughput",
     };
-    let way = match way {
-        Way::Service => "ClusterIP",
-        Way::Backend => "pod to pod beside the agent, pair that a Service joins too",
-        _ => "pod to pod beside the agent",
+    let whom = match proxy {
+        Proxy::Agent(_) => "the agent",
+        Proxy::KubeProxy => "kube-proxy",
     };
-    format!("{what}, {way}")
+    match way {
+        Way::Service => format!("{what}, ClusterIP"),
+        Way::Backend => {
+            format!("{what}, pod to pod beside {whom}, pair that a Service joins too")
+        }
+        Way::Beside | Way::Alone => format!("{what}, pod to pod beside {whom}"),
+    }
+}
+
+fn socket_lb(proxy: Proxy) -> Option<&'static str> {
+    match proxy {
+        Proxy::Agent(socket_lb) => Some(socket_lb.name()),
+        Proxy::KubeProxy => None,
+    }
+}
+
+/// What kube-proxy came to when it was not measured in the same run.
+fn elsewhere(kind: Kind, way: Way) -> Option<&'static str> {
+    match (kind, way) {
+        (Kind::Connections, Way::Service) => Some("0.83"),
+        (Kind::Latency, Way::Service) => Some("1.15"),
+        (Kind::Bulk, Way::Service) | (_, Way::Backend | Way::Alone) => None,
+        (Kind::Latency, Way::Beside) => Some("1.10–1.18"),
+        (Kind::Connections | Kind::Bulk, Way::Beside) => Some("0.82–0.90"),
+    }
 }
 
 fn traffic_row(found: &traffic::Found) -> Row {
-    let (goal, kube_proxy) = match (found.kind, found.way) {
-        (Kind::Connections, Way::Service) => (Some(Goal::AtLeast(0.97)), "0.83"),
-        (Kind::Latency, Way::Service) => (Some(Goal::AtMost(1.02)), "1.15"),
-        (Kind::Bulk, Way::Service) | (_, Way::Backend) => (None, ""),
-        (Kind::Latency, _) => (Some(Goal::AtMost(1.02)), "1.10–1.18"),
-        (Kind::Connections | Kind::Bulk, _) => (Some(Goal::AtLeast(0.98)), "0.82–0.90"),
+    let goal = match (found.kind, found.way) {
+        (Kind::Connections, Way::Service) => Some(Goal::AtLeast(0.97)),
+        (Kind::Bulk, Way::Service) | (_, Way::Backend | Way::Alone) => None,
+        (Kind::Latency, Way::Service | Way::Beside) => Some(Goal::AtMost(1.02)),
+        (Kind::Connections | Kind::Bulk, Way::Beside) => Some(Goal::AtLeast(0.98)),
     };
-    let row = Row::ratio(name(found.kind, found.way), found.ratio, found.rounds);
+    let name = name(found.kind, found.way, found.proxy);
+    let row = Row::ratio(name, found.ratio, found.rounds);
     let row = match goal {
-        Some(goal) => row.goal(goal, kube_proxy),
+        Some(goal) => row.goal(goal),
         None => row,
     };
-    Row { services: Some(found.services), socket_lb: Some(found.socket_lb.name()), ..row }
+    Row { services: Some(found.services), socket_lb: socket_lb(found.proxy), ..row }
 }
 
-/// The lines about the control plane.
-pub(super) fn control(found: &control::Found) -> Vec<Row> {
+/// The lines about the control plane, with kube-proxy's beside them if it was measured.
+pub(super) fn control(
+    found: &control::Found,
+    kube_proxy: Option<&peer_control::Found>,
+) -> Vec<Row> {
     let services = found.services;
     let time =
         |figure, values: &[f64], part| Row::measured(figure, Unit::Seconds, values, part, services);
     let bytes =
         |figure, bytes: u64| Row::measured(figure, Unit::Bytes, &[bytes as f64], 0.5, services);
     let maps = found.maps.values().map(|(_, bytes)| bytes).sum();
+    let cold = kube_proxy.map(|found| time("", &found.cold, 0.5));
+    let changed = |part| kube_proxy.map(|found| time("", &found.changed, part));
+    let resident = kube_proxy.map(|found| bytes("", found.resident));
     vec![
         time("start to the last Service answering, nothing pinned", &found.cold, 0.5)
-            .goal(Goal::AtMost(1.0), "30 s"),
+            .goal(Goal::AtMost(1.0))
+            .beside(cold.as_ref(), Some("30 s")),
         time("start to a missed change in force, state pinned", &found.warm, 0.5)
-            .goal(Goal::AtMost(1.0), ""),
-        time("one file renamed to traffic following, median", &found.renamed, 0.5),
+            .goal(Goal::AtMost(1.0)),
+        time("one file renamed to traffic following, median", &found.renamed, 0.5)
+            .beside(changed(0.5).as_ref(), None),
         time("one file renamed to traffic following, 99th percentile", &found.renamed, 0.99)
-            .goal(Goal::AtMost(0.02), "0.9–10 s"),
-        time("one file written to traffic following, median", &found.written, 0.5),
+            .goal(Goal::AtMost(0.02))
+            .beside(changed(0.99).as_ref(), Some("0.9–10 s")),
+        time("one file written to traffic following, median", &found.written, 0.5)
+            .beside(changed(0.5).as_ref(), None),
         time("one file written to traffic following, 99th percentile", &found.written, 0.99)
-            .goal(Goal::AtMost(0.02), "0.9–10 s"),
-        bytes("memory of the agent, resident", found.resident).goal(Goal::AtMost(60e6), "201 MB"),
+            .goal(Goal::AtMost(0.02))
+            .beside(changed(0.99).as_ref(), Some("0.9–10 s")),
+        bytes("memory of the agent, resident", found.resident)
+            .goal(Goal::AtMost(60e6))
+            .beside(resident.as_ref(), Some("201 MB")),
         bytes("memory of the agent, proportional", found.proportional),
-        bytes("kernel memory of the maps at default sizes", maps).goal(Goal::AtMost(64e6), ""),
+        bytes("kernel memory of the maps at default sizes", maps).goal(Goal::AtMost(64e6)),
     ]
 }
 
@@ -238,11 +306,25 @@ pub(super) fn control(found: &control::Found) -> Vec<Row> {
 pub(super) struct Report {
     pub(super) host: Host,
     pub(super) quick: bool,
+    /// Whether kube-proxy was measured too.
+    pub(super) peers: bool,
     pub(super) rows: Vec<Row>,
     pub(super) traffic: Vec<traffic::Found>,
     pub(super) costs: Vec<Cost>,
     pub(super) control: Option<control::Found>,
+    pub(super) peer_control: Option<peer_control::Found>,
 }
+
+/// What a reader must know of kube-proxy's column.
+const IN_THIS_RUN: &str = "kube-proxy v1.35.4 in nftables mode was measured in this run as the \
+    agent was: the same Services, told by a kube-apiserver, the same traffic, and ratios to the \
+    same traffic on the same nodes without it, with the interval or spread and the rounds behind \
+    each. On all nodes of this run, with a proxy or without, packets between pods of one bridge \
+    pass netfilter (`bridge-nf-call-iptables`), without which kube-proxy cannot serve such pods; \
+    so its rules and connection tracking meet traffic beside Services too. A change is timed \
+    from the API server's answer to it, a file from its rename or write.\n\n";
+const ELSEWHERE: &str = "kube-proxy's figures were measured on this kind of machine at another \
+    time; `--peers` measures it in the same run.\n\n";
 
 impl Report {
     /// Writes `service.md` and `service.json`; returns the former's text.
@@ -261,9 +343,10 @@ impl Report {
     fn json(&self) -> serde_json::Value {
         let traffic = self.traffic.iter().map(|found| {
             json!({
-                "figure": name(found.kind, found.way),
+                "figure": name(found.kind, found.way, found.proxy),
                 "services": found.services,
-                "socket_lb": found.socket_lb.name(),
+                "proxy": if found.proxy == Proxy::KubeProxy { "kube-proxy" } else { "proxy-agent" },
+                "socket_lb": socket_lb(found.proxy),
                 "unit": absolute_unit(found.kind),
                 "value": found.value,
                 "reference": found.reference,
@@ -276,7 +359,7 @@ impl Report {
         });
         let costs = self.costs.iter().map(|cost| {
             json!({
-                "figure": name(cost.kind, cost.way),
+                "figure": name(cost.kind, cost.way, Proxy::Agent(cost.socket_lb)),
                 "socket_lb": cost.socket_lb.name(),
                 "program": cost.program,
                 "runs_each": cost.runs,
@@ -296,14 +379,23 @@ impl Report {
                 "maps": maps.collect::<Vec<_>>(),
             })
         });
+        let peer_control = self.peer_control.as_ref().map(|found| {
+            json!({
+                "cold_start_seconds": found.cold,
+                "change_seconds": found.changed,
+                "resident_bytes": found.resident,
+            })
+        });
         json!({
             "benchmark": "service",
             "quick": self.quick,
+            "peers": self.peers,
             "host": self.host,
             "rows": self.rows,
             "traffic": traffic.collect::<Vec<_>>(),
             "programs": costs.collect::<Vec<_>>(),
             "control": control,
+            "kube_proxy_control": peer_control,
         })
     }
 
@@ -317,22 +409,27 @@ impl Report {
         if self.quick {
             text += "A smoke run (`--quick`): too few rounds for a verdict that counts.\n\n";
         }
-        text += "| figure | Services | socket-lb | value | interval or spread | rounds | goal | \
-                 kube-proxy | verdict |\n|---|--:|---|--:|--:|--:|--:|--:|---|\n";
+        text += if self.peers { IN_THIS_RUN } else { ELSEWHERE };
+        let kube_proxy = if self.peers { "in this run" } else { "elsewhere" };
+        let _ = writeln!(
+            text,
+            "| figure | Services | socket-lb | value | interval or spread | rounds | goal | \
+             kube-proxy, {kube_proxy} | verdict |\n|---|--:|---|--:|--:|--:|--:|--:|---|",
+        );
         for row in &self.rows {
             let _ = writeln!(text, "{}", row.line());
         }
         if !self.traffic.is_empty() {
             text += "\nThe same traffic in absolute numbers, medians:\n\n\
-                     | traffic | Services | socket-lb | value | with no agent |\n\
+                     | traffic | Services | socket-lb | value | with no proxy |\n\
                      |---|--:|---|--:|--:|\n";
             for found in &self.traffic {
                 let _ = writeln!(
                     text,
                     "| {} | {} | {} | {} | {} |",
-                    name(found.kind, found.way),
+                    name(found.kind, found.way, found.proxy),
                     found.services,
-                    found.socket_lb.name(),
+                    found.proxy.name(),
                     absolute(found.kind, found.value),
                     absolute(found.kind, found.reference),
                 );
@@ -351,7 +448,7 @@ impl Report {
                 let _ = writeln!(
                     text,
                     "| {} | {} | `{}` | {:.2} {each} | {:.0} | {:.0} |",
-                    name(cost.kind, cost.way),
+                    name(cost.kind, cost.way, Proxy::Agent(cost.socket_lb)),
                     cost.socket_lb.name(),
                     cost.program,
                     cost.runs,
@@ -407,8 +504,21 @@ impl Row {
             self.socket_lb.unwrap_or_default(),
             self.unit.text(self.value),
             self.rounds,
-            self.kube_proxy.unwrap_or_default(),
+            self.kube_proxy.map_or(String::new(), |compared| compared.text(self.unit)),
         )
+    }
+}
+
+impl Compared {
+    fn text(self, unit: Unit) -> String {
+        match self {
+            Self::Elsewhere { text } => text.into(),
+            Self::InThisRun { value, rounds: 1, .. } => unit.text(value),
+            Self::InThisRun { value, low, high, rounds } => {
+                let [value, low, high] = [value, low, high].map(|value| unit.text(value));
+                format!("{value} ({low} – {high}; {rounds})")
+            }
+        }
     }
 }
 
@@ -446,13 +556,14 @@ mod tests {
     #[test]
     fn a_goal_holds_if_the_interval_reaches_it() {
         let ratio = Ratio { value: 0.965, low: 0.955, high: 0.975, pairs: 20 };
-        let row = Row::ratio("connections".into(), ratio, 40).goal(Goal::AtLeast(0.97), "0.83");
+        let row = Row::ratio("connections".into(), ratio, 40).goal(Goal::AtLeast(0.97));
+        let row = row.beside(None, Some("0.83"));
         assert_eq!(row.verdict, Some(Verdict::Holds));
         assert_eq!(
             row.line(),
             "| connections |  |  | 0.965 | 0.955 – 0.975 | 40 | ≥ 0.970 | 0.83 | holds |"
         );
-        let row = row.goal(Goal::AtLeast(0.98), "");
+        let row = row.goal(Goal::AtLeast(0.98));
         assert_eq!(row.verdict, Some(Verdict::Missed));
         assert_eq!(Goal::Same.verdict(0.99, 0.999), Verdict::Missed);
     }
@@ -461,8 +572,46 @@ mod tests {
     fn what_is_no_ratio_is_judged_by_its_value() {
         let values = [0.012, 0.031, 0.009];
         let row = Row::measured("a change", Unit::Seconds, &values, 0.99, 10_000);
-        let row = row.goal(Goal::AtMost(0.02), "");
+        let row = row.goal(Goal::AtMost(0.02));
         assert_eq!(row.verdict, Some(Verdict::Missed));
         assert!(row.line().contains("| 31.0 ms | 9.0 ms – 31.0 ms | 3 | ≤ 20.0 ms |"));
+    }
+
+    fn found(proxy: Proxy, services: u32, value: f64) -> traffic::Found {
+        let ratio = Ratio { value, low: value - 0.01, high: value + 0.01, pairs: 5 };
+        traffic::Found {
+            kind: Kind::Connections,
+            way: Way::Service,
+            services,
+            proxy,
+            ratio,
+            of_means: ratio,
+            rounds: 10,
+            value: 0.0,
+            reference: 0.0,
+        }
+    }
+
+    #[test]
+    fn kube_proxy_stands_beside_the_same_figure_of_the_same_run() {
+        let agent = Proxy::Agent(SocketLb::On);
+        let alone = traffic(&[found(agent, 10, 0.97)]);
+        assert_eq!(alone[0].kube_proxy, Some(Compared::Elsewhere { text: "0.83" }));
+        let rows = traffic(&[
+            found(agent, 10, 0.97),
+            found(Proxy::KubeProxy, 10, 0.8),
+            found(agent, 1_000, 0.96),
+            found(Proxy::KubeProxy, 1_000, 0.7),
+        ]);
+        let lines: Vec<String> = rows.iter().map(Row::line).collect();
+        // Two sizes, and how they compare: no line is kube-proxy's own.
+        assert_eq!(lines.len(), 3);
+        assert!(lines[0].contains("| 0.970 | 0.960 – 0.980 | 10 |"), "{}", lines[0]);
+        assert!(lines[0].ends_with("| 0.800 (0.790 – 0.810; 10) | holds |"), "{}", lines[0]);
+        assert!(lines[1].ends_with("| 0.700 (0.690 – 0.710; 10) | holds |"), "{}", lines[1]);
+        assert!(lines[2].contains("| 1 | 0.875 ("), "{}", lines[2]);
+        let json = serde_json::to_value(&rows[0]).unwrap();
+        assert_eq!(json["kube_proxy"]["measured"], "in_this_run");
+        assert_eq!(json["kube_proxy"]["value"], 0.8);
     }
 }
