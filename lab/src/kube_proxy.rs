@@ -65,7 +65,13 @@ impl KubeProxy {
         if let Some(mut process) = self.process.take() {
             process.kill().at("kill", &self.binary)?;
         }
-        self.place.shell("nft flush ruleset && conntrack --flush").map(drop)
+        self.place.shell("nft flush ruleset")?;
+        self.forget()
+    }
+
+    /// Has the kernel forget the connections that it tracks on the node.
+    pub fn forget(&self) -> Result<()> {
+        self.place.shell("conntrack --flush").map(drop)
     }
 
     pub fn id(&self) -> Option<u32> {

@@ -10,6 +10,7 @@ mod peer;
 mod peer_control;
 mod proxy;
 mod report;
+mod row;
 mod service;
 mod stage;
 mod statistics;

@@ -36,6 +36,9 @@ pub(super) struct Found {
     pub(super) maps: BTreeMap<u64, (String, u64)>,
 }
 
+/// Between two questions whether a change is in force.
+const PAUSE: Duration = Duration::from_micros(100);
+
 /// So many Services are watched while they come to be served.
 const WATCHED: u32 = 250;
 
@@ -105,7 +108,7 @@ fn warm(stage: &mut Stage) -> Result<f64> {
     stage.agent()?.kill()?;
     let (file, text, next) = stage.turn()?;
     fs::write(file, text)?;
-    stage.begin_follow(next)?;
+    stage.begin_follow(next, PAUSE)?;
     let began = clock();
     stage.agent()?.launch()?;
     let seen = stage.end_follow()?;
@@ -118,7 +121,7 @@ fn change(stage: &mut Stage, number: usize, put: Put) -> Result<f64> {
     let (file, text, next) = stage.turn()?;
     // Not in step with anything that the agent does at regular times.
     thread::sleep(Duration::from_millis(20 + number as u64 * 7 % 41));
-    stage.begin_follow(next)?;
+    stage.begin_follow(next, PAUSE)?;
     // The watcher is asking by then.
     thread::sleep(Duration::from_millis(2));
     let began = put(&file, &text).context("cannot change the slice")?;

@@ -81,6 +81,11 @@ impl Peer {
         self.proxy.log_tail()
     }
 
+    /// Has the node's kernel forget the connections that it tracks.
+    pub(super) fn forget(&self) -> Result<()> {
+        Ok(self.proxy.forget()?)
+    }
+
     /// Ends kube-proxy and removes its rules; the API server goes on.
     pub(super) fn remove_proxy(&mut self) -> Result<()> {
         Ok(self.proxy.remove()?)

@@ -30,6 +30,9 @@ pub(super) struct Found {
     pub(super) resident: u64,
 }
 
+/// Between two questions whether a change is in force: each leaves a tracked connection behind.
+const PAUSE: Duration = Duration::from_millis(5);
+
 pub(super) fn measure(plan: Plan, stage: &mut Stage) -> Result<Found> {
     let mut found = Found::default();
     stage.grow(plan.services)?;
@@ -57,7 +60,10 @@ fn change(stage: &mut Stage, number: usize) -> Result<f64> {
     // Apart from each other, as changes of a cluster mostly are: what follows another within
     // the period of --min-sync-period (1 s) waits for its end. And not in step with it.
     thread::sleep(Duration::from_millis(1_500 + number as u64 * 137 % 1_000));
-    stage.begin_follow(stage.backend())?;
+    // A question from a port that was used before is answered by the backend of that time until
+    // the kernel forgets it; and kube-proxy looks through all of them at each change.
+    stage.peer()?.forget()?;
+    stage.begin_follow(stage.backend(), PAUSE)?;
     stage.peer()?.replace(&slice)?;
     // The change is made by now; what the API server took for it is not kube-proxy's.
     let began = clock();

@@ -184,7 +184,7 @@ impl Stage {
 
     /// Waits until every Service answers, the measured one from its backend.
     fn await_all(&mut self) -> Result<()> {
-        self.begin_follow(self.backend)?;
+        self.begin_follow(self.backend, Duration::from_millis(5))?;
         self.end_follow()?;
         self.begin_scan(1)?;
         self.end_scan().map(drop)
@@ -307,11 +307,12 @@ impl Stage {
         Ok(self.driver.round(order)?)
     }
 
-    /// Begins to wait for the measured Service's backend to be this one.
-    pub(super) fn begin_follow(&mut self, until: Ipv4Addr) -> Result<()> {
+    /// Begins to wait for the measured Service's backend to be this one, asking so often.
+    pub(super) fn begin_follow(&mut self, until: Ipv4Addr, pause: Duration) -> Result<()> {
+        let pause_micros = pause.as_micros() as u64;
         let to = SocketAddrV4::new(fleet::BENCH, port::ECHO);
         let patience_millis = PATIENCE.as_millis() as u64;
-        Ok(self.driver.order(&Order::Follow { to, until, patience_millis })?)
+        Ok(self.driver.order(&Order::Follow { to, until, pause_micros, patience_millis })?)
     }
 
     /// What came of it.
@@ -331,7 +332,7 @@ impl Stage {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        bail!("a Service answers though the agent and all it left are gone")
+        bail!("a Service answers though what served it is gone with all it left")
     }
 
     /// Begins to ask every `step`-th Service of the fleet until it has answered.
@@ -347,7 +348,8 @@ impl Stage {
     }
 
     fn late(&self, what: &str) -> String {
-        let log = self.peer.as_ref().map(Peer::log_tail).unwrap_or_default();
+        let proxy = self.peer.as_ref().filter(|_| self.agent.is_none());
+        let log = proxy.map(Peer::log_tail).unwrap_or_default();
         format!("{what} within {} s\n{log}", PATIENCE.as_secs())
     }
 }
