@@ -19,6 +19,8 @@ struct Peer {
     module: &'static str,
     package: &'static str,
     version: &'static str,
+    /// Whether a part of it is C: its compiler is the one that links Rust, too.
+    has_c: bool,
     /// What its own build tells the linker: a variable and its value.
     variables: &'static [(&'static str, &'static str)],
 }
@@ -38,6 +40,7 @@ const PEERS: &[Peer] = &[
         module: "kubernetes",
         package: "k8s.io/kubernetes/cmd/kube-proxy",
         version: "v1.35.4",
+        has_c: false,
         variables: KUBERNETES,
     },
     Peer {
@@ -46,6 +49,7 @@ const PEERS: &[Peer] = &[
         module: "kubernetes",
         package: "k8s.io/kubernetes/cmd/kube-apiserver",
         version: "v1.35.4",
+        has_c: false,
         variables: KUBERNETES,
     },
     Peer {
@@ -54,6 +58,8 @@ const PEERS: &[Peer] = &[
         module: "flannel",
         package: "github.com/flannel-io/flannel",
         version: "v0.28.4",
+        // The backend `udp`, which does not compile without.
+        has_c: true,
         variables: &[("github.com/flannel-io/flannel/pkg/version.Version", "v0.28.4")],
     },
 ];
@@ -95,8 +101,8 @@ impl Peer {
         let fresh = directory.join(format!("{}.new", self.name));
         let mut build = go::command_of(&go);
         build.current_dir(&module).args(["build", "-trimpath", "-ldflags", &self.linker()]);
-        // Static, and no C compiler is needed.
-        build.arg("-o").arg(&fresh).arg(self.package).env("CGO_ENABLED", "0");
+        build.arg("-o").arg(&fresh).arg(self.package);
+        build.env("CGO_ENABLED", if self.has_c { "1" } else { "0" });
         if machine.offline {
             build.env("GOPROXY", "off");
         }

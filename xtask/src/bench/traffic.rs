@@ -37,11 +37,11 @@ pub(super) enum Kind {
 pub(super) enum Way {
     /// Through the Service.
     Service,
-    /// Pod to pod on the node that has the agent: to one that the asker meets by no Service.
+    /// Pod to pod on the node that is served: to one that the asker meets by no Service.
     Beside,
     /// The same to the pod behind the Service that is measured.
     Backend,
-    /// Pod to pod on the node that has no agent.
+    /// Pod to pod on the node that nobody serves.
     Alone,
 }
 
@@ -56,7 +56,7 @@ impl Way {
 pub(super) struct Plan {
     pub(super) sizes: Vec<u32>,
     pub(super) proxies: Vec<Proxy>,
-    /// Rounds on each node before the agent moves.
+    /// Rounds on each node before the agent moves to the other.
     pub(super) batch: usize,
     /// Rounds after which a ratio is taken as it is.
     pub(super) most: usize,
@@ -139,7 +139,7 @@ impl Kind {
     }
 }
 
-/// A round is cut into slices, and those of the three ways alternate: what the machine does
+/// A round is cut into slices, and those of all ways alternate: what the machine does
 /// beside changes little within so short a time.
 const SLICES: usize = 11;
 const CONNECTIONS: u32 = 400;
@@ -189,7 +189,7 @@ enum Measure {
 struct Cell {
     services: u32,
     proxy: Proxy,
-    /// By kind, by node that has the agent.
+    /// By kind, by node that is served.
     rounds: [[Vec<Times>; 2]; 3],
 }
 
