@@ -2,11 +2,11 @@
 //! asked if it is ready.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use crate::{
     error::{At, Error, Result},
     lab::Lab,
     place::Place,
-    process::Process,
+    process::{self, Process},
 };
 
 const HEALTH: &str = "127.0.0.1:10256";
@@ -186,12 +186,9 @@ impl Agent {
 
     /// Starts the process without waiting for anything. Its log is appended to.
     pub fn launch(&mut self) -> Result<()> {
-        let log = OpenOptions::new().create(true).append(true).open(&self.log);
-        let log = log.at("open", &self.log)?;
-        let errors = log.try_clone().at("open", &self.log)?;
         let mut run = Command::new(&self.binary);
         run.arg("run").args(&self.arguments);
-        run.stdin(Stdio::null()).stdout(log).stderr(errors);
+        process::log_to(&mut run, &self.log)?;
         self.process = Some(self.place.spawn(run)?);
         Ok(())
     }
@@ -278,9 +275,7 @@ impl Agent {
 
     /// The last lines of the log, for a failure's report.
     pub fn log_tail(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        process::log_tail(&self.log)
     }
 }
 
