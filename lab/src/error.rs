@@ -34,7 +34,9 @@ pub enum Error {
     Answer { what: String, source: serde_json::Error },
     #[error("cannot {step} {path} as YAML: {message}")]
     Yaml { step: &'static str, path: PathBuf, message: String },
-    #[error("{path} cannot be set, and kube-proxy needs it; load it: modprobe br_netfilter")]
+    #[error(
+        "{path} cannot be set, and kube-proxy and flanneld need it; load it: modprobe br_netfilter"
+    )]
     NoBridgeNetfilter { path: &'static str },
 }
 

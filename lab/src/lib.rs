@@ -13,6 +13,7 @@ mod bpffs;
 mod cgroup;
 mod error;
 pub mod etcd;
+pub mod flanneld;
 pub mod kube_proxy;
 mod lab;
 pub mod manifests;
