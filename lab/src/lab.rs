@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    address::{self, Addresses},
+    address::Addresses,
     bpffs, cgroup,
     error::{At, Error, Result},
     manifests,
@@ -222,20 +222,6 @@ impl Lab {
     /// What a node's flannel-agent tells the CNI plugin by.
     pub fn subnet_file(&self, node: &str) -> PathBuf {
         self.directory(node).join("flannel/subnet.env")
-    }
-
-    /// Leaves a `subnet.env` as an earlier start of a node's overlay would have, so that it takes
-    /// the subnet that the lab's pods on this node have.
-    pub fn remember_subnet(&self, node: &str) -> Result<()> {
-        let Some(Seat::Node { number }) = self.spec().seat(node) else {
-            return Err(self.unknown(node));
-        };
-        let [v4, v6] = address::pod_cidrs(number);
-        let file = self.subnet_file(node);
-        let directory = file.parent().expect("it has a directory");
-        fs::create_dir_all(directory).at("create", directory)?;
-        let text = format!("FLANNEL_SUBNET={v4}\nFLANNEL_IPV6_SUBNET={v6}\n");
-        fs::write(&file, text).at("write", file)
     }
 
     /// Where logs and other files of a place are kept while the lab is up.

@@ -46,3 +46,8 @@ pub fn dist() -> PathBuf {
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     package.parent().unwrap_or(&package).join("target/dist")
 }
+
+/// Where `cargo xtask build --peers` puts the programs of other projects: beside [`dist`].
+pub fn peers() -> PathBuf {
+    dist().with_file_name("peers")
+}

@@ -18,6 +18,7 @@ use datapath::{
 };
 use lab::{
     Lab, LabSpec, NodeSpec, Process,
+    address::pod_cidrs,
     agent::Agent,
     etcd::Etcd,
     peer::{self, Protocol},
@@ -59,8 +60,8 @@ impl Bed {
     /// Two nodes with two pods each, joined, each with the subnet that its pods have.
     pub(crate) fn up(config: &str, arguments: &[&str]) -> Self {
         let mut bed = Self::prepare(config, LabSpec::default().nodes, arguments);
-        for node in &bed.lab.spec().nodes {
-            ok(bed.lab.remember_subnet(&node.name));
+        for (number, node) in bed.lab.spec().clone().nodes() {
+            bed.remember(&node.name, number);
         }
         bed.launch();
         for pod in ["pod1a", "pod1b", "pod2a", "pod2b"] {
@@ -82,6 +83,15 @@ impl Bed {
         let names = lab.spec().nodes.iter().map(|node| node.name.clone());
         let agents = names.map(|node| ok(Agent::prepare_overlay(&lab, &node, &all))).collect();
         Self { agents, servers: Vec::new(), etcd, lab }
+    }
+
+    /// Leaves a `subnet.env` as an earlier start would have.
+    fn remember(&self, node: &str, number: u8) {
+        let [v4, v6] = pod_cidrs(number);
+        let text = format!("FLANNEL_SUBNET={v4}\nFLANNEL_IPV6_SUBNET={v6}\n");
+        let file = self.lab.subnet_file(node);
+        ok(std::fs::create_dir_all(file.parent().expect("it has a directory")));
+        ok(std::fs::write(file, text));
     }
 
     /// Starts all agents at once and waits until each is ready and knows all others.

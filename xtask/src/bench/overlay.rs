@@ -9,8 +9,6 @@ mod rules;
 mod traffic;
 mod way;
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use report::Report;
 use way::Way;
@@ -30,8 +28,11 @@ pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
         let object = object::build(machine)?;
         agents::build_with_load(machine, &object)?;
     }
-    let flanneld = options.peers.then(|| provide_flanneld(machine)).transpose()?;
-    let (traffic_plan, control_plan) = plans(options, flanneld);
+    if options.peers {
+        machine.provide(&[setup::iptables()])?;
+        peers::provide(machine, &["flanneld"])?;
+    }
+    let (traffic_plan, control_plan) = plans(options);
     let mut report = Report {
         host: Host::new(),
         quick: options.quick,
@@ -55,24 +56,18 @@ pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn plans(options: &Options, flanneld: Option<PathBuf>) -> (traffic::Plan, control::Plan) {
+fn plans(options: &Options) -> (traffic::Plan, control::Plan) {
     let mut ways = vec![Way::Nodes, Way::FastPath, Way::SlowPath, Way::Classic];
-    if flanneld.is_some() {
+    if options.peers {
         ways.push(Way::Flanneld);
     }
     let crowd = 999;
     let (least, most, rounds) = if options.quick { (2, 2, 1) } else { (6, 16, 3) };
-    let traffic = traffic::Plan { ways, flanneld, least, most, rounds, crowd };
+    let traffic = traffic::Plan { ways, least, most, rounds, crowd };
     let control = if options.quick {
         control::Plan { peers: 1_000, starts: 2, leases: 10 }
     } else {
         control::Plan { peers: 1_000, starts: 7, leases: 100 }
     };
     (traffic, control)
-}
-
-/// Builds flanneld if it is not built yet; returns where it is.
-fn provide_flanneld(machine: &Machine) -> Result<PathBuf> {
-    machine.provide(&[setup::iptables()])?;
-    Ok(peers::provide(machine, &["flanneld"])?.join("flanneld"))
 }

@@ -54,18 +54,17 @@ pub(super) struct Bed {
 }
 
 impl Bed {
-    /// `flanneld` is where the real one is, for the way that needs it.
-    pub(super) fn raise(way: Way, flanneld: Option<&Path>) -> Result<Self> {
+    pub(super) fn raise(way: Way) -> Result<Self> {
         let lab = lab(&NODES.map(|node| (node, true)))?;
         let [asker, answerer] = if way == Way::Nodes { NODES } else { PODS };
         for place in NODES.into_iter().chain([asker, answerer]) {
             bench::prepare(&lab.place(place)?)?;
         }
-        for node in NODES {
+        for (number, node) in (1..).zip(NODES) {
             // The kernel's default, what Kubernetes asks for, and what flanneld does not start
             // without: set on all nodes, so that no way has less to do in the bridge.
             kube_proxy::pass_bridged(&lab.place(node)?)?;
-            lab.remember_subnet(node)?;
+            remember_subnet(&lab, node, number)?;
         }
         let server = bench::serve(&lab.place(answerer)?, CPU)?;
         let driver = Driver::start(&lab.place(asker)?, CPU)?;
@@ -81,11 +80,11 @@ impl Bed {
             target,
             lab,
         };
-        bed.join(flanneld).with_context(|| format!("nodes are not joined by {}", way.name()))?;
+        bed.join().with_context(|| format!("nodes are not joined by {}", way.name()))?;
         Ok(bed)
     }
 
-    fn join(&mut self, flanneld: Option<&Path>) -> Result<()> {
+    fn join(&mut self) -> Result<()> {
         if self.way == Way::Nodes {
             return self.await_joined();
         }
@@ -106,9 +105,9 @@ impl Bed {
                 }
             }
             Way::Flanneld => {
-                let binary = flanneld.context("no flanneld has been built")?;
                 for node in NODES {
-                    let mut flanneld = Flanneld::prepare(&self.lab, node, binary, &endpoint)?;
+                    let etcd = [format!("-etcd-endpoints={endpoint}")];
+                    let mut flanneld = Flanneld::prepare(&self.lab, node, &etcd)?;
                     flanneld.launch()?;
                     self.flanneld.push(flanneld);
                 }
@@ -153,8 +152,9 @@ impl Bed {
         if self.driver.see(&order)?.complete {
             return Ok(());
         }
-        let logs = self.overlay.iter().chain(&self.proxies).map(Agent::log_tail);
-        let logs: Vec<String> = logs.chain(self.flanneld.iter().map(Flanneld::log_tail)).collect();
+        let mut logs: Vec<String> =
+            self.overlay.iter().chain(&self.proxies).map(Agent::log_tail).collect();
+        logs.extend(self.flanneld.iter().map(Flanneld::log));
         bail!("nothing arrives; logs end:\n{}", logs.join("\n"));
     }
 
@@ -220,6 +220,15 @@ pub(super) fn lab(nodes: &[(&str, bool)]) -> Result<Lab> {
     };
     let nodes = nodes.iter().enumerate().map(node).collect();
     Ok(Lab::up(LabSpec { overlay: true, pod_mtu: POD_MTU, nodes, ..LabSpec::default() })?)
+}
+
+/// Leaves a `subnet.env` as an earlier start would have, so that the node takes the subnet that
+/// the lab's pods on it have. flanneld heeds no subnet of a family that is not configured.
+fn remember_subnet(lab: &Lab, node: &str, number: u8) -> Result<()> {
+    let [subnet, _] = pod_cidrs(number);
+    let file = lab.subnet_file(node);
+    fs::create_dir_all(file.parent().context("a file without a directory")?)?;
+    Ok(fs::write(file, format!("FLANNEL_SUBNET={subnet}\n"))?)
 }
 
 /// etcd beside the nodes, with the network's configuration.

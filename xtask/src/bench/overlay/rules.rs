@@ -1,5 +1,6 @@
 //! The rules that flanneld makes by `--ip-masq` and `--iptables-forward-rules`, as `nft` shows
-//! those of a running flanneld 0.28.4 with iptables 1.8.9 (nftables).
+//! those of a running flanneld 0.28.4 with iptables 1.8.9 (nftables), where nothing else has made
+//! rules.
 
 /// For a node with these pods in this network.
 pub(super) fn ruleset(network: &str, pods: &str) -> String {
@@ -17,12 +18,6 @@ pub(super) fn ruleset(network: &str, pods: &str) -> String {
 \t\ttype nat hook postrouting priority srcnat; policy accept;
 \t\tcounter jump FLANNEL-POSTRTG
 \t}}
-\tchain OUTPUT {{
-\t\ttype nat hook output priority -100; policy accept;
-\t}}
-\tchain PREROUTING {{
-\t\ttype nat hook prerouting priority dstnat; policy accept;
-\t}}
 }}
 table ip filter {{
 \tchain FLANNEL-FWD {{
@@ -32,12 +27,6 @@ table ip filter {{
 \tchain FORWARD {{
 \t\ttype filter hook forward priority filter; policy accept;
 \t\tcounter jump FLANNEL-FWD
-\t}}
-\tchain INPUT {{
-\t\ttype filter hook input priority filter; policy accept;
-\t}}
-\tchain OUTPUT {{
-\t\ttype filter hook output priority filter; policy accept;
 \t}}
 }}
 "

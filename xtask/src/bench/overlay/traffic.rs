@@ -4,7 +4,7 @@
 //! are raised anew several times; what one raising found by its rounds is one sample, and the
 //! interval holds what raising them again would find.
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
@@ -23,8 +23,6 @@ pub(super) const KINDS: [Kind; 4] = [Kind::Connections, Kind::Latency, Kind::Bul
 pub(super) struct Plan {
     /// The first is the reference.
     pub(super) ways: Vec<Way>,
-    /// Where flanneld is, if it is one of them.
-    pub(super) flanneld: Option<PathBuf>,
     /// How often all of it is raised: at least, and until ratios are known or so often.
     pub(super) least: usize,
     pub(super) most: usize,
@@ -145,7 +143,7 @@ fn pairs(plan: &Plan) -> Vec<(Way, Way)> {
 }
 
 fn raise(plan: &Plan) -> Result<Vec<Bed>> {
-    let beds = plan.ways.iter().map(|&way| Bed::raise(way, plan.flanneld.as_deref()));
+    let beds = plan.ways.iter().map(|&way| Bed::raise(way));
     let beds = beds.collect::<Result<Vec<Bed>>>()?;
     // What starting has set in motion comes to rest.
     thread::sleep(Duration::from_secs(2));
