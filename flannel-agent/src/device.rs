@@ -131,7 +131,7 @@ pub struct Plan<'a> {
     pub uplink: &'a Uplink,
     pub datapath: Datapath,
     /// What other nodes know each family's device by.
-    pub macs: BTreeMap<Family, Mac>,
+    pub macs: &'a BTreeMap<Family, Mac>,
 }
 
 /// What making a device as it shall be took; to be told, and counted.
@@ -205,7 +205,7 @@ pub async fn provide_all(
     let (mut tunnels, mut repairs) = (BTreeMap::new(), 0);
     match plan.datapath {
         Datapath::Kernel => {
-            for (&family, &mac) in &plan.macs {
+            for (&family, &mac) in plan.macs {
                 let wish = Wish::new(family, plan.vxlan, plan.uplink, mac);
                 let Some(wish) = wish else { continue };
                 let provided = provide(kernel, listing, &wish, is_first).await?;
@@ -227,7 +227,7 @@ pub async fn provide_all(
             let wish = Wish::of_programs(plan.config, plan.vxlan, plan.uplink, mac);
             let provided = provide(kernel, listing, &wish, is_first).await?;
             repairs += provided.repairs;
-            for (&family, &mac) in &plan.macs {
+            for (&family, &mac) in plan.macs {
                 tunnels.insert(family, Tunnel { mac, ..provided.tunnel });
             }
             tunnels.insert(first, provided.tunnel);

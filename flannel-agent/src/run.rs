@@ -28,6 +28,7 @@ use crate::{
     interface::{InterfaceError, Uplink},
     kernel::{Kernel, KernelError},
     lease::{Attrs, Expiry, Lease},
+    mac::Mac,
     metrics::Metrics,
     net_config::NetConfig,
     overlay::{Overlay, OverlayError},
@@ -151,6 +152,9 @@ struct Agent {
     metrics: Arc<Metrics>,
     config: NetConfig,
     uplink: Uplink,
+    /// What other nodes know our tunnel devices by.
+    macs: BTreeMap<Family, Mac>,
+    /// The devices, once there was a look.
     tunnels: BTreeMap<Family, Tunnel>,
     /// The programs, where they choose tunnels.
     overlay: Option<Overlay>,

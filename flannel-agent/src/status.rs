@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use agent_kit::problems::Problems;
+use agent_kit::{drops::Drops, problems::Problems};
 use serde::{Deserialize, Serialize};
 
 use crate::{interface::Traffic, peers::Peer};
@@ -118,6 +118,8 @@ pub struct State {
     pub status: Status,
     pub peers: Vec<Peer>,
     pub traffic: Traffic,
+    /// What programs refuse, where there are programs.
+    pub drops: Option<Drops>,
     problems: Problems<Problem>,
 }
 

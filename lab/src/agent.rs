@@ -176,6 +176,14 @@ impl Agent {
         })
     }
 
+    /// Gives `--flag=value` another value from the next start on.
+    pub fn change_argument(&mut self, argument: &str) {
+        let name = argument.split('=').next().unwrap_or_default();
+        let is_same = |held: &String| held.split('=').next() == Some(name);
+        self.arguments.retain(|held| !is_same(held));
+        self.arguments.push(argument.to_owned());
+    }
+
     /// Starts the process without waiting for anything. Its log is appended to.
     pub fn launch(&mut self) -> Result<()> {
         let log = OpenOptions::new().create(true).append(true).open(&self.log);

@@ -1,23 +1,24 @@
-//! The begin: configuration, uplink, devices, lease; in this order, since a lease tells of the
-//! device.
+//! The begin: configuration, uplink, hardware addresses, lease; in this order, since a lease tells
+//! of the addresses. Devices come with the first look, when all that belongs on them is known: an
+//! agent that takes over from another may have to replace them.
 
-use std::{collections::BTreeMap, fs, sync::Arc};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use tokio::time::sleep;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{ASK_AGAIN, Agent, RunError};
 use crate::{
     config::{Datapath, InterfaceSettings, RunArgs, Settings},
-    device::{self, Plan, existing_mac},
+    device::{self, existing_mac},
     interface::{Choice, InterfaceError, Listing, Uplink, select},
     kernel::{Kernel, random_mac},
     lease::{Attrs, Vtep},
     mac::Mac,
     metrics::Metrics,
     net_config::{Backend, NetConfig},
+    object,
     overlay::Overlay,
-    peers::Tunnel,
     status::{Board, Kind, Problem},
     store::{Request, Store, StoreError},
     subnet::{Family, Subnet},
@@ -52,18 +53,16 @@ impl Agent {
             Family::BOTH.into_iter().filter_map(|family| uplink.public(family)).collect();
         let published = patiently(&board, || store.published(&public)).await?;
         // The store may have kept us waiting.
-        let mut listing = kernel.listing().await?;
-        let (mut overlay, mut tunnels) = (None, BTreeMap::new());
+        let listing = kernel.listing().await?;
+        let (mut overlay, mut macs) = (None, BTreeMap::new());
         if let Backend::Vxlan(vxlan) = &config.backend {
             let datapath = args.datapath;
             if datapath == Datapath::Ebpf {
                 overlay = Some(Overlay::load(&args.pins.bpffs)?);
             }
-            let macs = macs(&listing, &config, vxlan.vni, datapath, published.as_ref())?;
-            let plan = Plan { config: &config, vxlan, uplink: &uplink, datapath, macs };
-            (tunnels, _) = device::provide_all(&kernel, &mut listing, &plan, true).await?;
+            macs = self::macs(&listing, &config, vxlan.vni, datapath, published.as_ref())?;
         }
-        let attrs = attrs(&config, &uplink, &tunnels);
+        let attrs = attrs(&config, &uplink, &macs);
         let previous = fs::read_to_string(&args.subnet_file).unwrap_or_default();
         let request = Request {
             config: config.clone(),
@@ -75,6 +74,7 @@ impl Agent {
         {
             let mut state = board.state();
             state.status.store_reached = true;
+            state.drops = overlay.as_ref().and_then(Overlay::drops);
             state.status.backend = config.backend.name().into();
             state.status.networks = config.networks().map(|network| network.to_string()).collect();
         }
@@ -87,7 +87,8 @@ impl Agent {
             metrics,
             config,
             uplink,
-            tunnels,
+            macs,
+            tunnels: BTreeMap::new(),
             overlay,
             attrs,
             held,
@@ -109,16 +110,22 @@ impl Agent {
     }
 }
 
+/// Takes away what an agent with programs left, once its device is another.
+pub(super) fn forget_programs(bpffs: &Path) {
+    let pins = object::pins(bpffs);
+    if !pins.root().exists() || pins.is_claimed() {
+        return;
+    }
+    match pins.remove() {
+        Ok(()) => info!(pins = %pins.root().display(), "removed the programs of before"),
+        Err(err) => warn!(pins = %pins.root().display(), "cannot remove programs of before: {err}"),
+    }
+}
+
 /// What we publish of ourselves.
-pub(super) fn attrs(
-    config: &NetConfig,
-    uplink: &Uplink,
-    tunnels: &BTreeMap<Family, Tunnel>,
-) -> Attrs {
-    let vtep = |family| match (&config.backend, tunnels.get(&family)) {
-        (Backend::Vxlan(vxlan), Some(tunnel)) => {
-            Some(Vtep { vni: vxlan.vni, mac: tunnel.mac }.to_value())
-        }
+pub(super) fn attrs(config: &NetConfig, uplink: &Uplink, macs: &BTreeMap<Family, Mac>) -> Attrs {
+    let vtep = |family| match (&config.backend, macs.get(&family)) {
+        (Backend::Vxlan(vxlan), Some(&mac)) => Some(Vtep { vni: vxlan.vni, mac }.to_value()),
         _ => None,
     };
     Attrs {
@@ -132,7 +139,7 @@ pub(super) fn attrs(
 
 /// What each family's device is to be known by: its own address, if it is there; else the one
 /// that peers know; else, where one device serves both families, that of the other; else a new one.
-pub(super) fn macs(
+fn macs(
     listing: &Listing,
     config: &NetConfig,
     vni: u32,

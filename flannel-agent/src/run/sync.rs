@@ -1,26 +1,21 @@
 //! The level to which everything is brought, from whatever it is: uplink, devices, addresses,
 //! entries, `subnet.env`. Nothing remembers what failed; the next look finds it again.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    time::Instant,
-};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use tracing::{debug, info, warn};
 
 use super::{
     Agent,
-    join::{self, attrs, find_uplink},
+    join::{attrs, find_uplink, forget_programs},
 };
 use crate::{
-    config::FastPath,
+    config::{Datapath, FastPath},
     device::{self, Plan, pod_mtu},
     entries::diff,
     file,
     interface::{Listing, Traffic},
     kernel::KernelError,
-    mac::Mac,
     net_config::Backend,
     notify,
     overlay::{Node, attachments},
@@ -96,20 +91,16 @@ impl Agent {
     async fn provide_devices(&mut self, listing: &mut Listing) -> Result<u32, KernelError> {
         let Backend::Vxlan(vxlan) = &self.config.backend else { return Ok(0) };
         let datapath = self.args.datapath;
-        let known = self.tunnels.iter().map(|(&family, tunnel)| (family, tunnel.mac));
-        let mut macs: BTreeMap<Family, Mac> = known.collect();
-        if self.config.families().any(|family| !macs.contains_key(&family))
-            && let Ok(others) =
-                join::macs(listing, &self.config, vxlan.vni, datapath, Some(&self.attrs))
-        {
-            others.into_iter().for_each(|(family, mac)| _ = macs.entry(family).or_insert(mac));
-        }
         let is_first = self.subnet_env.is_none();
-        let (config, uplink) = (&self.config, &self.uplink);
+        let (config, uplink, macs) = (&self.config, &self.uplink, &self.macs);
         let plan = Plan { config, vxlan, uplink, datapath, macs };
         let provided = device::provide_all(&self.kernel, listing, &plan, is_first).await;
         let (tunnels, mut repairs) = provided?;
+        self.macs.extend(tunnels.iter().map(|(&family, tunnel)| (family, tunnel.mac)));
         self.tunnels = tunnels;
+        if is_first && datapath == Datapath::Kernel {
+            forget_programs(&self.args.pins.bpffs);
+        }
         // Programs are there before the device comes up.
         self.attach(listing);
         for (family, tunnel) in &self.tunnels {
@@ -159,7 +150,7 @@ impl Agent {
 
     /// Tells the store where an address of ours changed.
     async fn publish(&mut self) {
-        let attrs = attrs(&self.config, &self.uplink, &self.tunnels);
+        let attrs = attrs(&self.config, &self.uplink, &self.macs);
         if attrs == self.attrs || self.is_lost {
             return;
         }
