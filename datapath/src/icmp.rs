@@ -12,7 +12,7 @@ use crate::{
     header::{self, IpHeader, Network, Part, Transport, has_ports},
     packet::{Covers, Packet},
     rewrite::Side,
-    tables::{Store, Tables},
+    tables::{FlowTables, Store},
 };
 
 /// ICMP header of an error: type, code, checksum, and four bytes that depend on the type.
@@ -77,7 +77,7 @@ pub enum Entered {
 /// An ICMP message to one of our addresses entered the node. Reads the headers again rather
 /// than have them handed down: eBPF functions take five arguments and little stack.
 #[inline(never)]
-pub fn ingress<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Entered {
+pub fn ingress<F: Network, P: Packet, T: FlowTables<F>>(packet: &mut P, tables: &mut T) -> Entered {
     let Some(header) = F::header(packet, 0) else { return Entered::Other };
     let Ok(transport) = F::follow(packet, 0, &header) else { return Entered::Other };
     if transport.proto != F::ICMP && transport.part != Part::Later {
@@ -102,7 +102,7 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut
 
 /// An ICMP message leaves the node, or leaves it toward a pod.
 #[inline(never)]
-pub fn egress<F: Network, P: Packet, T: Tables<F>>(
+pub fn egress<F: Network, P: Packet, T: FlowTables<F>>(
     packet: &mut P,
     tables: &mut T,
 ) -> Result<(), Reason> {
@@ -121,7 +121,7 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
 
 /// What the row at `key` makes of a packet. The error itself does not count as one.
 #[inline(always)]
-fn row<F: Network, T: Tables<F>>(
+fn row<F: Network, T: FlowTables<F>>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) -> Option<Place<F::Address>> {

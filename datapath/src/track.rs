@@ -8,7 +8,7 @@ use crate::{
     },
     hash,
     header::{Network, Transport, tcp},
-    tables::{KeepError, Opening, Store, Tables},
+    tables::{FlowTables, KeepError, Opening, Store},
 };
 
 /// What a packet shows, as bits of [`crate::flow::seen`].
@@ -36,7 +36,7 @@ pub fn touch<A>(row: &mut Flow<A>, seen: u8, now: u32, length: u32) {
 
 /// Notes a packet in the row at `key` and returns where the row sends it.
 #[inline(always)]
-pub fn pass<F: Network, T: Tables<F>>(
+pub fn pass<F: Network, T: FlowTables<F>>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     store: Store,
@@ -62,7 +62,7 @@ pub fn is_idle<A>(row: &Flow<A>, now: u32) -> bool {
 /// time it is needed: a program and all it calls share 512 bytes of stack, in which a flow's
 /// four keys do not fit.
 #[inline(always)]
-fn sibling<F: Network, T: Tables<F>, const ROLE: u8>(
+fn sibling<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     role: u8,
@@ -73,7 +73,7 @@ fn sibling<F: Network, T: Tables<F>, const ROLE: u8>(
 
 /// A row, wherever it is kept.
 #[inline(always)]
-fn find<'a, F: Network, T: Tables<F>>(
+fn find<'a, F: Network, T: FlowTables<F>>(
     tables: &'a mut T,
     key: &FlowKey<F::Address>,
 ) -> Option<&'a mut Flow<F::Address>> {
@@ -82,7 +82,10 @@ fn find<'a, F: Network, T: Tables<F>>(
 
 /// What a row shows and when it was last touched.
 #[inline(always)]
-fn look<F: Network, T: Tables<F>>(tables: &mut T, key: &FlowKey<F::Address>) -> Option<(u8, u32)> {
+fn look<F: Network, T: FlowTables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) -> Option<(u8, u32)> {
     find::<F, T>(tables, key).map(|row| (row.seen, row.last))
 }
 
@@ -90,7 +93,7 @@ fn look<F: Network, T: Tables<F>>(tables: &mut T, key: &FlowKey<F::Address>) -> 
 /// direction, or has been closed and idle for `closed` already. Seconds and ticks are taken for
 /// the same: a tick is 7 % longer.
 #[inline(always)]
-fn is_finished<F: Network, T: Tables<F>, const ROLE: u8>(
+fn is_finished<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     closed: u32,
@@ -123,7 +126,7 @@ const fn later(a: u32, b: u32) -> u32 {
 /// and idle for `closed`: at once if that is zero, because a successor with the same tuple asks
 /// for its place. False if it lives.
 #[inline(always)]
-pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn forget_finished<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     closed: u32,
@@ -137,7 +140,7 @@ pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8>(
 
 /// Removes all rows of the flow whose row of role `ROLE` is at `key`, that one last.
 #[inline(always)]
-pub fn forget_all<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn forget_all<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) {
@@ -150,7 +153,7 @@ pub fn forget_all<F: Network, T: Tables<F>, const ROLE: u8>(
 
 /// Removes one other row of a flow.
 #[inline(never)]
-fn forget_sibling<F: Network, T: Tables<F>, const ROLE: u8, const OTHER: u8>(
+fn forget_sibling<F: Network, T: FlowTables<F>, const ROLE: u8, const OTHER: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) {
@@ -161,10 +164,10 @@ fn forget_sibling<F: Network, T: Tables<F>, const ROLE: u8, const OTHER: u8>(
     }
 }
 
-/// Opens the flow of [`Tables::parties`] in `PENDING`. False if the tuple between client and
+/// Opens the flow of [`FlowTables::parties`] in `PENDING`. False if the tuple between client and
 /// backend belongs to a live flow by way of another frontend.
 #[inline(always)]
-pub fn open<F: Network, T: Tables<F>>(tables: &mut T, service: u32, flags: u16) -> bool {
+pub fn open<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, flags: u16) -> bool {
     if is_taken::<F, T>(tables) {
         return false;
     }
@@ -183,7 +186,7 @@ pub fn open<F: Network, T: Tables<F>>(tables: &mut T, service: u32, flags: u16) 
 
 /// True if replies of this backend to this client belong to another flow that lives.
 #[inline(always)]
-fn is_taken<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
+fn is_taken<F: Network, T: FlowTables<F>>(tables: &mut T) -> bool {
     let Parties { frontend, .. } = *tables.parties();
     let key = tables.parties().reply();
     let Some((row, store)) = tables.find(&key) else { return false };
@@ -194,7 +197,7 @@ fn is_taken<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
 
 /// Writes again what eviction took of the unanswered flow whose row of role `ROLE` is at `key`.
 #[inline(never)]
-pub fn restore<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn restore<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) {
@@ -213,9 +216,9 @@ pub fn restore<F: Network, T: Tables<F>, const ROLE: u8>(
 }
 
 /// Puts the parties of the unanswered flow whose row of role `ROLE` is at `key` where
-/// [`Tables::begin`] and [`Tables::keep`] find them, and returns its service and its flags.
+/// [`FlowTables::begin`] and [`FlowTables::keep`] find them, and returns its service and its flags.
 #[inline(never)]
-pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn stage<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) -> Option<(u32, u16)> {
@@ -235,7 +238,7 @@ pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(
 /// [`KeepError::Full`] if there is no room; rows that found some stay, and go by themselves if
 /// the others never follow. [`KeepError::Missing`] if the flow's rows are gone.
 #[inline(always)]
-pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn settle<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) -> Result<(), KeepError> {
@@ -259,17 +262,17 @@ pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
     keep::<F, T>(tables, opening(role::ORIGINAL))
 }
 
-/// True if the backend has answered the flow of [`Tables::parties`].
+/// True if the backend has answered the flow of [`FlowTables::parties`].
 #[inline(always)]
-fn is_answered<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
+fn is_answered<F: Network, T: FlowTables<F>>(tables: &mut T) -> bool {
     let reply = tables.parties().reply();
     tables.find(&reply).is_some_and(|(row, _)| row.seen != 0)
 }
 
-/// Moves one row of the flow of [`Tables::parties`]; one that an eviction has taken is written
+/// Moves one row of the flow of [`FlowTables::parties`]; one that an eviction has taken is written
 /// again first.
 #[inline(never)]
-fn keep<F: Network, T: Tables<F>>(tables: &mut T, opening: Opening) -> Result<(), KeepError> {
+fn keep<F: Network, T: FlowTables<F>>(tables: &mut T, opening: Opening) -> Result<(), KeepError> {
     match tables.keep(opening.role) {
         Err(KeepError::Missing) => {
             tables.begin(opening);
@@ -282,7 +285,7 @@ fn keep<F: Network, T: Tables<F>>(tables: &mut T, opening: Opening) -> Result<()
 /// Removes the flow that a row in `FLOWS` belongs to, if it has expired. Only `ORIGINAL` rows
 /// decide; another row goes by itself only when its `ORIGINAL` is gone. True if removed.
 #[inline(always)]
-pub fn expire<F: Network, T: Tables<F>>(
+pub fn expire<F: Network, T: FlowTables<F>>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     row: &Flow<F::Address>,

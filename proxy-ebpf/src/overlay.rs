@@ -4,6 +4,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod drops;
 mod frame;
 mod linear;
 mod map;

@@ -6,11 +6,16 @@
 
 mod apart;
 mod connected;
+mod drops;
+mod flows;
 mod gate;
+mod known;
+mod life;
 mod linear;
 mod map;
 mod maps;
 mod marks;
+mod peek;
 mod search;
 mod skb;
 mod socket;
@@ -30,12 +35,17 @@ use datapath::{
     ingress::ingress,
     packet::Verdict,
     refusal::refuse,
-    tables::Tables,
+    tables::FlowTables,
 };
-use gate::{Peek, is_foreign_destination, is_foreign_pair};
+use flows::Maps;
+use gate::{is_foreign_destination, is_foreign_pair};
+use peek::Peek;
 use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, PACKET_HOST, Skb, protocol};
 use socket::{Operation, call4, call6, release};
-use tables::{FamilyMaps, Maps};
+use tables::{FamilyMaps, count_packet, nat_ports};
+
+/// Masqueraded flows are those of Services.
+const BARE_MASQUERADE: bool = false;
 
 #[cgroup_sock_addr(connect4)]
 pub fn sock_connect4(context: SockAddrContext) -> i32 {
@@ -188,7 +198,7 @@ fn act(skb: &mut Skb, maps: &mut Maps, hook: Hook, verdict: Verdict) -> i32 {
         Verdict::Pass => NEXT,
         Verdict::Drop => TC_ACT_SHOT,
         Verdict::Answer => skb.send_back(toward_sender(hook)).unwrap_or_else(|| {
-            Tables::<V4>::count_drop(maps, hook, Reason::RewriteFailed);
+            FlowTables::<V4>::count_drop(maps, hook, Reason::RewriteFailed);
             TC_ACT_SHOT
         }),
     }

@@ -16,7 +16,7 @@ use crate::{
     service::{Service, ServiceCounters, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
-    tables::{KeepError, Opening, Scope, Store, Tables},
+    tables::{FlowTables, KeepError, Opening, Scope, Store, Tables},
     track,
 };
 
@@ -39,7 +39,7 @@ pub struct Memory<F: Network> {
     pub settings: Settings,
     /// In units of [`crate::flow::TICK_NS`].
     pub now: u32,
-    /// State of the generator behind [`Tables::random`].
+    /// State of the generator behind [`FlowTables::random`].
     pub seed: u64,
     pub addresses: HashMap<F::Address, AddressUse>,
     pub frontends: HashMap<FrontendKey<F::Address>, Frontend>,
@@ -115,10 +115,8 @@ impl<F: Network> Memory<F> {
     }
 }
 
-impl<F: Network> Tables<F> for Memory<F> {
-    fn settings(&mut self) -> Settings {
-        self.settings
-    }
+impl<F: Network> FlowTables<F> for Memory<F> {
+    const BARE_MASQUERADE: bool = false;
 
     fn now(&mut self) -> u32 {
         self.now
@@ -131,28 +129,6 @@ impl<F: Network> Tables<F> for Memory<F> {
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (x ^ (x >> 31)) as u32
-    }
-
-    fn address_use(&mut self, address: F::Address) -> Option<AddressUse> {
-        self.addresses.get(&address).copied()
-    }
-
-    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
-        self.frontends.get(key).copied()
-    }
-
-    fn service_flags(&mut self, service: u32) -> Option<u32> {
-        // A row of an array that was never written is all zero.
-        Some(self.services.get(&service).copied().unwrap_or_default().flags)
-    }
-
-    fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef> {
-        let row = self.services.get(&service).copied().unwrap_or_default();
-        Some(if scope == Scope::Local { row.local } else { row.cluster })
-    }
-
-    fn backend(&mut self, index: u32) -> Option<Backend<F::Address>> {
-        Some(self.backends.get(&index).copied().unwrap_or_default())
     }
 
     fn flow(&mut self, store: Store, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>> {
@@ -222,16 +198,12 @@ impl<F: Network> Tables<F> for Memory<F> {
         self.fragments.insert(*key, ports);
     }
 
-    fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>> {
-        self.peers.get(key).copied()
-    }
-
-    fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>) {
-        self.peers.insert(*key, *peer);
-    }
-
     fn device(&mut self) -> Option<Device> {
         self.device
+    }
+
+    fn nat_ports(&mut self) -> (u16, u16) {
+        (self.settings.nat_port_first, self.settings.nat_port_last)
     }
 
     fn socket_holds(&mut self, key: &FlowKey<F::Address>) -> bool {
@@ -249,13 +221,49 @@ impl<F: Network> Tables<F> for Memory<F> {
         self.drops[drop_index(hook, reason) as usize] += 1;
     }
 
-    fn count_connection(&mut self, service: u32) {
-        self.stats.entry(service).or_default().packet_connections += 1;
-    }
-
     fn count_packet(&mut self, service: u32, bytes: u32) {
         let row = self.stats.entry(service).or_default();
         row.packets += 1;
         row.bytes += u64::from(bytes);
+    }
+}
+
+impl<F: Network> Tables<F> for Memory<F> {
+    fn settings(&mut self) -> Settings {
+        self.settings
+    }
+
+    fn address_use(&mut self, address: F::Address) -> Option<AddressUse> {
+        self.addresses.get(&address).copied()
+    }
+
+    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn service_flags(&mut self, service: u32) -> Option<u32> {
+        // A row of an array that was never written is all zero.
+        Some(self.services.get(&service).copied().unwrap_or_default().flags)
+    }
+
+    fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef> {
+        let row = self.services.get(&service).copied().unwrap_or_default();
+        Some(if scope == Scope::Local { row.local } else { row.cluster })
+    }
+
+    fn backend(&mut self, index: u32) -> Option<Backend<F::Address>> {
+        Some(self.backends.get(&index).copied().unwrap_or_default())
+    }
+
+    fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>> {
+        self.peers.get(key).copied()
+    }
+
+    fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>) {
+        self.peers.insert(*key, *peer);
+    }
+
+    fn count_connection(&mut self, service: u32) {
+        self.stats.entry(service).or_default().packet_connections += 1;
     }
 }
