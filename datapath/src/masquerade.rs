@@ -5,7 +5,7 @@ use crate::{
     counter::Reason,
     flow::{FlowKey, Place, flow_flags, role},
     hash,
-    header::Network,
+    header::{Network, has_ports},
     tables::{FlowTables, Opening, Store},
     track,
 };
@@ -68,7 +68,11 @@ pub fn claim<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, force: 
     let (now, flags) = (tables.now(), flow_flags::MASQUERADE);
     let opening = Opening { role: role::REPLY_TARGET, service, flags, now, replace: false };
     let key = tables.parties().reply_target();
-    if tables.flow(Store::Answered, &key).is_some() || tables.socket_holds(&key) {
+    if tables.flow(Store::Answered, &key).is_some() {
+        return false;
+    }
+    // Of the identifiers of sockets that send ICMP echo themselves the kernel tells nothing.
+    if (!T::BARE_MASQUERADE || has_ports(key.proto)) && tables.socket_holds(&key) {
         return false;
     }
     if force {

@@ -100,19 +100,18 @@ fn is_finished<F: Network, T: FlowTables<F>, const ROLE: u8>(
 ) -> bool {
     let now = tables.now();
     let Some((mine, last)) = look::<F, T>(tables, key) else { return true };
-    let opposite = if ROLE == role::ORIGINAL { role::REPLY } else { role::ORIGINAL };
-    let Some(other) = sibling::<F, T, ROLE>(tables, key, opposite) else { return true };
+    let Some(other) = sibling::<F, T, ROLE>(tables, key, role::opposite(ROLE)) else { return true };
     let (theirs, touched) = match look::<F, T>(tables, &other) {
         Some(seen) => seen,
-        // An eviction took the reply's row; without the original the flow is lost.
-        None if ROLE == role::ORIGINAL => (0, last),
+        // An eviction took the answers' row; without the other the flow is lost.
+        None if role::asks(ROLE) => (0, last),
         None => return true,
     };
     let idle = now.wrapping_sub(later(last, touched));
     if key.proto == protocol::TCP && is_closed(mine, theirs) && idle >= closed {
         return true;
     }
-    let (original, reply) = if ROLE == role::ORIGINAL { (mine, theirs) } else { (theirs, mine) };
+    let (original, reply) = if role::asks(ROLE) { (mine, theirs) } else { (theirs, mine) };
     idle > timeout(key.proto, original, reply)
 }
 
@@ -144,10 +143,14 @@ pub fn forget_all<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) {
-    forget_sibling::<F, T, ROLE, { role::ORIGINAL }>(tables, key);
-    forget_sibling::<F, T, ROLE, { role::REPLY }>(tables, key);
-    forget_sibling::<F, T, ROLE, { role::ORIGINAL_SOURCE }>(tables, key);
-    forget_sibling::<F, T, ROLE, { role::REPLY_TARGET }>(tables, key);
+    if !T::BARE_MASQUERADE || !role::masquerades(ROLE) {
+        forget_sibling::<F, T, ROLE, { role::ORIGINAL }>(tables, key);
+        forget_sibling::<F, T, ROLE, { role::REPLY }>(tables, key);
+    }
+    if !T::BARE_MASQUERADE || role::masquerades(ROLE) {
+        forget_sibling::<F, T, ROLE, { role::ORIGINAL_SOURCE }>(tables, key);
+        forget_sibling::<F, T, ROLE, { role::REPLY_TARGET }>(tables, key);
+    }
     tables.forget(key);
 }
 
@@ -204,6 +207,11 @@ pub fn restore<F: Network, T: FlowTables<F>, const ROLE: u8>(
     let now = tables.now();
     let Some((service, flags)) = stage::<F, T, ROLE>(tables, key) else { return };
     let opening = |role| Opening { role, service, flags, now, replace: false };
+    if role::masquerades(ROLE) {
+        tables.begin(opening(role::ORIGINAL_SOURCE));
+        tables.begin(opening(role::REPLY_TARGET));
+        return;
+    }
     tables.begin(opening(role::ORIGINAL));
     tables.begin(opening(role::REPLY));
     if flags & flow_flags::MASQUERADE == 0 {
@@ -246,11 +254,15 @@ pub fn settle<F: Network, T: FlowTables<F>, const ROLE: u8>(
     let Some((service, flags)) = stage::<F, T, ROLE>(tables, key) else {
         return Err(KeepError::Missing);
     };
-    if ROLE == role::ORIGINAL && !is_answered::<F, T>(tables) {
+    if role::asks(ROLE) && !is_answered::<F, T, ROLE>(tables) {
         restore::<F, T, ROLE>(tables, key);
         return Ok(());
     }
     let opening = |role| Opening { role, service, flags, now, replace: false };
+    if role::masquerades(ROLE) {
+        keep::<F, T>(tables, opening(role::REPLY_TARGET))?;
+        return keep::<F, T>(tables, opening(role::ORIGINAL_SOURCE));
+    }
     keep::<F, T>(tables, opening(role::REPLY))?;
     if flags & flow_flags::MASQUERADE != 0 {
         keep::<F, T>(tables, opening(role::ORIGINAL_SOURCE))?;
@@ -262,10 +274,10 @@ pub fn settle<F: Network, T: FlowTables<F>, const ROLE: u8>(
     keep::<F, T>(tables, opening(role::ORIGINAL))
 }
 
-/// True if the backend has answered the flow of [`FlowTables::parties`].
+/// True if the flow of [`FlowTables::parties`], which has a row of role `ROLE`, has been answered.
 #[inline(always)]
-fn is_answered<F: Network, T: FlowTables<F>>(tables: &mut T) -> bool {
-    let reply = tables.parties().reply();
+fn is_answered<F: Network, T: FlowTables<F>, const ROLE: u8>(tables: &mut T) -> bool {
+    let reply = tables.parties().key(role::opposite(ROLE));
     tables.find(&reply).is_some_and(|(row, _)| row.seen != 0)
 }
 
@@ -283,7 +295,8 @@ fn keep<F: Network, T: FlowTables<F>>(tables: &mut T, opening: Opening) -> Resul
 }
 
 /// Removes the flow that a row in `FLOWS` belongs to, if it has expired. Only `ORIGINAL` rows
-/// decide; another row goes by itself only when its `ORIGINAL` is gone. True if removed.
+/// decide, or those that take their place where there is no Service; another row goes by itself
+/// only when that one is gone. True if removed.
 #[inline(always)]
 pub fn expire<F: Network, T: FlowTables<F>>(
     tables: &mut T,
@@ -296,13 +309,21 @@ pub fn expire<F: Network, T: FlowTables<F>>(
     if now.wrapping_sub(row.last) <= timeout_sec::TCP_RESET {
         return false;
     }
+    // Late segments of a closed connection are worth a row only while there are rows enough.
+    let closed = if is_pressed { timeout_sec::TCP_RESET } else { timeout_sec::TCP_CLOSED };
     if row.role == role::ORIGINAL {
-        // Late segments of a closed connection are worth a row only while there are rows enough.
-        let closed = if is_pressed { timeout_sec::TCP_RESET } else { timeout_sec::TCP_CLOSED };
         return forget_finished::<F, T, { role::ORIGINAL }>(tables, key, closed);
     }
-    // A flow on its way from `PENDING` has no `ORIGINAL` for a moment.
-    let original = Parties::of(key, row).original();
+    if T::BARE_MASQUERADE && row.role == role::ORIGINAL_SOURCE {
+        return forget_finished::<F, T, { role::ORIGINAL_SOURCE }>(tables, key, closed);
+    }
+    // A flow on its way from `PENDING` lacks it for a moment.
+    let parties = Parties::of(key, row);
+    let original = if T::BARE_MASQUERADE && row.role == role::REPLY_TARGET {
+        parties.original_source()
+    } else {
+        parties.original()
+    };
     let orphan = now.wrapping_sub(row.last) > timeout_sec::TCP_OPENING
         && tables.flow(Store::Answered, &original).is_none();
     if orphan {

@@ -15,7 +15,6 @@ mod linear;
 mod map;
 mod maps;
 mod marks;
-mod peek;
 mod search;
 mod skb;
 mod socket;
@@ -38,9 +37,8 @@ use datapath::{
     tables::FlowTables,
 };
 use flows::Maps;
-use gate::{is_foreign_destination, is_foreign_pair};
-use peek::Peek;
-use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, PACKET_HOST, Skb, protocol};
+use gate::{Peek, is_foreign_destination, is_foreign_pair};
+use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_for_this_node, protocol};
 use socket::{Operation, call4, call6, release};
 use tables::{FamilyMaps, count_packet, nat_ports};
 
@@ -174,15 +172,6 @@ fn refused<F: FamilyMaps>(context: &TcContext) -> i32 {
     let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
     let verdict = refuse::<F, _, _>(&mut skb, &mut maps, HOOK);
     act(&mut skb, &mut maps, HOOK, verdict)
-}
-
-/// Frames for others are seen by a device that listens to all, or where a switch floods: IP drops
-/// them later, and to refuse one would end somebody else's connection. On a device of a pod this
-/// does not tell: its frames are for the bridge that it is a port of.
-#[inline(always)]
-fn is_for_this_node(context: &TcContext) -> bool {
-    // SAFETY: the kernel's context.
-    unsafe { (*context.skb.skb).pkt_type == PACKET_HOST }
 }
 
 /// Flags for `bpf_l4_csum_replace` when an IPv6 address changes.

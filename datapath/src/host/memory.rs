@@ -12,7 +12,9 @@ use crate::{
     frontend::{AddressUse, Frontend, FrontendKey},
     header::Network,
     host::lru::Lru,
+    ipmasq::PolicyTables,
     maps::{FLOWS_CAPACITY, FRAGMENTS_CAPACITY, MARKS_LEN, PENDING_CAPACITY},
+    policy::{Policed, Policy},
     service::{Service, ServiceCounters, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
@@ -33,10 +35,12 @@ impl Default for Sizes {
     }
 }
 
-/// The tables of one family.
+/// The tables of one family: those of the proxy, or with `BARE` those of the overlay, where
+/// [`FlowTables::BARE_MASQUERADE`] holds.
 #[derive(Clone, Debug)]
-pub struct Memory<F: Network> {
+pub struct Memory<F: Network, const BARE: bool = false> {
     pub settings: Settings,
+    pub policy: Policy,
     /// In units of [`crate::flow::TICK_NS`].
     pub now: u32,
     /// State of the generator behind [`FlowTables::random`].
@@ -62,11 +66,12 @@ pub struct Memory<F: Network> {
     parties: Parties<F::Address>,
 }
 
-impl<F: Network> Memory<F> {
+impl<F: Network, const BARE: bool> Memory<F, BARE> {
     #[must_use]
     pub fn new(sizes: Sizes) -> Self {
         Self {
             settings: Settings::default(),
+            policy: Policy::default(),
             now: 1_000_000,
             seed: 1,
             addresses: HashMap::new(),
@@ -115,8 +120,8 @@ impl<F: Network> Memory<F> {
     }
 }
 
-impl<F: Network> FlowTables<F> for Memory<F> {
-    const BARE_MASQUERADE: bool = false;
+impl<F: Network, const BARE: bool> FlowTables<F> for Memory<F, BARE> {
+    const BARE_MASQUERADE: bool = BARE;
 
     fn now(&mut self) -> u32 {
         self.now
@@ -203,7 +208,11 @@ impl<F: Network> FlowTables<F> for Memory<F> {
     }
 
     fn nat_ports(&mut self) -> (u16, u16) {
-        (self.settings.nat_port_first, self.settings.nat_port_last)
+        if BARE {
+            (self.policy.nat_port_first, self.policy.nat_port_last)
+        } else {
+            (self.settings.nat_port_first, self.settings.nat_port_last)
+        }
     }
 
     fn socket_holds(&mut self, key: &FlowKey<F::Address>) -> bool {
@@ -265,5 +274,11 @@ impl<F: Network> Tables<F> for Memory<F> {
 
     fn count_connection(&mut self, service: u32) {
         self.stats.entry(service).or_default().packet_connections += 1;
+    }
+}
+
+impl<F: Network + Policed> PolicyTables<F> for Memory<F, true> {
+    fn is_masqueraded(&mut self, src: F::Address, dst: F::Address) -> bool {
+        F::networks(&self.policy).masquerades(src, dst)
     }
 }
