@@ -17,7 +17,7 @@ use aya::{
 use crate::{
     bpf::{self, Place, attach_type},
     clsact,
-    link::{LinkError, Links},
+    link::{LinkError, Links, PinnedLink},
     reason::{chain, hint},
     table::{MapTable, Table, TableError},
 };
@@ -294,6 +294,7 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
             |ifindex: u32, role: R| devices.get(&ifindex).is_some_and(|wanted| wanted.role == role);
         match self.links.list() {
             Ok(pinned) => {
+                self.miss(&pinned, outcome);
                 for link in pinned {
                     let Some((hook, ifindex)) = parse_pin(self.hooks, &link.name) else {
                         continue;
@@ -338,6 +339,28 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
                 }
             }
         }
+    }
+}
+
+impl<R: Copy + Eq, V> Devices<R, V> {
+    /// Forgets devices whose links another hand has removed, so that they are attached to again.
+    fn miss(&mut self, pinned: &[PinnedLink], outcome: &mut Outcome) {
+        if self.uses_clsact {
+            return;
+        }
+        let is_pinned = |hook: &Hook<R>, ifindex| {
+            let name = hook.pin_name(ifindex);
+            pinned.iter().any(|link| link.name == name)
+        };
+        let hooks = self.hooks;
+        self.attached.retain(|&ifindex, attachment| {
+            let mut own = hooks.iter().filter(|hook| hook.role == attachment.role);
+            let is_whole = own.all(|hook| is_pinned(hook, ifindex));
+            if !is_whole {
+                outcome.detached.push(attachment.name.clone());
+            }
+            is_whole
+        });
     }
 }
 

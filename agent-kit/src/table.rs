@@ -7,7 +7,7 @@ use std::{
     io,
     marker::PhantomData,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use aya::Pod;
@@ -32,6 +32,27 @@ impl TableError {
             Some(libc::ENOENT) => Self::Missing,
             _ => Self::Kernel(err),
         }
+    }
+}
+
+/// A table that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open table {path}: {source}")]
+pub struct OpenError {
+    pub path: PathBuf,
+    pub source: io::Error,
+}
+
+/// Opens the map that is pinned by a name, as what `open` makes of it.
+pub fn open_pinned<T>(
+    maps: &Path,
+    name: &str,
+    open: impl FnOnce(OwnedFd) -> io::Result<T>,
+) -> Result<T, OpenError> {
+    let path = maps.join(name);
+    match bpf::obj_get(&path).and_then(open) {
+        Ok(table) => Ok(table),
+        Err(source) => Err(OpenError { path, source }),
     }
 }
 
@@ -65,9 +86,9 @@ pub struct MapTable<K, V> {
 }
 
 impl<K: Pod, V: Pod> MapTable<K, V> {
-    /// Opens the map pinned at `path`.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        Self::new(bpf::obj_get(path)?)
+    /// Opens the map that is pinned by a name.
+    pub fn open(maps: &Path, name: &str) -> Result<Self, OpenError> {
+        open_pinned(maps, name, Self::new)
     }
 
     /// Takes an open map, whose key and value must have the sizes of `K` and `V`.

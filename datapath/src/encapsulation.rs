@@ -63,12 +63,13 @@ pub fn encapsulate<F: Network + Inner, P: Frame, T: Tunnels<F>>(
 /// A packet to a pod network that no node has: the sender is told, unless the packet is none
 /// that an error may answer (RFC 1122 §3.2.2, RFC 4443 §2.4).
 #[inline(always)]
-fn nowhere<F: Network, P: Packet>(packet: &mut P, header: &IpHeader<F::Address>) -> Fate {
+fn nowhere<F: Network, P: Frame>(packet: &mut P, header: &IpHeader<F::Address>) -> Fate {
     let is_answerable = !header.dst.is_multicast()
         && header::transport::<F, P>(packet, header).is_ok_and(|transport| {
             transport.part != Part::Later && icmp::is_answerable::<F, P>(packet, &transport)
         });
     if is_answerable && packet.write_unreachable::<F>(Unreachable::Host.code::<F>()) {
+        packet.mark_sent();
         Fate::Answer
     } else {
         Fate::Drop
@@ -87,6 +88,10 @@ pub fn decapsulate<F: Network + Inner, P: Frame, T: Tunnels<F>>(
     frame: &mut P,
     tables: &mut T,
 ) -> Fate {
+    // An answer of ours to what was to leave by the device.
+    if frame.take_sent() {
+        return Fate::Pass;
+    }
     let tunnel = tables.tunnel();
     if let Err(reason) = admit::<F, P, T>(frame, tables, &tunnel) {
         tables.count_drop(Hook::TunnelIngress, reason);

@@ -176,7 +176,7 @@ pub trait Frame: Packet {
     /// True if [`Frame::mark_sent`] was said of the frame before; the mark is taken off.
     fn take_sent(&mut self) -> bool;
 
-    /// Notes that the frame knows where to go, for the tunnel device's own program.
+    /// Notes for the tunnel device's own programs that the frame has been dealt with.
     fn mark_sent(&mut self);
 
     /// Payload of each packet that a GSO packet becomes; zero if it is none.

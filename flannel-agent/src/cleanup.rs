@@ -6,12 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use agent_kit::{attach::detach_clsact, reason::hint};
 use serde::Serialize;
 
 use crate::{
     device,
     entries::Op,
     kernel::{Kernel, KernelError},
+    object,
+    overlay::HOOKS,
 };
 
 /// What was there.
@@ -19,6 +22,8 @@ use crate::{
 pub struct Removed {
     pub devices: Vec<String>,
     pub routes: Vec<String>,
+    /// Where programs and tables were pinned.
+    pub pins: Option<PathBuf>,
     pub subnet_file: Option<PathBuf>,
 }
 
@@ -28,24 +33,39 @@ pub enum CleanupError {
     Netlink(io::Error),
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    #[error("cannot remove pins below {path}: {source}{}", hint(source))]
+    Pins { path: PathBuf, source: io::Error },
     #[error("cannot remove {path}: {source}")]
     File { path: PathBuf, source: io::Error },
 }
 
 /// Removes all there is. Needs a tokio runtime.
-pub async fn cleanup(subnet_file: &Path) -> Result<Removed, CleanupError> {
+pub async fn cleanup(subnet_file: &Path, bpffs: &Path) -> Result<Removed, CleanupError> {
     let kernel = Kernel::open().map_err(CleanupError::Netlink)?;
     let mut removed = Removed::default();
     // Routes over the uplink are known by their protocol, those over tunnels go with them.
-    for (network, hop) in kernel.entries(&[], &[]).await?.routes {
+    let entries = kernel.entries(&[], &[]).await?;
+    for (network, hop) in entries.routes {
         kernel.apply(&Op::RemoveRoute { network, hop }).await?;
         removed.routes.push(network.to_string());
     }
+    for network in entries.blackholes {
+        kernel.apply(&Op::RemoveBlackhole { network }).await?;
+        removed.routes.push(network.to_string());
+    }
+    let pins = object::pins(bpffs);
     for found in kernel.listing().await?.interfaces {
+        // Filters of kernels without tcx stay on a device until they are taken off.
+        detach_clsact(&HOOKS, &found.name);
         if device::is_name(&found.name) && found.vxlan.is_some() {
             kernel.remove_link(found.index, &found.name).await?;
             removed.devices.push(found.name);
         }
+    }
+    if pins.root().exists() {
+        let failed = |source| CleanupError::Pins { path: pins.root().into(), source };
+        pins.remove().map_err(failed)?;
+        removed.pins = Some(pins.root().into());
     }
     match fs::remove_file(subnet_file) {
         Ok(()) => removed.subnet_file = Some(subnet_file.into()),
@@ -60,6 +80,7 @@ pub fn print(removed: &Removed) -> String {
     let mut lines = Vec::new();
     lines.extend(removed.devices.iter().map(|name| format!("removed device {name}")));
     lines.extend(removed.routes.iter().map(|network| format!("removed route to {network}")));
+    lines.extend(removed.pins.iter().map(|path| format!("removed pins below {}", path.display())));
     lines.extend(removed.subnet_file.iter().map(|path| format!("removed {}", path.display())));
     if lines.is_empty() {
         lines.push("nothing to remove".into());

@@ -31,7 +31,7 @@ use crate::{
     version,
     propagate_version = true,
     args_conflicts_with_subcommands = true,
-    after_help = "Example:\n  flannel-agent --datapath kernel --etcd-endpoints http://10.0.0.1:2379\n\n\
+    after_help = "Example:\n  flannel-agent --etcd-endpoints http://10.0.0.1:2379 --iface eth0\n\n\
                   Flags may be spelled as flanneld's (-iface=eth0, --ip-masq=false); each is also \
                   read from the environment, as FLANNELD_IFACE."
 )]
@@ -45,9 +45,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Join the network until told to stop; what is programmed stays (the default)
-    #[command(
-        after_help = "Example:\n  flannel-agent run --datapath kernel --subnet-store dir:/var/lib/leases"
-    )]
+    #[command(after_help = "Example:\n  flannel-agent run --subnet-store dir:/var/lib/leases")]
     Run(Box<RunArgs>),
     /// Show on one screen what the agent does and how it fares
     #[command(after_help = "Example:\n  flannel-agent status -o json")]
@@ -84,9 +82,20 @@ pub struct CheckArgs {
 pub struct CleanupArgs {
     #[command(flatten)]
     pub output: OutputArgs,
+    #[command(flatten)]
+    pub pins: PinArgs,
     /// The file to remove
     #[arg(long, env = "FLANNELD_SUBNET_FILE", value_name = "FILE", default_value = SUBNET_FILE)]
     pub subnet_file: PathBuf,
+}
+
+/// Where programs and their tables are kept.
+#[derive(Args, Clone, Debug, Serialize)]
+pub struct PinArgs {
+    /// Directory for pinned programs and tables; a bpf file system is mounted there if there is
+    /// none
+    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/millrace")]
+    pub bpffs: PathBuf,
 }
 
 const METRICS: &str = "127.0.0.1:9871";
@@ -254,10 +263,16 @@ pub struct RunArgs {
     pub kubernetes: KubernetesArgs,
     #[command(flatten)]
     pub interface: InterfaceArgs,
-    /// How packets are carried: kernel is the classic device with an entry for each node
-    /// (ebpf is not built yet)
+    /// Who chooses the tunnel of a packet: programs, or the kernel by the entries of a classic
+    /// device
     #[arg(long, value_enum, default_value_t)]
     pub datapath: Datapath,
+    /// Whether pods' packets pass bridge and IP stack by; auto: while nothing on the node filters
+    /// or translates there
+    #[arg(long, value_enum, default_value_t)]
+    pub fast_path: FastPath,
+    #[command(flatten)]
+    pub pins: PinArgs,
     /// What the CNI plugin reads
     #[arg(long, env = "FLANNELD_SUBNET_FILE", value_name = "FILE", default_value = SUBNET_FILE)]
     pub subnet_file: PathBuf,
@@ -300,7 +315,8 @@ pub struct RunArgs {
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,
         default_value = "true", default_missing_value = "true", value_parser = go::parse_bool)]
     pub iptables_forward_rules: bool,
-    /// Keep a blackhole route for our subnet (not built yet)
+    /// Keep a blackhole route for our subnet, for pods without a bridge; with programs it is always
+    /// there
     #[arg(long, env = "FLANNELD_IP_BLACKHOLE_ROUTE", value_name = "BOOL",
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,
         default_value = "false", default_missing_value = "true", value_parser = go::parse_bool)]
@@ -354,6 +370,15 @@ pub enum Datapath {
     Kernel,
 }
 
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FastPath {
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
 /// A flag that is understood, and asks for what is not there, or for what cannot be.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -396,18 +421,12 @@ pub struct InterfaceSettings {
 impl RunArgs {
     pub fn validate(&self) -> Result<Settings, ConfigError> {
         let missing = |flag, instead| Err(ConfigError::NotBuilt { flag, instead });
-        if self.datapath == Datapath::Ebpf {
-            return missing("--datapath ebpf", "use --datapath kernel");
-        }
         if self.ip_masq {
             return missing(
                 "--ip-masq",
                 "leave it out: subnet.env then says FLANNEL_IPMASQ=false, and the CNI plugin \
                  masquerades",
             );
-        }
-        if self.ip_blackhole_route {
-            return missing("--ip-blackhole-route", "leave it out");
         }
         let healthz = (self.healthz_port != 0).then(|| (self.healthz_ip, self.healthz_port).into());
         Ok(Settings {
@@ -533,22 +552,18 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        assert_eq!(
-            refusal("flannel-agent --subnet-store dir:/x"),
-            "--datapath ebpf: not built yet; use --datapath kernel"
-        );
-        assert!(refusal("flannel-agent --datapath=kernel --ip-masq").starts_with("--ip-masq: not"));
-        assert!(parse("flannel-agent --datapath=kernel -kube-subnet-mgr").validate().is_ok());
-        assert!(parse("flannel-agent --datapath=kernel --ip-masq=false").validate().is_ok());
+        assert!(refusal("flannel-agent --ip-masq").starts_with("--ip-masq: not"));
+        assert!(parse("flannel-agent -kube-subnet-mgr").validate().is_ok());
+        assert!(parse("flannel-agent --ip-masq=false").validate().is_ok());
     }
 
     #[test]
     fn what_cannot_be_is_refused_by_name() {
-        assert!(refusal("flannel-agent --datapath=kernel --public-ip=::1").contains("--public-ip"));
-        assert!(refusal("flannel-agent --datapath=kernel --etcd-certfile=x").contains("together"));
-        let prefixed = "flannel-agent --datapath=kernel -kube-subnet-mgr -kube-annotation-prefix=X";
+        assert!(refusal("flannel-agent --public-ip=::1").contains("--public-ip"));
+        assert!(refusal("flannel-agent --etcd-certfile=x").contains("together"));
+        let prefixed = "flannel-agent -kube-subnet-mgr -kube-annotation-prefix=X";
         assert!(refusal(prefixed).contains("--kube-annotation-prefix"));
-        assert!(parse("flannel-agent --datapath=kernel --public-ip=").validate().is_ok());
+        assert!(parse("flannel-agent --public-ip=").validate().is_ok());
         let wrong = ["flannel-agent", "--subnet-lease-renew-margin=1440"];
         assert!(Cli::try_parse_from(wrong).is_err());
     }

@@ -1,12 +1,13 @@
-//! The classic tunnel device of one family: as flanneld makes it, kept where it fits, with its
-//! hardware address kept in any case.
+//! The tunnel device: kept where it fits, with its hardware address kept in any case. The classic
+//! one of each family is as flanneld makes it; where programs choose the tunnel, one serves both.
 
-use std::{fs, net::IpAddr, path::Path};
+use std::{collections::BTreeMap, fs, net::IpAddr, path::Path};
 
 use ipnetwork::IpNetwork;
 use tracing::{info, warn};
 
 use crate::{
+    config::Datapath,
     interface::{Interface, Listing, Uplink},
     kernel::{Kernel, KernelError, VxlanLink},
     mac::Mac,
@@ -22,14 +23,19 @@ const KERNEL_PORT: u16 = 8472;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Wish {
     pub name: String,
-    pub vni: u32,
+    pub kind: DeviceKind,
     pub port: u16,
-    pub link: u32,
-    pub local: IpAddr,
-    pub learning: bool,
     pub gbp: bool,
     pub mtu: u32,
     pub mac: Mac,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceKind {
+    /// One VNI, one family of underlay; tunnels by forwarding entries.
+    Classic { vni: u32, link: u32, local: IpAddr, learning: bool },
+    /// Tunnels by programs (`external`, collect metadata).
+    Programs,
 }
 
 /// Bytes that a packet grows by: outer Ethernet header, IP, UDP, VXLAN.
@@ -54,14 +60,29 @@ pub fn is_name(name: &str) -> bool {
 }
 
 impl Wish {
+    /// The device of both families whose tunnels programs choose.
+    pub fn of_programs(config: &NetConfig, vxlan: &Vxlan, uplink: &Uplink, mac: Mac) -> Self {
+        Self {
+            name: name(Family::V4, vxlan.vni),
+            kind: DeviceKind::Programs,
+            port: vxlan.port,
+            gbp: vxlan.gbp,
+            mtu: pod_mtu(config, uplink),
+            mac,
+        }
+    }
+
+    /// The classic device of a family.
     pub fn new(family: Family, vxlan: &Vxlan, uplink: &Uplink, mac: Mac) -> Option<Self> {
         Some(Self {
             name: name(family, vxlan.vni),
-            vni: vxlan.vni,
+            kind: DeviceKind::Classic {
+                vni: vxlan.vni,
+                link: uplink.index,
+                local: uplink.public(family)?,
+                learning: vxlan.learning,
+            },
             port: vxlan.port,
-            link: uplink.index,
-            local: uplink.public(family)?,
-            learning: vxlan.learning,
             gbp: vxlan.gbp,
             mtu: mtu_below(vxlan, uplink).saturating_sub(overhead(family)),
             mac,
@@ -74,21 +95,27 @@ impl Wish {
         let differs = |what: &str, is: &dyn ToString, wanted: &dyn ToString| {
             Some(format!("{what} is {} and not {}", is.to_string(), wanted.to_string()))
         };
+        if found.port != port {
+            return differs("its port", &found.port, &port);
+        }
+        if found.gbp != self.gbp {
+            return differs("GBP", &found.gbp, &self.gbp);
+        }
+        let DeviceKind::Classic { vni, link, local, learning } = self.kind else {
+            return (!found.collect_metadata)
+                .then(|| "it does not ask programs for tunnels".into());
+        };
         if found.collect_metadata {
-            Some("it takes its tunnel from programs".into())
-        } else if found.vni != self.vni {
-            differs("its VNI", &found.vni, &self.vni)
-        } else if found.link != self.link {
-            differs("the device below", &found.link, &self.link)
-        } else if found.local != Some(self.local) {
+            Some("it asks programs for tunnels".into())
+        } else if found.vni != vni {
+            differs("its VNI", &found.vni, &vni)
+        } else if found.link != link {
+            differs("the device below", &found.link, &link)
+        } else if found.local != Some(local) {
             let is = found.local.map_or("none".to_owned(), |local| local.to_string());
-            differs("its local address", &is, &self.local)
-        } else if found.port != port {
-            differs("its port", &found.port, &port)
-        } else if found.gbp != self.gbp {
-            differs("GBP", &found.gbp, &self.gbp)
-        } else if found.learning != self.learning {
-            differs("Learning", &found.learning, &self.learning)
+            differs("its local address", &is, &local)
+        } else if found.learning != learning {
+            differs("Learning", &found.learning, &learning)
         } else if found.has_group || found.l2miss {
             Some("it has a group or asks for addresses".into())
         } else {
@@ -97,11 +124,21 @@ impl Wish {
     }
 }
 
+/// Which devices there shall be.
+pub struct Plan<'a> {
+    pub config: &'a NetConfig,
+    pub vxlan: &'a Vxlan,
+    pub uplink: &'a Uplink,
+    pub datapath: Datapath,
+    /// What other nodes know each family's device by.
+    pub macs: &'a BTreeMap<Family, Mac>,
+}
+
 /// What making a device as it shall be took; to be told, and counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Provided {
-    pub tunnel: Tunnel,
-    pub repairs: u32,
+struct Provided {
+    tunnel: Tunnel,
+    repairs: u32,
 }
 
 /// The MAC of a device that is there, to be kept.
@@ -112,7 +149,7 @@ pub fn existing_mac(listing: &Listing, name: &str) -> Option<Mac> {
 
 /// Makes or repairs the device; `is_first` if that is no repair but the begin. The listing is
 /// renewed where something was done.
-pub async fn provide(
+async fn provide(
     kernel: &Kernel,
     listing: &mut Listing,
     wish: &Wish,
@@ -157,6 +194,48 @@ pub async fn provide(
     Ok(Provided { tunnel, repairs: u32::from(!is_first) })
 }
 
+/// Makes or repairs the devices of all families, which are to be known by these addresses. Gives
+/// them with the number of repairs.
+pub async fn provide_all(
+    kernel: &Kernel,
+    listing: &mut Listing,
+    plan: &Plan<'_>,
+    is_first: bool,
+) -> Result<(BTreeMap<Family, Tunnel>, u32), KernelError> {
+    let (mut tunnels, mut repairs) = (BTreeMap::new(), 0);
+    match plan.datapath {
+        Datapath::Kernel => {
+            for (&family, &mac) in plan.macs {
+                let wish = Wish::new(family, plan.vxlan, plan.uplink, mac);
+                let Some(wish) = wish else { continue };
+                let provided = provide(kernel, listing, &wish, is_first).await?;
+                repairs += provided.repairs;
+                tunnels.insert(family, provided.tunnel);
+            }
+        }
+        Datapath::Ebpf => {
+            // The classic device of IPv6 would keep the port.
+            let classic = listing.interface(&name(Family::V6, plan.vxlan.vni));
+            if let Some(found) = classic.filter(|found| found.vxlan.is_some()) {
+                info!(device = found.name, "removing: one device serves both families from now on");
+                kernel.remove_link(found.index, &found.name).await?;
+                *listing = kernel.listing().await?;
+            }
+            let Some((&first, &mac)) = plan.macs.first_key_value() else {
+                return Ok((tunnels, repairs));
+            };
+            let wish = Wish::of_programs(plan.config, plan.vxlan, plan.uplink, mac);
+            let provided = provide(kernel, listing, &wish, is_first).await?;
+            repairs += provided.repairs;
+            for (&family, &mac) in plan.macs {
+                tunnels.insert(family, Tunnel { mac, ..provided.tunnel });
+            }
+            tunnels.insert(first, provided.tunnel);
+        }
+    }
+    Ok((tunnels, repairs))
+}
+
 async fn adjust(kernel: &Kernel, found: &Interface, wish: &Wish) -> Result<u32, KernelError> {
     if found.mtu == wish.mtu {
         return Ok(0);
@@ -172,15 +251,15 @@ pub async fn address(
     kernel: &Kernel,
     listing: &Listing,
     device: u32,
-    wish: &Wish,
     own: IpNetwork,
     pods: IpNetwork,
 ) -> Result<u32, KernelError> {
     let Some(found) = listing.at(device) else { return Ok(0) };
+    let name = &found.name;
     let mut repairs = 0;
     let wanted = own.network();
     let bits = Family::of(wanted).bits();
-    settle(&wish.name, Family::of(wanted));
+    settle(name, Family::of(wanted));
     let addresses: Vec<IpNetwork> = listing
         .addresses
         .iter()
@@ -189,16 +268,16 @@ pub async fn address(
         .collect();
     for &other in &addresses {
         if pods.contains(other.ip()) && (other.ip() != wanted || other.prefix() != bits) {
-            kernel.remove_address(device, &wish.name, other).await?;
+            kernel.remove_address(device, name, other).await?;
             repairs += 1;
         }
     }
     if !addresses.iter().any(|address| address.ip() == wanted && address.prefix() == bits) {
-        kernel.add_address(device, &wish.name, wanted).await?;
+        kernel.add_address(device, name, wanted).await?;
         repairs += 1;
     }
     if !found.is_up {
-        kernel.set_up(device, &wish.name).await?;
+        kernel.set_up(device, name).await?;
         repairs += 1;
     }
     Ok(repairs)

@@ -1,5 +1,5 @@
-//! What the kernel is told of peers: neighbours, forwarding entries of tunnel devices, and
-//! routes. The same structure for what there shall be and what there is, and the difference of
+//! What the kernel is told of peers: neighbours, forwarding entries of tunnel devices, routes, and
+//! rows of the programs' tables. The same structure for what there shall be and what there is, and the difference of
 //! the two.
 
 use std::{
@@ -20,6 +20,21 @@ pub struct Entries {
     /// wanted, and may be found.
     pub fdb: BTreeMap<(u32, Mac), BTreeSet<IpAddr>>,
     pub routes: BTreeMap<IpNetwork, Hop>,
+    /// Networks of which nothing leaves this node while no narrower or better route is there.
+    pub blackholes: BTreeSet<IpNetwork>,
+    /// Rows of `VTEPS4/6`, by pod network.
+    pub vteps: BTreeMap<IpNetwork, Remote>,
+    /// Rows of `SENDERS`.
+    pub senders: BTreeSet<Mac>,
+}
+
+/// Where the tunnel to a pod network ends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Remote {
+    /// The node's, on the underlay.
+    pub address: IpAddr,
+    /// Of its tunnel device.
+    pub mac: Mac,
 }
 
 /// The way to a network.
@@ -44,6 +59,12 @@ pub enum Op {
     RemoveFdb { device: u32, mac: Mac, to: IpAddr },
     SetRoute { network: IpNetwork, hop: Hop },
     RemoveRoute { network: IpNetwork, hop: Hop },
+    SetBlackhole { network: IpNetwork },
+    RemoveBlackhole { network: IpNetwork },
+    SetVtep { network: IpNetwork, to: Remote },
+    RemoveVtep { network: IpNetwork },
+    SetSender { mac: Mac },
+    RemoveSender { mac: Mac },
 }
 
 impl fmt::Display for Op {
@@ -57,6 +78,14 @@ impl fmt::Display for Op {
             Self::RemoveFdb { mac, to, .. } => write!(f, "remove forwarding entry {mac} to {to}"),
             Self::SetRoute { network, .. } => write!(f, "set route to {network}"),
             Self::RemoveRoute { network, .. } => write!(f, "remove route to {network}"),
+            Self::SetBlackhole { network } => write!(f, "set blackhole route to {network}"),
+            Self::RemoveBlackhole { network } => write!(f, "remove blackhole route to {network}"),
+            Self::SetVtep { network, to } => {
+                write!(f, "set the tunnel to {network} to {}", to.address)
+            }
+            Self::RemoveVtep { network } => write!(f, "remove the tunnel to {network}"),
+            Self::SetSender { mac } => write!(f, "let {mac} send"),
+            Self::RemoveSender { mac } => write!(f, "let {mac} send no more"),
         }
     }
 }
@@ -86,6 +115,16 @@ pub fn diff(wanted: &Entries, actual: &Entries) -> Vec<Op> {
             ops.extend(places.iter().map(|&to| Op::SetFdb { device, mac, to }));
         }
     }
+    // A peer may send before we send to it.
+    let added = wanted.senders.difference(&actual.senders);
+    ops.extend(added.map(|&mac| Op::SetSender { mac }));
+    for (&network, &to) in &wanted.vteps {
+        if actual.vteps.get(&network) != Some(&to) {
+            ops.push(Op::SetVtep { network, to });
+        }
+    }
+    let added = wanted.blackholes.difference(&actual.blackholes);
+    ops.extend(added.map(|&network| Op::SetBlackhole { network }));
     for (&network, &hop) in &wanted.routes {
         if actual.routes.get(&network) != Some(&hop) {
             ops.push(Op::SetRoute { network, hop });
@@ -101,7 +140,26 @@ pub fn diff(wanted: &Entries, actual: &Entries) -> Vec<Op> {
             ops.extend(places.iter().map(|&to| Op::RemoveFdb { device, mac, to }));
         }
     }
+    let gone = actual.vteps.keys().filter(|network| !wanted.vteps.contains_key(network));
+    ops.extend(gone.map(|&network| Op::RemoveVtep { network }));
+    let gone = actual.senders.difference(&wanted.senders);
+    ops.extend(gone.map(|&mac| Op::RemoveSender { mac }));
+    let gone = actual.blackholes.difference(&wanted.blackholes);
+    ops.extend(gone.map(|&network| Op::RemoveBlackhole { network }));
     ops
+}
+
+impl Op {
+    /// True if it is a row of a table, and no matter of netlink.
+    pub fn is_row(&self) -> bool {
+        matches!(
+            self,
+            Self::SetVtep { .. }
+                | Self::RemoveVtep { .. }
+                | Self::SetSender { .. }
+                | Self::RemoveSender { .. }
+        )
+    }
 }
 
 #[cfg(test)]
@@ -141,6 +199,22 @@ mod tests {
             Op::RemoveRoute { network, hop } => {
                 assert_eq!(entries.routes.remove(&network), Some(hop), "ESRCH");
             }
+            Op::SetBlackhole { network } => assert!(entries.blackholes.insert(network), "EEXIST"),
+            Op::RemoveBlackhole { network } => {
+                assert!(entries.blackholes.remove(&network), "ESRCH");
+            }
+            Op::SetVtep { network, to } => {
+                assert!(entries.senders.contains(&to.mac), "it could not answer");
+                entries.vteps.insert(network, to);
+            }
+            Op::RemoveVtep { network } => {
+                entries.vteps.remove(&network).expect("ENOENT");
+            }
+            Op::SetSender { mac } => assert!(entries.senders.insert(mac), "EEXIST"),
+            Op::RemoveSender { mac } => {
+                let is_used = entries.vteps.values().any(|to| to.mac == mac);
+                assert!(!is_used && entries.senders.remove(&mac), "ENOENT");
+            }
         }
     }
 
@@ -152,32 +226,52 @@ mod tests {
         [10, 244, nth, 0].into()
     }
 
-    /// Peers as a set of entries: each has a neighbour, a forwarding entry and a route.
+    /// How a peer is reached.
+    #[derive(Clone, Copy, Debug)]
+    enum Way {
+        /// A neighbour, a forwarding entry and a route.
+        Device,
+        /// A route.
+        Direct,
+        /// Rows of the programs' tables.
+        Programs,
+    }
+
+    fn way() -> impl Strategy<Value = Way> {
+        prop_oneof![Just(Way::Device), Just(Way::Direct), Just(Way::Programs)]
+    }
+
+    /// Peers as a set of entries.
     fn wanted() -> impl Strategy<Value = Entries> {
-        prop::collection::btree_map(0_u8..6, (0_u8..6, 0_u8..4, any::<bool>()), 0..6).prop_map(
-            |peers| {
-                let mut entries = Entries::default();
-                for (peer, (inner, outer, is_direct)) in peers {
-                    let network = IpNetwork::new(ip(peer), 24).unwrap();
-                    if is_direct {
-                        let hop = Hop {
-                            device: 2,
-                            via: Some(ip(100 + outer)),
-                            is_onlink: false,
-                            is_ours: true,
-                        };
-                        entries.routes.insert(network, hop);
-                        continue;
+        prop::collection::btree_map(0_u8..6, (0_u8..6, 0_u8..4, way()), 0..6).prop_map(|peers| {
+            let mut entries = Entries::default();
+            for (peer, (inner, outer, way)) in peers {
+                let network = IpNetwork::new(ip(peer), 24).unwrap();
+                let hop = |device, via, is_onlink| Hop {
+                    device,
+                    via: Some(via),
+                    is_onlink,
+                    is_ours: true,
+                };
+                match way {
+                    Way::Direct => {
+                        entries.routes.insert(network, hop(2, ip(100 + outer), false));
                     }
-                    entries.neighbours.insert((1, ip(peer)), mac(inner));
-                    entries.fdb.insert((1, mac(inner)), [ip(100 + outer)].into());
-                    let hop =
-                        Hop { device: 1, via: Some(ip(peer)), is_onlink: true, is_ours: true };
-                    entries.routes.insert(network, hop);
+                    Way::Device => {
+                        entries.neighbours.insert((1, ip(peer)), mac(inner));
+                        entries.fdb.insert((1, mac(inner)), [ip(100 + outer)].into());
+                        entries.routes.insert(network, hop(1, ip(peer), true));
+                    }
+                    Way::Programs => {
+                        let to = Remote { address: ip(100 + outer), mac: mac(inner) };
+                        entries.vteps.insert(network, to);
+                        entries.senders.insert(to.mac);
+                        entries.blackholes.insert(network);
+                    }
                 }
-                entries
-            },
-        )
+            }
+            entries
+        })
     }
 
     proptest! {

@@ -16,6 +16,8 @@ pub struct Interface {
     pub is_up: bool,
     pub is_loopback: bool,
     pub vxlan: Option<VxlanLink>,
+    /// One end of a pair whose other end is in another network namespace.
+    pub leads_elsewhere: bool,
     pub traffic: Traffic,
 }
 

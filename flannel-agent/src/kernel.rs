@@ -190,7 +190,7 @@ impl Kernel {
                 entries.neighbours.extend(found);
             }
             for route in self.routes(family).await? {
-                message::add_route(&mut entries.routes, &route, devices, networks);
+                message::add_route(&mut entries, &route, devices, networks);
             }
         }
         if !devices.is_empty() {
@@ -206,7 +206,7 @@ impl Kernel {
         Ok(entries)
     }
 
-    /// Does one write.
+    /// Does one write, if it is one of netlink.
     pub async fn apply(&self, op: &Op) -> Result<(), KernelError> {
         const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
         let what = || op.to_string();
@@ -235,6 +235,19 @@ impl Kernel {
                 let message = message::route_of(network, &hop);
                 self.remove(what, RouteNetlinkMessage::DelRoute(message)).await
             }
+            Op::SetBlackhole { network } => {
+                let message = message::blackhole_of(network);
+                self.write(what, RouteNetlinkMessage::NewRoute(message), SET).await
+            }
+            Op::RemoveBlackhole { network } => {
+                let message = message::blackhole_of(network);
+                self.remove(what, RouteNetlinkMessage::DelRoute(message)).await
+            }
+            // Rows are written to tables.
+            Op::SetVtep { .. }
+            | Op::RemoveVtep { .. }
+            | Op::SetSender { .. }
+            | Op::RemoveSender { .. } => Ok(()),
         }
     }
 

@@ -129,6 +129,15 @@ impl Collector for Figures {
                 counter.encode(family.encode_family(&[("direction", direction)])?)?;
             }
         }
+        if let Some(drops) = &self.board.state().drops {
+            let help = "Packets refused by the programs";
+            let mut family =
+                encoder.encode_descriptor("millrace_drops", help, None, MetricType::Counter)?;
+            for (hook, reason, count) in drops.all() {
+                let labels = [("reason", reason.name()), ("hook", hook.name())];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
         let repairs = ConstCounter::new(status.repairs);
         repairs.encode(encoder.encode_descriptor(
             "millrace_overlay_repairs",

@@ -3,14 +3,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    entries::{Entries, Hop},
+    config::Datapath,
+    entries::{Entries, Hop, Remote},
     lease::{Lease, Vtep},
     mac::Mac,
     net_config::{Backend, NetConfig},
@@ -24,17 +25,33 @@ pub struct Site {
     pub subnet: Subnet,
     /// The tunnel devices that there are.
     pub tunnels: BTreeMap<Family, Tunnel>,
+    /// Who chooses the tunnel: programs, or the kernel's tables.
+    pub datapath: Datapath,
+    /// Keep packets to pods of ours that are not there from leaving, also without programs.
+    pub has_blackhole: bool,
     /// The device toward the other nodes.
     pub uplink: u32,
     /// Addresses of peers that are reached without a router in between.
     pub neighbours: BTreeSet<IpAddr>,
 }
 
+/// A tunnel device of one family; with programs both families have the same one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tunnel {
     pub device: u32,
+    /// What other nodes know it by.
     pub mac: Mac,
 }
+
+/// The next hop of the one route to all pods elsewhere, where programs choose the tunnel. Nobody
+/// has the address; it only spares the kernel a neighbour for each pod.
+const NEXT_HOP: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)),
+    IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+];
+
+/// What it is said to have as its hardware address; programs write another over it.
+const NEXT_HOP_MAC: Mac = Mac([0x02, 0x4d, 0x52, 0, 0, 1]);
 
 /// One peer, one family.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -84,6 +101,8 @@ pub struct Compiled {
     pub others: usize,
     /// Subnets of peers by first address, with the last one and whose it is.
     taken: BTreeMap<(Family, u128), (u128, String)>,
+    /// Hardware addresses of peers' devices.
+    macs: BTreeSet<(Family, Mac)>,
 }
 
 /// Compiles the leases of all nodes but this one.
@@ -92,6 +111,7 @@ pub fn compile<'a>(
     leases: impl IntoIterator<Item = (&'a String, &'a Result<Lease, String>)>,
 ) -> Compiled {
     let mut compiled = Compiled::default();
+    compiled.own(site);
     for (name, lease) in leases {
         match lease {
             Err(message) => compiled.fault(name, message.clone()),
@@ -116,6 +136,26 @@ pub fn compile<'a>(
 }
 
 impl Compiled {
+    /// What there is without any peer.
+    fn own(&mut self, site: &Site) {
+        let has_programs = site.datapath == Datapath::Ebpf && !site.tunnels.is_empty();
+        if has_programs || site.has_blackhole {
+            self.entries.blackholes.extend(site.subnet.networks());
+        }
+        if !has_programs {
+            return;
+        }
+        for (family, via) in Family::BOTH.into_iter().zip(NEXT_HOP) {
+            let (Some(network), Some(tunnel)) =
+                (site.config.network(family), site.tunnels.get(&family))
+            else {
+                continue;
+            };
+            self.entries.neighbours.insert((tunnel.device, via), NEXT_HOP_MAC);
+            self.route(network, tunnel.device, via, true);
+        }
+    }
+
     fn fault(&mut self, name: &str, message: String) {
         self.faults.push(Fault { name: name.into(), message });
     }
@@ -168,12 +208,20 @@ impl Compiled {
                 if mac == tunnel.mac {
                     return Err(format!("VtepMAC {mac} is that of our own device"));
                 }
-                if self.entries.fdb.contains_key(&(tunnel.device, mac)) {
+                if !self.macs.insert((family, mac)) {
                     return Err(format!("VtepMAC {mac} is another peer's too"));
                 }
-                self.entries.neighbours.insert((tunnel.device, subnet.network()), mac);
-                self.entries.fdb.insert((tunnel.device, mac), [address].into());
-                self.route(subnet, tunnel.device, subnet.network(), true);
+                match site.datapath {
+                    Datapath::Ebpf => {
+                        self.entries.vteps.insert(subnet, Remote { address, mac });
+                        self.entries.senders.insert(mac);
+                    }
+                    Datapath::Kernel => {
+                        self.entries.neighbours.insert((tunnel.device, subnet.network()), mac);
+                        self.entries.fdb.insert((tunnel.device, mac), [address].into());
+                        self.route(subnet, tunnel.device, subnet.network(), true);
+                    }
+                }
                 self.peers.push(peer(Path::Vxlan, Some(mac)));
             }
             _ => {
@@ -218,6 +266,8 @@ mod tests {
             config: NetConfig::parse(config).unwrap(),
             subnet: Subnet::parse_key("10.244.1.0-24&fd00:10:244:1::-64").unwrap(),
             tunnels: [(Family::V4, tunnel(4)), (Family::V6, tunnel(6))].into(),
+            datapath: Datapath::Kernel,
+            has_blackhole: false,
             uplink: 2,
             neighbours: neighbours.iter().map(|ip| ip.parse().unwrap()).collect(),
         }
@@ -244,6 +294,21 @@ mod tests {
         assert_eq!((entries.neighbours.len(), entries.fdb.len(), entries.routes.len()), (2, 2, 2));
         let hop = entries.routes[&"fd00:10:244:2::/64".parse::<IpNetwork>().unwrap()];
         assert_eq!((hop.device, hop.via, hop.is_onlink), (6, "fd00:10:244:2::".parse().ok(), true));
+    }
+
+    #[test]
+    fn with_programs_a_peer_is_a_row_a_family_and_no_entry() {
+        let site = Site { datapath: Datapath::Ebpf, ..site(DUAL, &[]) };
+        let alone = compiled(&site, &[]).entries;
+        assert_eq!((alone.neighbours.len(), alone.routes.len(), alone.blackholes.len()), (2, 2, 2));
+        let compiled = compiled(&site, &[lease(KEY, VALUE)]);
+        assert_eq!(compiled.faults, []);
+        let entries = &compiled.entries;
+        let remote = entries.vteps[&"10.244.2.0/24".parse::<IpNetwork>().unwrap()];
+        assert_eq!(remote.address, "192.168.78.12".parse::<IpAddr>().unwrap());
+        assert_eq!((entries.vteps.len(), entries.senders.len()), (2, 2));
+        assert_eq!((&entries.routes, &entries.neighbours), (&alone.routes, &alone.neighbours));
+        assert!(entries.fdb.is_empty());
     }
 
     #[test]

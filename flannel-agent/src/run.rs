@@ -28,8 +28,10 @@ use crate::{
     interface::{InterfaceError, Uplink},
     kernel::{Kernel, KernelError},
     lease::{Attrs, Expiry, Lease},
+    mac::Mac,
     metrics::Metrics,
     net_config::NetConfig,
+    overlay::{Overlay, OverlayError},
     peers::Tunnel,
     status::{Board, Kind, Problem},
     store::{Event, Held, Store, StoreError, dir::Dir, etcd::Etcd, kubernetes::Kubernetes},
@@ -58,6 +60,8 @@ pub enum RunError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Interface(#[from] InterfaceError),
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -148,7 +152,12 @@ struct Agent {
     metrics: Arc<Metrics>,
     config: NetConfig,
     uplink: Uplink,
+    /// What other nodes know our tunnel devices by.
+    macs: BTreeMap<Family, Mac>,
+    /// The devices, once there was a look.
     tunnels: BTreeMap<Family, Tunnel>,
+    /// The programs, where they choose tunnels.
+    overlay: Option<Overlay>,
     /// What we publish.
     attrs: Attrs,
     held: Held,

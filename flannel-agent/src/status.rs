@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use agent_kit::drops::Drops;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
@@ -119,6 +120,8 @@ pub struct State {
     pub status: Status,
     pub peers: Vec<Peer>,
     pub traffic: Traffic,
+    /// What programs refuse, where there are programs.
+    pub drops: Option<Drops>,
     /// By where they were found.
     problems: BTreeMap<&'static str, Vec<Problem>>,
 }

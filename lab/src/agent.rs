@@ -166,6 +166,7 @@ impl Agent {
             "-iface=eth0".into(),
             "-healthz-port=8081".into(),
             format!("-subnet-file={}", lab.subnet_file(node).display()),
+            format!("--bpffs={}", lab.bpffs(node).display()),
         ];
         Ok(Self {
             place: lab.place(node)?,
@@ -177,6 +178,14 @@ impl Agent {
             log: lab.directory(node).join("flannel-agent.log"),
             process: None,
         })
+    }
+
+    /// Gives `--flag=value` another value from the next start on.
+    pub fn change_argument(&mut self, argument: &str) {
+        let name = argument.split('=').next().unwrap_or_default();
+        let is_same = |held: &String| held.split('=').next() == Some(name);
+        self.arguments.retain(|held| !is_same(held));
+        self.arguments.push(argument.to_owned());
     }
 
     /// Starts the process without waiting for anything. Its log is appended to.

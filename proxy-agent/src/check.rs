@@ -11,20 +11,14 @@ use agent_kit::{
     barrier::Barrier,
     bpf::{self, MapLayout, map_type},
     finding::{self, Finding, Verdict, lacking, ok},
-    mount,
+    kernel, mount,
     table::{MapTable, Table},
 };
 
 use aya::Ebpf;
 use datapath::settings::{Settings, socket_lb};
 
-use crate::{
-    apply::tables::table,
-    attach::DEVICE_HOOKS,
-    config::CheckArgs,
-    object,
-    settings::{ReservedPorts, kernel_version},
-};
+use crate::{attach::DEVICE_HOOKS, config::CheckArgs, object, settings::ReservedPorts};
 
 /// Looks at everything.
 pub fn check(args: &CheckArgs) -> Vec<Finding> {
@@ -46,7 +40,8 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
 
 /// How the agent of this node was told to use sockets, if there is one.
 fn socket_path(bpffs: &Path) -> Option<Finding> {
-    let settings: MapTable<u32, Settings> = table(&object::pins(bpffs).maps(), "SETTINGS").ok()?;
+    let settings: MapTable<u32, Settings> =
+        MapTable::open(&object::pins(bpffs).maps(), "SETTINGS").ok()?;
     let (_, settings) = settings.rows().ok()?.into_iter().next()?;
     Some(match settings.socket_lb {
         socket_lb::ON => ok("socket path", "for pods and the node's own processes"),
@@ -60,7 +55,7 @@ pub const WITHOUT_SOCKETS: &str = "the node's own processes reach no ClusterIP, 
                                    this node; run with --socket-lb host";
 
 fn kernel() -> Finding {
-    match kernel_version() {
+    match kernel::version() {
         Ok(version @ (major, minor)) if version >= (6, 1) => {
             ok("kernel", format!("{major}.{minor}"))
         }
@@ -184,7 +179,7 @@ fn maps() -> Vec<Finding> {
 fn device_hooks(programs: Option<&Ebpf>) -> Finding {
     let (has_tcx, how) = match programs.and_then(|ebpf| has_tcx(ebpf, &DEVICE_HOOKS[0]).ok()) {
         Some(has_tcx) => (has_tcx, ""),
-        None => match kernel_version() {
+        None => match kernel::version() {
             Ok(version) => (version >= (6, 6), ", by the kernel's version: it could not be tried"),
             Err(err) => {
                 return lacking("device hooks", Verdict::Unknown, err.to_string(), "mount /proc");

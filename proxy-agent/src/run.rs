@@ -15,7 +15,7 @@ use agent_kit::{
     link::Links,
     mount,
     object::Loaded,
-    table::{MapTable, Table, TableError},
+    table::{MapTable, OpenError, Table, TableError},
 };
 use datapath::settings::Settings;
 use tokio::{
@@ -30,7 +30,7 @@ use crate::{
         Applier,
         adopt::adopt,
         audit::{Difference, Part},
-        tables::{OpenError, Tables, table},
+        tables::Tables,
     },
     attach::{self, DEVICE_HOOKS},
     check,
@@ -207,9 +207,12 @@ impl Agent {
         let metrics = Metrics::new(&loaded.maps, tables.counters.view(), Arc::clone(&board));
         let applier = Applier::adopt(tables, barrier)?;
         let links = Links::new(object::pins(&args.pins.bpffs).links());
-        let devices =
-            attach::Devices::new(&DEVICE_HOOKS, links.clone(), table(&loaded.maps, "DEVICES")?);
-        let settings = table(&loaded.maps, "SETTINGS")?;
+        let devices = attach::Devices::new(
+            &DEVICE_HOOKS,
+            links.clone(),
+            MapTable::open(&loaded.maps, "DEVICES")?,
+        );
+        let settings = MapTable::open(&loaded.maps, "SETTINGS")?;
         let sweep = Arc::new(Sweep::new(&mut loaded.ebpf)?);
         {
             let mut state = board.state();

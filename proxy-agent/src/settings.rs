@@ -6,17 +6,10 @@ use std::{
     path::Path,
 };
 
+use agent_kit::kernel;
 use datapath::settings::{Settings, socket_lb};
 
 use crate::config::{PortRange, SocketLb};
-
-/// Flags of `bpf_l4_csum_replace`.
-const PSEUDO_HEADER: u32 = 0x10;
-const IPV6: u32 = 0x80;
-
-/// The kernel that brought [`IPV6`] (commit "bpf: Fix L4 csum update on IPv6 in
-/// CHECKSUM_COMPLETE").
-const IPV6_FLAG_SINCE: (u32, u32) = (6, 16);
 
 /// The row of `SETTINGS`.
 pub fn settings(
@@ -24,7 +17,6 @@ pub fn settings(
     nat_ports: PortRange,
     foreign_proxy: bool,
 ) -> io::Result<Settings> {
-    let ipv6_flag = if kernel_version()? >= IPV6_FLAG_SINCE { IPV6 } else { 0 };
     Ok(Settings {
         host_netns_cookie: netns_cookie()?,
         nat_port_first: nat_ports.first,
@@ -35,7 +27,7 @@ pub fn settings(
             SocketLb::On => socket_lb::ON,
         },
         foreign_proxy: foreign_proxy.into(),
-        ipv6_checksum_flags: PSEUDO_HEADER | ipv6_flag,
+        ipv6_checksum_flags: kernel::ipv6_checksum_flags()?,
         ..Settings::default()
     })
 }
@@ -63,16 +55,6 @@ fn netns_cookie() -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Major and minor version.
-pub fn kernel_version() -> io::Result<(u32, u32)> {
-    let text = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
-        _ => Err(io::Error::other(format!("cannot read kernel version {text:?}"))),
-    }
 }
 
 /// Ports that the kernel gives to no socket by itself, in this network namespace.

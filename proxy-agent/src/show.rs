@@ -6,22 +6,22 @@ pub mod status;
 
 use std::{collections::BTreeMap, io, path::Path};
 
-pub use agent_kit::print;
-use agent_kit::{
+pub use agent_kit::{
     array::ArrayView,
+    drops::Drops,
+    print,
     reason::hint,
-    table::{MapTable, Table},
+    table::{MapTable, OpenError, Table},
 };
-use aya::maps::{Map, MapData, PerCpuArray};
 use datapath::{
     address::{Ipv4, Ipv6},
-    counter::{Hook, Reason, drop_index},
+    counter::{Hook, Reason},
     flow::{Flow, FlowKey},
     service::{ServiceCounters, ServiceName},
     socket::Connected,
 };
 
-use crate::apply::tables::{OpenError, decode_name, table};
+use crate::apply::tables::decode_name;
 
 /// Nothing can be shown.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ impl std::fmt::Display for Name {
 pub struct Counters {
     names: MapTable<u32, ServiceName>,
     services: ArrayView<ServiceCounters>,
-    drops: Option<PerCpuArray<MapData, u64>>,
+    drops: Option<Drops>,
 }
 
 impl std::fmt::Debug for Counters {
@@ -83,12 +83,7 @@ impl std::fmt::Debug for Counters {
 impl Counters {
     /// Those pinned in `maps`, with the view of `STATS` that is mapped already.
     pub fn open(maps: &Path, services: ArrayView<ServiceCounters>) -> Result<Self, OpenError> {
-        let drops = MapData::from_pin(maps.join("DROPS")).and_then(Map::from_map_data);
-        Ok(Self {
-            names: table(maps, "NAMES")?,
-            services,
-            drops: drops.and_then(PerCpuArray::try_from).ok(),
-        })
+        Ok(Self { names: MapTable::open(maps, "NAMES")?, services, drops: Drops::open(maps).ok() })
     }
 
     /// Of each Service's port, both families together.
@@ -107,15 +102,9 @@ impl Counters {
         services
     }
 
-    /// Of each hook and reason, all processors together.
+    /// Of each hook and reason.
     pub fn drops(&self) -> Vec<(Hook, Reason, u64)> {
-        let Some(drops) = &self.drops else { return Vec::new() };
-        let all = Hook::ALL.into_iter().flat_map(|hook| Reason::ALL.map(|reason| (hook, reason)));
-        all.map(|(hook, reason)| {
-            let counts = drops.get(&drop_index(hook, reason), 0);
-            (hook, reason, counts.map_or(0, |counts| counts.iter().sum()))
-        })
-        .collect()
+        self.drops.iter().flat_map(Drops::all).collect()
     }
 }
 
@@ -141,7 +130,7 @@ fn count<K: agent_kit::Pod, V: agent_kit::Pod>(
 where
     MapTable<K, V>: Table<K, V>,
 {
-    let table: MapTable<K, V> = table(maps, name).ok()?;
+    let table: MapTable<K, V> = MapTable::open(maps, name).ok()?;
     let mut rows = 0;
     table.visit(|_, row| rows += u32::from(is_taken(row))).ok()?;
     Some((name.to_owned(), rows, table.capacity()))

@@ -57,7 +57,7 @@ pub fn tunnel_ingress(context: TcContext) -> i32 {
 }
 
 #[classifier]
-pub fn pod_ingress(context: TcContext) -> i32 {
+pub fn bypass_ingress(context: TcContext) -> i32 {
     match protocol(&context) {
         ETH_P_IP => enter::<V4>(&context),
         ETH_P_IPV6 => enter::<V6>(&context),

@@ -1,9 +1,6 @@
 //! Between netlink's messages and ours, without a socket.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use agent_kit::netlink::own_address;
 use ipnetwork::IpNetwork;
@@ -22,8 +19,8 @@ use netlink_packet_route::{
 
 use super::VxlanLink;
 use crate::{
-    device::Wish,
-    entries::Hop,
+    device::{DeviceKind, Wish},
+    entries::{Entries, Hop},
     interface::{Address, Interface, Traffic},
     mac::Mac,
     subnet::Family,
@@ -51,6 +48,7 @@ pub(super) fn interface(message: &LinkMessage) -> Interface {
         is_loopback: flags.contains(LinkFlags::Loopback),
         ..Interface::default()
     };
+    let (mut is_veth, mut is_elsewhere) = (false, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
@@ -64,10 +62,15 @@ pub(super) fn interface(message: &LinkMessage) -> Interface {
                     sent_bytes: stats.tx_bytes,
                 };
             }
-            LinkAttribute::LinkInfo(infos) => interface.vxlan = vxlan(infos),
+            LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                interface.vxlan = vxlan(infos);
+                is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
             _ => {}
         }
     }
+    interface.leads_elsewhere = is_veth && is_elsewhere;
     interface
 }
 
@@ -99,23 +102,29 @@ fn vxlan(infos: &[LinkInfo]) -> Option<VxlanLink> {
 /// The attributes that flanneld sends, in its words: what it leaves out (a port of 0, the
 /// checksum of IPv4 underlays) is left to the kernel here too.
 pub(super) fn vxlan_of(wish: &Wish) -> LinkMessage {
-    let mut data = vec![
-        InfoVxlan::Id(wish.vni),
-        InfoVxlan::Link(wish.link),
-        match wish.local {
-            IpAddr::V4(ip) => InfoVxlan::Local(ip),
-            IpAddr::V6(ip) => InfoVxlan::Local6(ip),
-        },
-        InfoVxlan::Ttl(0),
-        InfoVxlan::Tos(0),
-        InfoVxlan::Learning(wish.learning),
-        InfoVxlan::Proxy(false),
-        InfoVxlan::Rsc(false),
-        InfoVxlan::L2Miss(false),
-        InfoVxlan::L3Miss(false),
-        InfoVxlan::UDPZeroCsumTX(false),
-        InfoVxlan::UDPZeroCsumRX(false),
-    ];
+    let mut data = match wish.kind {
+        DeviceKind::Classic { vni, link, local, learning } => vec![
+            InfoVxlan::Id(vni),
+            InfoVxlan::Link(link),
+            match local {
+                IpAddr::V4(ip) => InfoVxlan::Local(ip),
+                IpAddr::V6(ip) => InfoVxlan::Local6(ip),
+            },
+            InfoVxlan::Ttl(0),
+            InfoVxlan::Tos(0),
+            InfoVxlan::Learning(learning),
+            InfoVxlan::Proxy(false),
+            InfoVxlan::Rsc(false),
+            InfoVxlan::L2Miss(false),
+            InfoVxlan::L3Miss(false),
+            InfoVxlan::UDPZeroCsumTX(false),
+            InfoVxlan::UDPZeroCsumRX(false),
+        ],
+        // It takes frames of every VNI and asks a program for the tunnel of each that it sends.
+        DeviceKind::Programs => {
+            vec![InfoVxlan::CollectMetadata(true), InfoVxlan::Learning(false)]
+        }
+    };
     if wish.gbp {
         data.push(InfoVxlan::Gbp);
     }
@@ -253,20 +262,27 @@ fn neighbour_address(address: IpAddr) -> NeighbourAddress {
 
 /// Takes note of a route of the main table that is ours, or stands where ours may have to be.
 pub(super) fn add_route(
-    routes: &mut BTreeMap<IpNetwork, Hop>,
+    entries: &mut Entries,
     message: &RouteMessage,
     devices: &[u32],
     networks: &[IpNetwork],
 ) {
     let header = &message.header;
-    let is_main = header.table == RouteHeader::RT_TABLE_MAIN && header.kind == RouteType::Unicast;
-    if !is_main || header.protocol == RouteProtocol::Kernel {
+    if header.table != RouteHeader::RT_TABLE_MAIN || header.protocol == RouteProtocol::Kernel {
         return;
     }
     let Some(network) = route_network(message) else { return };
+    match header.kind {
+        RouteType::Unicast => {}
+        RouteType::BlackHole if header.protocol == RouteProtocol::Other(DIRECT_PROTOCOL) => {
+            entries.blackholes.insert(network);
+            return;
+        }
+        _ => return,
+    }
     let is_inside = networks
         .iter()
-        .any(|whole| whole.contains(network.network()) && network.prefix() > whole.prefix());
+        .any(|whole| whole.contains(network.network()) && network.prefix() >= whole.prefix());
     let mut hop = Hop {
         device: 0,
         via: None,
@@ -287,7 +303,7 @@ pub(super) fn add_route(
     hop.is_ours = header.protocol == RouteProtocol::Other(DIRECT_PROTOCOL)
         || (is_inside && devices.contains(&hop.device));
     if metric == usual && (is_inside || hop.is_ours) {
-        routes.insert(network, hop);
+        entries.routes.insert(network, hop);
     }
 }
 
@@ -320,6 +336,25 @@ pub(super) fn route_of(network: IpNetwork, hop: &Hop) -> RouteMessage {
         RouteAttribute::Oif(hop.device),
     ];
     message.attributes.extend(hop.via.map(|via| RouteAttribute::Gateway(via.into())));
+    message
+}
+
+/// Counts only while no other route leads there, such as that of the pods' bridge.
+const BLACKHOLE_METRIC: u32 = 4096;
+
+pub(super) fn blackhole_of(network: IpNetwork) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let header = &mut message.header;
+    header.address_family = inet(Family::of(network.network()));
+    header.destination_prefix_length = network.prefix();
+    header.table = RouteHeader::RT_TABLE_MAIN;
+    header.scope = RouteScope::Universe;
+    header.kind = RouteType::BlackHole;
+    header.protocol = RouteProtocol::Other(DIRECT_PROTOCOL);
+    message.attributes = vec![
+        RouteAttribute::Destination(network.network().into()),
+        RouteAttribute::Priority(BLACKHOLE_METRIC),
+    ];
     message
 }
 

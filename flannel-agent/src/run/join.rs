@@ -1,22 +1,24 @@
-//! The begin: configuration, uplink, devices, lease; in this order, since a lease tells of the
-//! device.
+//! The begin: configuration, uplink, hardware addresses, lease; in this order, since a lease tells
+//! of the addresses. Devices come with the first look, when all that belongs on them is known: an
+//! agent that takes over from another may have to replace them.
 
-use std::{collections::BTreeMap, fs, sync::Arc};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use tokio::time::sleep;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{ASK_AGAIN, Agent, RunError};
 use crate::{
-    config::{InterfaceSettings, RunArgs, Settings},
-    device::{self, Wish, existing_mac},
+    config::{Datapath, InterfaceSettings, RunArgs, Settings},
+    device::{self, existing_mac},
     interface::{Choice, InterfaceError, Listing, Uplink, select},
     kernel::{Kernel, random_mac},
     lease::{Attrs, Vtep},
     mac::Mac,
     metrics::Metrics,
     net_config::{Backend, NetConfig},
-    peers::Tunnel,
+    object,
+    overlay::Overlay,
     status::{Board, Kind, Problem},
     store::{Request, Store, StoreError},
     subnet::{Family, Subnet},
@@ -51,17 +53,16 @@ impl Agent {
             Family::BOTH.into_iter().filter_map(|family| uplink.public(family)).collect();
         let published = patiently(&board, || store.published(&public)).await?;
         // The store may have kept us waiting.
-        let mut listing = kernel.listing().await?;
-        let mut tunnels = BTreeMap::new();
+        let listing = kernel.listing().await?;
+        let (mut overlay, mut macs) = (None, BTreeMap::new());
         if let Backend::Vxlan(vxlan) = &config.backend {
-            for family in config.families() {
-                let mac = mac(&listing, family, vxlan.vni, published.as_ref())?;
-                let Some(wish) = Wish::new(family, vxlan, &uplink, mac) else { continue };
-                let provided = device::provide(&kernel, &mut listing, &wish, true).await?;
-                tunnels.insert(family, provided.tunnel);
+            let datapath = args.datapath;
+            if datapath == Datapath::Ebpf {
+                overlay = Some(Overlay::load(&args.pins.bpffs)?);
             }
+            macs = self::macs(&listing, &config, vxlan.vni, datapath, published.as_ref())?;
         }
-        let attrs = attrs(&config, &uplink, &tunnels);
+        let attrs = attrs(&config, &uplink, &macs);
         let previous = fs::read_to_string(&args.subnet_file).unwrap_or_default();
         let request = Request {
             config: config.clone(),
@@ -73,6 +74,7 @@ impl Agent {
         {
             let mut state = board.state();
             state.status.store_reached = true;
+            state.drops = overlay.as_ref().and_then(Overlay::drops);
             state.status.backend = config.backend.name().into();
             state.status.networks = config.networks().map(|network| network.to_string()).collect();
         }
@@ -85,7 +87,9 @@ impl Agent {
             metrics,
             config,
             uplink,
-            tunnels,
+            macs,
+            tunnels: BTreeMap::new(),
+            overlay,
             attrs,
             held,
             renewal: None,
@@ -106,16 +110,22 @@ impl Agent {
     }
 }
 
+/// Takes away what an agent with programs left, once its device is another.
+pub(super) fn forget_programs(bpffs: &Path) {
+    let pins = object::pins(bpffs);
+    if !pins.root().exists() || pins.is_claimed() {
+        return;
+    }
+    match pins.remove() {
+        Ok(()) => info!(pins = %pins.root().display(), "removed the programs of before"),
+        Err(err) => warn!(pins = %pins.root().display(), "cannot remove programs of before: {err}"),
+    }
+}
+
 /// What we publish of ourselves.
-pub(super) fn attrs(
-    config: &NetConfig,
-    uplink: &Uplink,
-    tunnels: &BTreeMap<Family, Tunnel>,
-) -> Attrs {
-    let vtep = |family| match (&config.backend, tunnels.get(&family)) {
-        (Backend::Vxlan(vxlan), Some(tunnel)) => {
-            Some(Vtep { vni: vxlan.vni, mac: tunnel.mac }.to_value())
-        }
+pub(super) fn attrs(config: &NetConfig, uplink: &Uplink, macs: &BTreeMap<Family, Mac>) -> Attrs {
+    let vtep = |family| match (&config.backend, macs.get(&family)) {
+        (Backend::Vxlan(vxlan), Some(&mac)) => Some(Vtep { vni: vxlan.vni, mac }.to_value()),
         _ => None,
     };
     Attrs {
@@ -127,19 +137,31 @@ pub(super) fn attrs(
     }
 }
 
-/// The device's own address, if it is there; else the one that peers know; else a new one.
-pub(super) fn mac(
+/// What each family's device is to be known by: its own address, if it is there; else the one
+/// that peers know; else, where one device serves both families, that of the other; else a new one.
+fn macs(
     listing: &Listing,
-    family: Family,
+    config: &NetConfig,
     vni: u32,
+    datapath: Datapath,
     published: Option<&Attrs>,
-) -> Result<Mac, RunError> {
-    let known = || {
-        let data = published.and_then(|attrs| attrs.data(family))?;
-        Vtep::read(data).map(|vtep| vtep.mac).filter(|mac| mac.is_usable())
-    };
-    let kept = existing_mac(listing, &device::name(family, vni)).or_else(known);
-    kept.map_or_else(|| random_mac().map_err(RunError::Random), Ok)
+) -> Result<BTreeMap<Family, Mac>, RunError> {
+    let mut macs = BTreeMap::new();
+    for family in config.families() {
+        let known = || {
+            let data = published.and_then(|attrs| attrs.data(family))?;
+            Vtep::read(data).map(|vtep| vtep.mac).filter(|mac| mac.is_usable())
+        };
+        let shared = || match datapath {
+            Datapath::Kernel => None,
+            Datapath::Ebpf => existing_mac(listing, &device::name(Family::V4, vni))
+                .or_else(|| macs.values().next().copied()),
+        };
+        let kept = existing_mac(listing, &device::name(family, vni)).or_else(known).or_else(shared);
+        let mac = kept.map_or_else(|| random_mac().map_err(RunError::Random), Ok)?;
+        macs.insert(family, mac);
+    }
+    Ok(macs)
 }
 
 pub(super) async fn find_uplink(

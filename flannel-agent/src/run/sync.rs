@@ -7,16 +7,18 @@ use tracing::{debug, info, warn};
 
 use super::{
     Agent,
-    join::{attrs, find_uplink, mac},
+    join::{attrs, find_uplink, forget_programs},
 };
 use crate::{
-    device::{self, Wish, pod_mtu},
+    config::{Datapath, FastPath},
+    device::{self, Plan, pod_mtu},
     entries::diff,
     file,
     interface::{Listing, Traffic},
     kernel::KernelError,
     net_config::Backend,
     notify,
+    overlay::{Node, attachments},
     peers::{Compiled, Site, compile},
     status::{DeviceStatus, Kind, Problem},
     subnet::Family,
@@ -88,35 +90,67 @@ impl Agent {
 
     async fn provide_devices(&mut self, listing: &mut Listing) -> Result<u32, KernelError> {
         let Backend::Vxlan(vxlan) = &self.config.backend else { return Ok(0) };
-        let mut repairs = 0;
-        for family in self.config.families() {
-            let mac = match self.tunnels.get(&family) {
-                Some(tunnel) => tunnel.mac,
-                None => match mac(listing, family, vxlan.vni, Some(&self.attrs)) {
-                    Ok(mac) => mac,
-                    Err(_) => continue,
-                },
-            };
-            let Some(wish) = Wish::new(family, vxlan, &self.uplink, mac) else { continue };
-            let is_first = self.subnet_env.is_none();
-            let provided = device::provide(&self.kernel, listing, &wish, is_first).await?;
-            repairs += provided.repairs;
-            self.tunnels.insert(family, provided.tunnel);
+        let datapath = self.args.datapath;
+        let is_first = self.subnet_env.is_none();
+        let (config, uplink, macs) = (&self.config, &self.uplink, &self.macs);
+        let plan = Plan { config, vxlan, uplink, datapath, macs };
+        let provided = device::provide_all(&self.kernel, listing, &plan, is_first).await;
+        let (tunnels, mut repairs) = provided?;
+        self.macs.extend(tunnels.iter().map(|(&family, tunnel)| (family, tunnel.mac)));
+        self.tunnels = tunnels;
+        if is_first && datapath == Datapath::Kernel {
+            forget_programs(&self.args.pins.bpffs);
+        }
+        // Programs are there before the device comes up.
+        self.attach(listing);
+        for (family, tunnel) in &self.tunnels {
             let (Some(own), Some(pods)) =
-                (self.held.subnet.of(family), self.config.network(family))
+                (self.held.subnet.of(*family), self.config.network(*family))
             else {
                 continue;
             };
-            let device = provided.tunnel.device;
-            let made = device::address(&self.kernel, listing, device, &wish, own, pods).await?;
+            let made = device::address(&self.kernel, listing, tunnel.device, own, pods).await?;
             repairs += if is_first { 0 } else { made };
         }
         Ok(repairs)
     }
 
+    /// Tells the programs what this node is, and has them run where they belong.
+    fn attach(&mut self, listing: &Listing) {
+        let Backend::Vxlan(vxlan) = &self.config.backend else { return };
+        let (Some(overlay), Some(tunnel)) = (&mut self.overlay, self.tunnels.values().next())
+        else {
+            return;
+        };
+        let fast_path = self.args.fast_path == FastPath::On;
+        let node = Node {
+            vni: vxlan.vni,
+            mtu: pod_mtu(&self.config, &self.uplink),
+            uplink: &self.uplink,
+            subnet: self.held.subnet,
+            tunnels: &self.tunnels,
+            fast_path,
+        };
+        let mut problems = Vec::new();
+        if let Err(err) = overlay.tell(&node) {
+            let message = format!("cannot tell the programs what this node is: {err}");
+            problems.push(Problem::new(Kind::Entry, "TUNNELS", message));
+        }
+        let devices = attachments(listing, tunnel.device, self.uplink.index, fast_path);
+        let outcome = overlay.attach(&devices);
+        for device in outcome.attached {
+            info!(device, "attached");
+        }
+        for device in outcome.detached {
+            info!(device, "no longer attached");
+        }
+        problems.extend(outcome.errors.iter().map(|err| Problem::new(Kind::Device, "", err)));
+        self.board.set_problems("programs", problems);
+    }
+
     /// Tells the store where an address of ours changed.
     async fn publish(&mut self) {
-        let attrs = attrs(&self.config, &self.uplink, &self.tunnels);
+        let attrs = attrs(&self.config, &self.uplink, &self.macs);
         if attrs == self.attrs || self.is_lost {
             return;
         }
@@ -140,6 +174,8 @@ impl Agent {
             config: self.config.clone(),
             subnet: self.held.subnet,
             tunnels: self.tunnels.clone(),
+            datapath: self.args.datapath,
+            has_blackhole: self.args.ip_blackhole_route,
             uplink: self.uplink.index,
             neighbours: self.neighbours().await,
         }
@@ -172,19 +208,30 @@ impl Agent {
     async fn write(&mut self, compiled: &Compiled, is_news: bool) -> bool {
         let devices: Vec<u32> = self.tunnels.values().map(|tunnel| tunnel.device).collect();
         let networks: Vec<_> = self.config.networks().collect();
-        let actual = match self.kernel.entries(&devices, &networks).await {
+        let mut actual = match self.kernel.entries(&devices, &networks).await {
             Ok(actual) => actual,
             Err(err) => {
                 self.board.set_problems("entries", vec![Problem::new(Kind::Entry, "", err)]);
                 return false;
             }
         };
+        if let Some(overlay) = &self.overlay
+            && let Err(err) = overlay.read(&mut actual)
+        {
+            let message = format!("cannot read the programs' tables: {err}");
+            self.board.set_problems("entries", vec![Problem::new(Kind::Entry, "", message)]);
+            return false;
+        }
         let ops = diff(&compiled.entries, &actual);
         let is_repair = !is_news && self.is_written && compiled.entries == self.wanted;
         let mut problems = Vec::new();
         let mut done = 0;
         for op in &ops {
-            match self.kernel.apply(op).await {
+            let result = match &mut self.overlay {
+                Some(overlay) if op.is_row() => overlay.apply(op).map_err(|err| err.to_string()),
+                _ => self.kernel.apply(op).await.map_err(|err| err.to_string()),
+            };
+            match result {
                 Ok(()) => {
                     done += 1;
                     debug!("{op}");
@@ -215,19 +262,28 @@ impl Agent {
         self.board.set_problems("peers", problems);
         let mut traffic = Traffic::default();
         let mut devices = Vec::new();
-        for tunnel in self.tunnels.values() {
+        for (family, tunnel) in &self.tunnels {
             let Some(found) = listing.at(tunnel.device) else { continue };
+            let of_device = found.vxlan.and_then(|vxlan| vxlan.local);
+            let local = of_device.or_else(|| self.uplink.public(*family));
+            let local = local.map_or(String::new(), |local| local.to_string());
+            // One device may serve both families.
+            let known =
+                devices.iter_mut().find(|known: &&mut DeviceStatus| known.ifindex == found.index);
+            if let Some(known) = known {
+                known.local = format!("{}, {local}", known.local);
+                continue;
+            }
             traffic.received_packets += found.traffic.received_packets;
             traffic.received_bytes += found.traffic.received_bytes;
             traffic.sent_packets += found.traffic.sent_packets;
             traffic.sent_bytes += found.traffic.sent_bytes;
-            let local = found.vxlan.and_then(|vxlan| vxlan.local);
             devices.push(DeviceStatus {
                 name: found.name.clone(),
                 ifindex: found.index,
                 mac: tunnel.mac.to_string(),
                 mtu: found.mtu,
-                local: local.map_or(String::new(), |local| local.to_string()),
+                local,
             });
         }
         let mut state = self.board.state();

@@ -1,15 +1,10 @@
 //! The tables that `apply` writes, in the kernel or in memory.
 
-use std::{
-    io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{io, net::IpAddr, path::Path};
 
 use agent_kit::{
     array::Array,
-    bpf,
-    table::{MapTable, MemoryTable, Table, TableError},
+    table::{MapTable, MemoryTable, OpenError, Table, TableError, open_pinned},
 };
 use datapath::{
     address::{Be16, Ipv4, Ipv6},
@@ -41,14 +36,6 @@ pub struct Tables {
 /// The one row of `ADDRESSMARKS`.
 type AddressMarks = [u8; MARKS_LEN];
 
-/// A table that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot open table {path}: {source}")]
-pub struct OpenError {
-    pub path: PathBuf,
-    pub source: io::Error,
-}
-
 /// Words of a [`Service`] row.
 const CLUSTER_WORD: usize = 0;
 const LOCAL_WORD: usize = 1;
@@ -62,11 +49,17 @@ impl Tables {
             counters: array(maps, "STATS")?,
             backends4: array(maps, "BACKENDS4")?,
             backends6: array(maps, "BACKENDS6")?,
-            names: Box::new(table::<u32, ServiceName>(maps, "NAMES")?),
-            frontends4: Box::new(table::<FrontendKey<Ipv4>, Frontend>(maps, "FRONTENDS4")?),
-            frontends6: Box::new(table::<FrontendKey<Ipv6>, Frontend>(maps, "FRONTENDS6")?),
-            addresses4: Box::new(table::<Ipv4, AddressUse>(maps, "ADDRESSES4")?),
-            addresses6: Box::new(table::<Ipv6, AddressUse>(maps, "ADDRESSES6")?),
+            names: Box::new(MapTable::<u32, ServiceName>::open(maps, "NAMES")?),
+            frontends4: Box::new(MapTable::<FrontendKey<Ipv4>, Frontend>::open(
+                maps,
+                "FRONTENDS4",
+            )?),
+            frontends6: Box::new(MapTable::<FrontendKey<Ipv6>, Frontend>::open(
+                maps,
+                "FRONTENDS6",
+            )?),
+            addresses4: Box::new(MapTable::<Ipv4, AddressUse>::open(maps, "ADDRESSES4")?),
+            addresses6: Box::new(MapTable::<Ipv6, AddressUse>::open(maps, "ADDRESSES6")?),
             marks: array(maps, "ADDRESSMARKS")?,
         })
     }
@@ -304,28 +297,8 @@ pub fn decode_name(name: &ServiceName) -> Option<(String, String, String)> {
     Some((namespace.into(), name.into(), port.into()))
 }
 
-fn open<T>(
-    maps: &Path,
-    name: &str,
-    open: impl FnOnce(std::os::fd::OwnedFd) -> io::Result<T>,
-) -> Result<T, OpenError> {
-    let path = maps.join(name);
-    match bpf::obj_get(&path).and_then(open) {
-        Ok(table) => Ok(table),
-        Err(source) => Err(OpenError { path, source }),
-    }
-}
-
 /// The array pinned by this name.
 pub fn array<V: agent_kit::Pod>(maps: &Path, name: &str) -> Result<Array<V>, OpenError> {
     use std::os::fd::AsFd;
-    open(maps, name, |map| Array::map(map.as_fd()))
-}
-
-/// The hash table pinned by this name.
-pub fn table<K: agent_kit::Pod, V: agent_kit::Pod>(
-    maps: &Path,
-    name: &str,
-) -> Result<MapTable<K, V>, OpenError> {
-    open(maps, name, MapTable::new)
+    open_pinned(maps, name, |map| Array::map(map.as_fd()))
 }

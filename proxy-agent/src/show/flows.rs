@@ -19,7 +19,6 @@ use datapath::{
 use serde::Serialize;
 
 use super::{Name, ShowError, print, services::protocol_name};
-use crate::apply::tables::table;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct ShownFlow {
@@ -40,7 +39,7 @@ pub struct ShownFlow {
 
 /// All flows.
 pub fn read(maps: &Path) -> Result<Vec<ShownFlow>, ShowError> {
-    let names: MapTable<u32, ServiceName> = table(maps, "NAMES")?;
+    let names: MapTable<u32, ServiceName> = MapTable::open(maps, "NAMES")?;
     let names: HashMap<u32, String> = names
         .rows()?
         .into_iter()
@@ -66,7 +65,7 @@ where
     let mut originals = Vec::new();
     let mut replies: HashMap<FlowKey<A>, Flow<A>> = HashMap::new();
     for name in tables {
-        let rows: MapTable<FlowKey<A>, Flow<A>> = table(maps, name)?;
+        let rows: MapTable<FlowKey<A>, Flow<A>> = MapTable::open(maps, name)?;
         rows.visit(|key, row| match row.role {
             role::ORIGINAL => originals.push((*key, *row)),
             role::REPLY => {

@@ -19,7 +19,7 @@ use datapath::{
 use serde::Serialize;
 
 use super::{Name, ShowError, print};
-use crate::apply::tables::{array, table};
+use crate::apply::tables::array;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct ShownService {
@@ -82,9 +82,9 @@ pub fn read(maps: &Path, name: Option<&str>) -> Result<Vec<ShownService>, ShowEr
         backends4: array(maps, "BACKENDS4")?,
         backends6: array(maps, "BACKENDS6")?,
     };
-    let names: MapTable<u32, ServiceName> = table(maps, "NAMES")?;
-    let frontends4: MapTable<FrontendKey<Ipv4>, Frontend> = table(maps, "FRONTENDS4")?;
-    let frontends6: MapTable<FrontendKey<Ipv6>, Frontend> = table(maps, "FRONTENDS6")?;
+    let names: MapTable<u32, ServiceName> = MapTable::open(maps, "NAMES")?;
+    let frontends4: MapTable<FrontendKey<Ipv4>, Frontend> = MapTable::open(maps, "FRONTENDS4")?;
+    let frontends6: MapTable<FrontendKey<Ipv6>, Frontend> = MapTable::open(maps, "FRONTENDS6")?;
     let mut frontends: BTreeMap<u32, Vec<(u8, ShownFrontend)>> = BTreeMap::new();
     for (key, row) in frontends4.rows()? {
         frontends.entry(row.service).or_default().push(frontend(&key, row));

@@ -108,7 +108,7 @@ where
 {
     for name in ["FLOWS", "PENDING"] {
         let mut table: MapTable<FlowKey<A>, Flow<A>> =
-            ok(MapTable::open(&maps.join(format!("{name}{family}"))));
+            ok(MapTable::open(maps, &format!("{name}{family}")));
         for (key, _) in ok(table.rows()) {
             ok(table.remove(&key));
         }

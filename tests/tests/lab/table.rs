@@ -93,8 +93,8 @@ fn fill(cluster: &Cluster, node: &str, idle: u32, seen: u8) -> usize {
         bytes[12..].copy_from_slice(&place.to_be_bytes());
         Ipv6::from_bytes(bytes)
     };
-    let mut v4_table = ok(MapTable::open(&maps.join("FLOWS4")));
-    let mut v6_table = ok(MapTable::open(&maps.join("FLOWS6")));
+    let mut v4_table = ok(MapTable::open(&maps, "FLOWS4"));
+    let mut v6_table = ok(MapTable::open(&maps, "FLOWS6"));
     fill_table(&mut v4_table, v4, last, seen) + fill_table(&mut v6_table, v6, last, seen)
 }
 

@@ -2,11 +2,20 @@
 
 use std::{
     fmt::Display,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
+    path::Path,
     thread::sleep,
     time::{Duration, Instant},
 };
 
+use agent_kit::{
+    Pod,
+    table::{MapTable, Table},
+};
+use datapath::{
+    address::{Ipv4, Ipv6},
+    tunnel::{NetworkKey, Vtep},
+};
 use lab::{
     Lab, LabSpec, NodeSpec, Process,
     address::pod_cidrs,
@@ -17,6 +26,9 @@ use lab::{
 use serde_json::Value;
 
 pub(crate) const PREFIX: &str = "/coreos.com/network";
+
+/// The classic devices, with entries for each peer.
+pub(crate) const KERNEL: &str = "--datapath=kernel";
 
 pub(crate) const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48","Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#;
 
@@ -66,7 +78,7 @@ impl Bed {
         let etcd = ok(Etcd::in_place(&lab, "fabric"));
         ok(etcd.put(&format!("{PREFIX}/config"), config));
         let endpoint = format!("-etcd-endpoints={}", etcd.endpoint());
-        let mut all = vec!["--datapath=kernel".to_owned(), endpoint];
+        let mut all = vec![endpoint];
         all.extend(arguments.iter().map(ToString::to_string));
         let names = lab.spec().nodes.iter().map(|node| node.name.clone());
         let agents = names.map(|node| ok(Agent::prepare_overlay(&lab, &node, &all))).collect();
@@ -111,6 +123,14 @@ impl Bed {
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
+    /// What the programs of a node hold of peers: pod network, node, and MAC.
+    pub(crate) fn vteps(&self, node: &str) -> Vec<String> {
+        let maps = self.lab.bpffs(node).join("overlay/maps");
+        let mut rows = vteps::<Ipv4>(&maps, "VTEPS4");
+        rows.extend(vteps::<Ipv6>(&maps, "VTEPS6"));
+        rows
+    }
+
     pub(crate) fn shell(&self, place: &str, line: &str) -> String {
         ok(self.lab.shell(place, line))
     }
@@ -149,6 +169,23 @@ impl Bed {
         let logs = self.agents.iter().flat_map(|agent| [agent.node().to_owned(), agent.log()]);
         logs.collect::<Vec<_>>().join("\n")
     }
+}
+
+fn vteps<A>(maps: &Path, name: &str) -> Vec<String>
+where
+    A: Into<IpAddr>,
+    NetworkKey<A>: Pod,
+    Vtep<A>: Pod,
+{
+    let table: MapTable<NetworkKey<A>, Vtep<A>> = ok(MapTable::open(maps, name));
+    let rows = ok(table.rows()).into_iter().map(|(key, vtep)| {
+        let (network, node): (IpAddr, IpAddr) = (key.network.into(), vtep.underlay.into());
+        let mac = vtep.mac.0.map(|byte| format!("{byte:02x}")).join(":");
+        format!("{network}/{} to {node} {mac}", key.prefix_len)
+    });
+    let mut rows: Vec<String> = rows.collect();
+    rows.sort();
+    rows
 }
 
 /// A load between pods of two nodes, by IPv4, that a case lets run while it does something.

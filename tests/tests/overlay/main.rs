@@ -8,4 +8,5 @@ mod bed;
 mod fault;
 mod kubernetes;
 mod node;
+mod programs;
 mod store;

@@ -5,7 +5,7 @@ use std::{fs, process::Command, thread::sleep, time::Duration};
 
 use lab::{NodeSpec, peer};
 
-use crate::bed::{Bed, DUAL, PREFIX, eventually, ok};
+use crate::bed::{Bed, DUAL, KERNEL, PREFIX, eventually, ok};
 
 const SINGLE: &str =
     r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#;
@@ -26,7 +26,7 @@ fn pods_reach_each_other_by_both_families() {
 
 #[test]
 fn a_node_looks_as_flanneld_leaves_it() {
-    let bed = Bed::up(SINGLE, &[]);
+    let bed = Bed::up(SINGLE, &[KERNEL]);
     bed.assert_joined_v4();
     let mac = |node: &str| {
         let text = bed.shell(node, "ip -o link show flannel.1");
@@ -77,7 +77,7 @@ fn a_node_looks_as_flanneld_leaves_it() {
 
 #[test]
 fn dual_stack_has_a_device_for_each_family() {
-    let bed = Bed::up(DUAL, &[]);
+    let bed = Bed::up(DUAL, &[KERNEL]);
     let link = bed.shell("node1", "ip -d link show flannel-v6.1");
     assert!(link.contains("mtu 1430") && link.contains("local fd00:78::11 dev eth0"), "{link}");
     let route = bed.shell("node1", "ip -6 route show fd00:10:244:2::/64");
@@ -121,7 +121,7 @@ fn nodes_that_start_at_once_get_a_subnet_each() {
     // Three subnets are over.
     let config =
         r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.9.0","Backend":{"Type":"vxlan"}}"#;
-    let mut bed = Bed::prepare(config, nodes, &[]);
+    let mut bed = Bed::prepare(config, nodes, &[KERNEL]);
     bed.launch();
     let mut keys = ok(bed.etcd.keys(&format!("{PREFIX}/subnets/")));
     keys.dedup();
@@ -138,8 +138,7 @@ fn a_directory_serves_nodes_of_one_machine() {
     let leases = bed.lab.directory("node1").join("leases");
     ok(fs::create_dir_all(&leases));
     ok(fs::write(leases.join("config.json"), SINGLE));
-    let arguments =
-        ["--datapath=kernel".to_owned(), format!("--subnet-store=dir:{}", leases.display())];
+    let arguments = [KERNEL.to_owned(), format!("--subnet-store=dir:{}", leases.display())];
     let names = ["node1", "node2"];
     bed.agents = names
         .iter()
@@ -167,8 +166,8 @@ fn neighbours_need_no_tunnel_where_that_is_configured() {
         bed.shell("node1", "ip route add 192.168.78.12/32 via 192.168.78.1");
         if backend.contains("vxlan") {
             eventually("the tunnel is used", || {
-                let route = bed.shell("node1", "ip route show 10.244.2.0/24");
-                route.contains("dev flannel.1 onlink").then_some(())
+                let route = bed.shell("node1", "ip route get 10.244.2.10");
+                route.contains("dev flannel.1").then_some(())
             });
         } else {
             eventually("the peer is a problem", || {
@@ -189,12 +188,14 @@ fn cleanup_leaves_nothing() {
     let mut bed = Bed::up(DUAL, &[]);
     ok(bed.agents[0].kill());
     let file = format!("--subnet-file={}", bed.lab.subnet_file("node1").display());
+    let bpffs = format!("--bpffs={}", bed.lab.bpffs("node1").display());
     for _ in 0..2 {
-        let output = ok(bed.agents[0].ask(&["cleanup", &file]));
+        let output = ok(bed.agents[0].ask(&["cleanup", &file, &bpffs]));
         assert!(output.status.success(), "{output:?}");
     }
     let links = bed.shell("node1", "ip -o link; ip route; ip -6 route");
-    assert!(!links.contains("flannel"), "{links}");
+    assert!(!links.contains("flannel") && !links.contains("blackhole"), "{links}");
+    assert!(!bed.lab.bpffs("node1").join("overlay").exists());
     assert!(!bed.lab.subnet_file("node1").exists());
     // And back, with the subnet that the lease still tells.
     ok(bed.agents[0].launch());

@@ -108,7 +108,7 @@ impl Tables {
 }
 
 fn open<K: agent_kit::Pod, V: agent_kit::Pod>(maps: &Path, name: &str) -> Result<MapTable<K, V>> {
-    MapTable::open(&maps.join(name)).context(name.to_owned())
+    Ok(MapTable::open(maps, name)?)
 }
 
 fn local<A>(address: impl Into<A>, port: u16) -> Backend<A> {

@@ -1,0 +1,180 @@
+//! The overlay's programs: loaded once, attached to the tunnel device and to those of pods, and
+//! told what this node is.
+
+use std::{collections::BTreeMap, fs::File, io, path::Path};
+
+use agent_kit::{
+    attach::{self, Hook, Layer, Outcome},
+    drops::Drops,
+    kernel,
+    link::Links,
+    object::{Loaded, ObjectError},
+    table::{MapTable, OpenError, TableError},
+};
+use datapath::{
+    device::Device,
+    tunnel::{NetworkKey, Tunnel as Row},
+};
+use ipnetwork::IpNetwork;
+
+use crate::{
+    entries::{Entries, Op},
+    interface::{Listing, Uplink},
+    mac::Mac,
+    object::{self, LoadError},
+    peers::Tunnel,
+    subnet::{Family, Subnet},
+    tables::{RefusedError, Tables},
+};
+
+/// What a device leads to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    Tunnel,
+    Pod,
+}
+
+/// What goes into the tunnel is made ready before anything is sent there past the stack.
+pub const HOOKS: [Hook<Role>; 3] = [
+    hook("tunnel_egress", Role::Tunnel, false),
+    hook("tunnel_ingress", Role::Tunnel, true),
+    hook("bypass_ingress", Role::Pod, true),
+];
+
+const fn hook(program: &'static str, role: Role, is_ingress: bool) -> Hook<Role> {
+    Hook { program, role, is_ingress, layer: Layer::Inner }
+}
+
+/// Why there is no overlay.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("cannot read the kernel's version: {0}")]
+    Version(io::Error),
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+}
+
+/// A device as it gets programs.
+pub type Attachment = attach::Attachment<Role, Device>;
+
+pub struct Overlay {
+    loaded: Loaded,
+    tables: Tables,
+    devices: attach::Devices<Role, Device>,
+    ipv6_checksum_flags: u32,
+    /// Nobody else writes the tables meanwhile.
+    _claim: File,
+}
+
+/// What this node is, as programs are to know it.
+pub struct Node<'a> {
+    pub vni: u32,
+    pub mtu: u32,
+    pub uplink: &'a Uplink,
+    pub subnet: Subnet,
+    pub tunnels: &'a BTreeMap<Family, Tunnel>,
+    pub fast_path: bool,
+}
+
+impl Overlay {
+    /// Loads the programs, or goes on with the tables that are there.
+    pub fn load(bpffs: &Path) -> Result<Self, OverlayError> {
+        let (loaded, claim) = object::load(bpffs)?;
+        let tables = Tables::open(&loaded.maps)?;
+        let links = Links::new(object::pins(bpffs).links());
+        let table = MapTable::open(&loaded.maps, "DEVICES")?;
+        let ipv6_checksum_flags = kernel::ipv6_checksum_flags().map_err(OverlayError::Version)?;
+        let devices = attach::Devices::new(&HOOKS, links, table);
+        Ok(Self { loaded, tables, devices, ipv6_checksum_flags, _claim: claim })
+    }
+
+    /// Tells the programs what this node is; true if that is news.
+    pub fn tell(&mut self, node: &Node<'_>) -> Result<bool, TableError> {
+        let row = row(node, self.ipv6_checksum_flags);
+        self.tables.set_tunnel(&row)
+    }
+
+    /// Brings programs to where they belong; from then on the maps are those in force.
+    pub fn attach(&mut self, devices: &BTreeMap<u32, Attachment>) -> Outcome {
+        let outcome = self.devices.sync(&mut self.loaded.ebpf, devices);
+        if outcome.errors.is_empty()
+            && let Err(err) = self.loaded.take_over()
+        {
+            tracing::warn!("{err}");
+        }
+        outcome
+    }
+
+    /// Adds what the tables hold.
+    pub fn read(&self, entries: &mut Entries) -> Result<(), TableError> {
+        self.tables.read(entries)
+    }
+
+    /// Does one write to a table.
+    pub fn apply(&mut self, op: &Op) -> Result<(), RefusedError> {
+        self.tables.apply(op)
+    }
+
+    /// What programs refuse is counted here.
+    pub fn drops(&self) -> Option<Drops> {
+        Drops::open(&self.loaded.maps).ok()
+    }
+}
+
+/// The row of `TUNNELS`.
+fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
+    let tunnel = |family| node.tunnels.get(&family).copied();
+    let any = tunnel(Family::V4).or(tunnel(Family::V6));
+    let mac = |family| mac(tunnel(family).or(any).map_or(Mac([0; 6]), |tunnel| tunnel.mac));
+    let mut row = Row {
+        vni: node.vni,
+        device: any.map_or(0, |tunnel| tunnel.device),
+        mtu: node.mtu,
+        mac4: mac(Family::V4),
+        mac6: mac(Family::V6),
+        fast_path: node.fast_path.into(),
+        ipv6_checksum_flags,
+        ..Row::default()
+    };
+    row.underlay4 = node.uplink.public_ip.map(Into::into).unwrap_or_default();
+    row.underlay6 = node.uplink.public_ipv6.map(Into::into).unwrap_or_default();
+    if let Some(IpNetwork::V4(own)) = node.subnet.of(Family::V4) {
+        row.pods4 = NetworkKey { prefix_len: own.prefix().into(), network: own.network().into() };
+    }
+    if let Some(IpNetwork::V6(own)) = node.subnet.of(Family::V6) {
+        row.pods6 = NetworkKey { prefix_len: own.prefix().into(), network: own.network().into() };
+    }
+    row
+}
+
+fn mac(mac: Mac) -> datapath::tunnel::Mac {
+    datapath::tunnel::Mac(mac.0)
+}
+
+/// Which devices get programs: the tunnel's, and on the fast path those that lead to pods.
+pub fn attachments(
+    listing: &Listing,
+    tunnel: u32,
+    uplink: u32,
+    fast_path: bool,
+) -> BTreeMap<u32, Attachment> {
+    let is_uplink = |index| {
+        index == uplink || listing.default_routes.iter().any(|&(_, device)| device == index)
+    };
+    let roles = listing.interfaces.iter().filter_map(|found| {
+        let role = if found.index == tunnel {
+            Role::Tunnel
+        } else if fast_path && found.leads_elsewhere && !is_uplink(found.index) {
+            Role::Pod
+        } else {
+            return None;
+        };
+        let device = Device::default();
+        Some((found.index, Attachment { name: found.name.clone(), role, device }))
+    });
+    roles.collect()
+}

@@ -1,0 +1,135 @@
+//! The tables that the overlay's programs read: where tunnels end, who may send through them, and
+//! what this node is.
+
+use std::{io, net::IpAddr, path::Path};
+
+use agent_kit::{
+    Pod,
+    table::{MapTable, OpenError, Table, TableError},
+};
+use datapath::{
+    address::{Ipv4, Ipv6},
+    tunnel::{NetworkKey, Sender, Tunnel, Vtep},
+};
+use ipnetwork::IpNetwork;
+
+use crate::{
+    entries::{Entries, Op, Remote},
+    mac::Mac,
+};
+
+/// What a table refused.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what}: {source}{hint}", hint = hint(source))]
+pub struct RefusedError {
+    what: String,
+    source: TableError,
+}
+
+fn hint(err: &TableError) -> &'static str {
+    match err {
+        TableError::Full => "; there are more pod networks than it has rows",
+        _ => "",
+    }
+}
+
+pub struct Tables {
+    vteps4: MapTable<NetworkKey<Ipv4>, Vtep<Ipv4>>,
+    vteps6: MapTable<NetworkKey<Ipv6>, Vtep<Ipv6>>,
+    senders: MapTable<Sender, u32>,
+    tunnels: MapTable<u32, Tunnel>,
+}
+
+impl Tables {
+    /// Opens the tables pinned in a directory.
+    pub fn open(maps: &Path) -> Result<Self, OpenError> {
+        Ok(Self {
+            vteps4: MapTable::open(maps, "VTEPS4")?,
+            vteps6: MapTable::open(maps, "VTEPS6")?,
+            senders: MapTable::open(maps, "SENDERS")?,
+            tunnels: MapTable::open(maps, "TUNNELS")?,
+        })
+    }
+
+    /// Adds what the tables hold to what the kernel has.
+    pub fn read(&self, entries: &mut Entries) -> Result<(), TableError> {
+        read(&self.vteps4, entries)?;
+        read(&self.vteps6, entries)?;
+        entries.senders.extend(self.senders.rows()?.into_iter().map(|(key, _)| Mac(key.mac.0)));
+        Ok(())
+    }
+
+    /// Does one write, if it is one of a table.
+    pub fn apply(&mut self, op: &Op) -> Result<(), RefusedError> {
+        let result = match *op {
+            Op::SetVtep { network, to } => self.set_vtep(network, to),
+            Op::RemoveVtep { network: IpNetwork::V4(net) } => {
+                self.vteps4.remove(&key(net.network(), net.prefix()))
+            }
+            Op::RemoveVtep { network: IpNetwork::V6(net) } => {
+                self.vteps6.remove(&key(net.network(), net.prefix()))
+            }
+            Op::SetSender { mac } => self.senders.insert(&sender(mac), &1),
+            Op::RemoveSender { mac } => self.senders.remove(&sender(mac)),
+            _ => Ok(()),
+        };
+        match result {
+            // Gone is what it was to be.
+            Err(TableError::Missing) | Ok(()) => Ok(()),
+            Err(source) => Err(RefusedError { what: op.to_string(), source }),
+        }
+    }
+
+    fn set_vtep(&mut self, network: IpNetwork, to: Remote) -> Result<(), TableError> {
+        let mac = datapath::tunnel::Mac(to.mac.0);
+        match (network, to.address) {
+            (IpNetwork::V4(net), IpAddr::V4(underlay)) => {
+                let vtep = Vtep { underlay: underlay.into(), mac, pad: 0 };
+                self.vteps4.insert(&key(net.network(), net.prefix()), &vtep)
+            }
+            (IpNetwork::V6(net), IpAddr::V6(underlay)) => {
+                let vtep = Vtep { underlay: underlay.into(), mac, pad: 0 };
+                self.vteps6.insert(&key(net.network(), net.prefix()), &vtep)
+            }
+            _ => Err(TableError::Kernel(io::ErrorKind::InvalidInput.into())),
+        }
+    }
+
+    /// Tells the programs what this node is; true if they were told otherwise before.
+    pub fn set_tunnel(&mut self, tunnel: &Tunnel) -> Result<bool, TableError> {
+        if self.tunnels.get(&0)? == Some(*tunnel) {
+            return Ok(false);
+        }
+        self.tunnels.insert(&0, tunnel)?;
+        Ok(true)
+    }
+}
+
+/// Adds the rows of one family.
+fn read<A>(
+    table: &MapTable<NetworkKey<A>, Vtep<A>>,
+    entries: &mut Entries,
+) -> Result<(), TableError>
+where
+    A: Into<IpAddr>,
+    NetworkKey<A>: Pod,
+    Vtep<A>: Pod,
+{
+    for (key, vtep) in table.rows()? {
+        let to = Remote { address: vtep.underlay.into(), mac: Mac(vtep.mac.0) };
+        entries.vteps.extend(network(key.network.into(), key.prefix_len).zip(Some(to)));
+    }
+    Ok(())
+}
+
+fn key<A>(network: impl Into<A>, prefix: u8) -> NetworkKey<A> {
+    NetworkKey { prefix_len: prefix.into(), network: network.into() }
+}
+
+fn sender(mac: Mac) -> Sender {
+    Sender { mac: datapath::tunnel::Mac(mac.0), pad: 0 }
+}
+
+fn network(address: IpAddr, prefix: u32) -> Option<IpNetwork> {
+    IpNetwork::new(address, u8::try_from(prefix).ok()?).ok()
+}
