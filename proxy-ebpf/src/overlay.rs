@@ -11,12 +11,12 @@ mod life;
 mod linear;
 mod map;
 mod marks;
+mod masq;
 mod policies;
 mod skb;
 mod steps;
 mod sweep;
 mod tunnels;
-mod uplink;
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT},

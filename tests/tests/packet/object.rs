@@ -69,7 +69,7 @@ impl Object {
             Self::Proxy => {
                 &["pod_ingress", "pod_egress", "uplink_ingress", "uplink_egress", "flow_sweep"]
             }
-            Self::Overlay => &["uplink_ingress", "uplink_egress", "flow_sweep"],
+            Self::Overlay => &["masq_ingress", "masq_egress", "flow_sweep"],
         }
     }
 
@@ -175,7 +175,11 @@ impl Loaded {
     }
 
     pub(crate) fn program(&self, hook: Hook) -> &SchedClassifier {
-        self.classifier(hook.name())
+        self.classifier(match (self.object, hook) {
+            (Object::Overlay, Hook::UplinkIngress) => "masq_ingress",
+            (Object::Overlay, Hook::UplinkEgress) => "masq_egress",
+            _ => hook.name(),
+        })
     }
 
     pub(crate) fn sweep(&self) {

@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[classifier]
-pub fn uplink_egress(context: TcContext) -> i32 {
+pub fn masq_egress(context: TcContext) -> i32 {
     match protocol(&context) {
         ETH_P_IP => leaves::<V4>(&context),
         ETH_P_IPV6 => leaves::<V6>(&context),
@@ -24,7 +24,7 @@ pub fn uplink_egress(context: TcContext) -> i32 {
 }
 
 #[classifier]
-pub fn uplink_ingress(context: TcContext) -> i32 {
+pub fn masq_ingress(context: TcContext) -> i32 {
     if !is_for_this_node(&context) {
         return NEXT;
     }
