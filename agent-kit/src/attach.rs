@@ -304,7 +304,10 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
                     let Some((hook, ifindex)) = parse_pin(self.hooks, &link.name) else {
                         continue;
                     };
-                    if !link.is_attached() || !keeps(ifindex, hook.role) {
+                    // One program may serve two roles.
+                    let mut same = self.hooks.iter().filter(|same| same.program == hook.program);
+                    let is_kept = same.any(|same| keeps(ifindex, same.role));
+                    if !link.is_attached() || !is_kept {
                         if let Err(err) = self.links.detach(&link.name) {
                             outcome.errors.push(err.into());
                         }
