@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Mutex, PoisonError},
     thread,
 };
@@ -18,6 +18,7 @@ use crate::{
     bpf::{self, Place, attach_type},
     clsact::{self, Priority},
     link::{LinkError, Links, PinnedLink},
+    program,
     reason::{chain, hint},
     table::{MapTable, Table, TableError},
 };
@@ -119,13 +120,8 @@ pub fn load_programs(ebpf: &mut Ebpf) -> Result<(), AttachError> {
     let next = || programs.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let work = || {
         while let Some((name, program)) = next() {
-            let result = match program {
-                Program::SchedClassifier(program) => program.load(),
-                Program::CgroupSockAddr(program) => program.load(),
-                Program::CgroupSock(program) => program.load(),
-                _ => Ok(()),
-            };
-            result.map_err(|source| AttachError::Load { name: name.to_owned(), source })?;
+            program::load(program)
+                .map_err(|source| AttachError::Load { name: name.to_owned(), source })?;
         }
         Ok(())
     };
@@ -138,6 +134,13 @@ pub fn load_programs(ebpf: &mut Ebpf) -> Result<(), AttachError> {
         }
         result
     })
+}
+
+/// The descriptor of a loaded program.
+pub fn program_fd<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, AttachError> {
+    let program = ebpf.program(name).ok_or(AttachError::NoProgram(name))?;
+    let fd = program.fd().map_err(|source| AttachError::Load { name: name.into(), source })?;
+    Ok(fd.as_fd())
 }
 
 fn classifier<'a>(
@@ -155,12 +158,8 @@ fn classifier<'a>(
 pub fn has_tcx<R>(ebpf: &Ebpf, hook: &Hook<R>) -> Result<bool, AttachError> {
     /// Indices are positive and given in ascending order.
     const NOBODY: u32 = i32::MAX as u32;
-    let Some(Program::SchedClassifier(program)) = ebpf.program(hook.program) else {
-        return Err(AttachError::NoProgram(hook.program));
-    };
-    let fd =
-        program.fd().map_err(|source| AttachError::Load { name: hook.program.into(), source })?;
-    match bpf::link_create_tcx(fd.as_fd(), NOBODY, hook.tcx(), hook.place()) {
+    let fd = program_fd(ebpf, hook.program)?;
+    match bpf::link_create_tcx(fd, NOBODY, hook.tcx(), hook.place()) {
         Ok(_) => Ok(true),
         Err(err) => match err.raw_os_error() {
             Some(libc::ENODEV) => Ok(true),
@@ -178,12 +177,9 @@ pub fn has_tcx<R>(ebpf: &Ebpf, hook: &Hook<R>) -> Result<bool, AttachError> {
 pub struct Sweep(OwnedFd);
 
 impl Sweep {
-    pub fn new(ebpf: &mut Ebpf) -> Result<Self, AttachError> {
+    pub fn new(ebpf: &Ebpf) -> Result<Self, AttachError> {
         let program = "flow_sweep";
-        let fd = classifier(ebpf, program)?
-            .fd()
-            .map_err(|source| AttachError::Load { name: program.into(), source })?;
-        let own = fd.as_fd().try_clone_to_owned();
+        let own = program_fd(ebpf, program)?.try_clone_to_owned();
         own.map(Self).map_err(|source| AttachError::Run { program, source })
     }
 
@@ -269,19 +265,16 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
             .insert(&ifindex, &wanted.device)
             .map_err(|source| AttachError::Device { ifindex, source })?;
         for hook in self.hooks.iter().filter(|hook| hook.role == wanted.role) {
-            let program = classifier(ebpf, hook.program)?;
             if !self.uses_clsact {
-                let fd = program
-                    .fd()
-                    .map_err(|source| AttachError::Load { name: hook.program.into(), source })?;
                 let name = hook.pin_name(ifindex);
-                let (fd, place) = (fd.as_fd(), hook.place());
+                let (fd, place) = (program_fd(ebpf, hook.program)?, hook.place());
                 match self.links.attach_device(&name, fd, ifindex, hook.tcx(), place) {
                     Ok(_) => continue,
                     Err(err) if err.is_unsupported() => self.uses_clsact = true,
                     Err(err) => return Err(err.into()),
                 }
             }
+            let program = classifier(ebpf, hook.program)?;
             clsact::attach(program, &wanted.name, hook.clsact(), hook.priority()).map_err(
                 |source| AttachError::Clsact {
                     program: hook.program,

@@ -1,7 +1,7 @@
 //! What both agents need and neither owns. Of the kernel: tables (maps) behind one trait with a
 //! fake that refuses what the kernel refuses, objects loaded with their maps pinned, links
 //! that outlive the process, the wait for running programs, word of changed devices. Toward
-//! people: the log, what commands print, what `check` finds.
+//! people: the log, problems, the status server, what commands print, what `check` finds.
 //!
 //! aya loads objects and programs. What it lacks (batches, links by interface index, link
 //! updates for cgroups, mapped arrays) is in [`bpf`].
@@ -13,6 +13,7 @@ pub mod barrier;
 pub mod bpf;
 pub mod clsact;
 pub mod drops;
+pub mod dump;
 pub mod filter;
 pub mod finding;
 pub mod kernel;
@@ -25,7 +26,10 @@ pub mod object;
 pub mod output;
 pub mod ports;
 pub mod print;
+pub mod problems;
+pub mod program;
 pub mod reason;
+pub mod server;
 pub mod table;
 
 pub use aya::Pod;

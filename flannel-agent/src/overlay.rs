@@ -91,8 +91,8 @@ pub struct Node<'a> {
 impl Overlay {
     /// Loads the programs, or goes on with the tables that are there.
     pub fn load(bpffs: &Path) -> Result<Self, OverlayError> {
-        let (mut loaded, claim) = object::load(bpffs)?;
-        let sweep = Arc::new(Sweep::new(&mut loaded.ebpf).map_err(LoadError::from)?);
+        let (loaded, claim) = object::load(bpffs)?;
+        let sweep = Arc::new(Sweep::new(&loaded.ebpf).map_err(LoadError::from)?);
         let tables = Tables::open(&loaded.maps)?;
         let links = Links::new(object::pins(bpffs).links());
         let table = MapTable::open(&loaded.maps, "DEVICES")?;

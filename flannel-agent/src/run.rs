@@ -32,6 +32,7 @@ use crate::{
     mac::Mac,
     metrics::Metrics,
     net_config::NetConfig,
+    netfilter::RuleNotices,
     overlay::{Overlay, OverlayError},
     peers::Tunnel,
     status::{Board, Kind, Problem},
@@ -98,7 +99,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let board = Arc::new(Board::default());
     let metrics = Arc::new(Metrics::new(Arc::clone(&board)));
     let answers = health::Answers { board: Arc::clone(&board), metrics: Arc::clone(&metrics) };
-    health::serve(args.metrics_bind_address, settings.healthz, answers);
+    health::serve(args.metrics_bind_address, settings.healthz, &answers);
     let mut notices = Notices::open().map_err(RunError::Netlink)?;
     let kernel = Kernel::open().map_err(RunError::Netlink)?;
     let store = open(&settings).await?;
@@ -115,12 +116,15 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut sweep = interval(SWEEP);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sweeping: Option<JoinHandle<Result<(), AttachError>>> = None;
+    // Where rules cannot be listened to, they are looked at now and then.
+    let mut rules = RuleNotices::open().ok().filter(|_| agent.overlay.is_some());
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let renewal = agent.renewal;
         tokio::select! {
             Some(event) = events.recv() => agent.take(event, &mut events).await,
+            true = changed(&mut rules) => agent.sync(false).await,
             Some(()) = notices.changed() => agent.sync(false).await,
             _ = look.tick() => agent.sync(false).await,
             _ = sweep.tick() => {
@@ -134,6 +138,14 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     }
     info!("stopping; what is programmed stays in force (`flannel-agent cleanup` removes it)");
     Ok(())
+}
+
+/// Waits for word of changed rules; false if there will be none.
+async fn changed(rules: &mut Option<RuleNotices>) -> bool {
+    match rules {
+        Some(rules) => rules.changed().await.is_ok(),
+        None => std::future::pending().await,
+    }
 }
 
 async fn until(at: Option<Instant>) {

@@ -63,6 +63,9 @@ pub fn print_status(status: &Status) -> String {
             status.peers, status.other_leases, status.repairs
         ),
     ];
+    if !status.fast_path.is_empty() {
+        lines.push(format!("fast path  {}", status.fast_path));
+    }
     if !status.devices.is_empty() {
         lines.push("\nDevices".into());
         let rows = status.devices.iter().map(|device| {

@@ -1,15 +1,13 @@
 //! How the agent fares: what `/status` answers and `flannel-agent status` prints.
 
 use std::{
-    collections::BTreeMap,
     fmt,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use agent_kit::drops::Drops;
+use agent_kit::{drops::Drops, problems::Problems};
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
 
 use crate::{interface::Traffic, peers::Peer};
 
@@ -101,6 +99,8 @@ pub struct Status {
     /// What pods are told.
     pub mtu: u32,
     pub devices: Vec<DeviceStatus>,
+    /// Whether packets of pods pass bridge and IP stack by, and why; empty without programs.
+    pub fast_path: String,
     pub peers: usize,
     /// Leases of another kind of network.
     pub other_leases: usize,
@@ -122,8 +122,7 @@ pub struct State {
     pub traffic: Traffic,
     /// What programs refuse, where there are programs.
     pub drops: Option<Drops>,
-    /// By where they were found.
-    problems: BTreeMap<&'static str, Vec<Problem>>,
+    problems: Problems<Problem>,
 }
 
 impl Default for Board {
@@ -145,21 +144,13 @@ impl Board {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             uptime_seconds: self.began.elapsed().as_secs_f64(),
-            problems: state.problems.values().flatten().cloned().collect(),
+            problems: state.problems.all(),
             ..state.status.clone()
         }
     }
 
-    /// Replaces what one part has to complain about; says what is new, and what is over.
+    /// Replaces what one part has to complain about.
     pub fn set_problems(&self, origin: &'static str, problems: Vec<Problem>) {
-        let mut state = self.state();
-        let before = state.problems.remove(origin).unwrap_or_default();
-        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
-            warn!("{problem}");
-        }
-        for problem in before.iter().filter(|problem| !problems.contains(problem)) {
-            info!("no longer: {problem}");
-        }
-        state.problems.insert(origin, problems);
+        self.state().problems.set(origin, problems);
     }
 }

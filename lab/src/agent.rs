@@ -1,11 +1,12 @@
-//! An agent on a node of the lab, proxy-agent or flannel-agent: started, killed, started again, asked if it is ready.
+//! An agent on a node of the lab, proxy-agent or flannel-agent: started, killed, started again,
+//! asked if it is ready.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
     thread,
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use crate::{
     error::{At, Error, Result},
     lab::Lab,
     place::Place,
-    process::Process,
+    process::{self, Process},
 };
 
 const HEALTH: &str = "127.0.0.1:10256";
@@ -122,9 +123,7 @@ impl Agent {
 
     /// An agent that is not started yet.
     pub fn prepare(lab: &Lab, node: &str, options: AgentOptions) -> Result<Self> {
-        if !options.binary.exists() {
-            return Err(Error::NotBuilt { path: options.binary });
-        }
+        let binary = built(options.binary)?;
         let place = lab.place(node)?;
         let bpffs = lab.bpffs(node);
         let [v4, v6] = place.addresses.both();
@@ -146,7 +145,7 @@ impl Agent {
         Ok(Self {
             place,
             kind: Kind::Proxy,
-            binary: options.binary,
+            binary,
             patience: options.patience,
             arguments,
             asking: vec!["--bpffs".into(), bpffs.display().to_string()],
@@ -158,10 +157,7 @@ impl Agent {
     /// A flannel-agent that is not started yet. It shall find the subnet that the lab's pods on
     /// this node have, by way of `subnet.env`.
     pub fn prepare_overlay(lab: &Lab, node: &str, arguments: &[String]) -> Result<Self> {
-        let binary = dist().join("flannel-agent");
-        if !binary.exists() {
-            return Err(Error::NotBuilt { path: binary });
-        }
+        let binary = built(dist().join("flannel-agent"))?;
         let flags = [
             "-iface=eth0".into(),
             "-healthz-port=8081".into(),
@@ -190,12 +186,9 @@ impl Agent {
 
     /// Starts the process without waiting for anything. Its log is appended to.
     pub fn launch(&mut self) -> Result<()> {
-        let log = OpenOptions::new().create(true).append(true).open(&self.log);
-        let log = log.at("open", &self.log)?;
-        let errors = log.try_clone().at("open", &self.log)?;
         let mut run = Command::new(&self.binary);
         run.arg("run").args(&self.arguments);
-        run.stdin(Stdio::null()).stdout(log).stderr(errors);
+        process::log_to(&mut run, &self.log)?;
         self.process = Some(self.place.spawn(run)?);
         Ok(())
     }
@@ -282,10 +275,13 @@ impl Agent {
 
     /// The last lines of the log, for a failure's report.
     pub fn log_tail(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        process::log_tail(&self.log)
     }
+}
+
+/// The program, if it is there.
+fn built(path: PathBuf) -> Result<PathBuf> {
+    if path.exists() { Ok(path) } else { Err(Error::NotBuilt { path }) }
 }
 
 /// A GET over HTTP/1.0, which needs neither chunks nor a client library.

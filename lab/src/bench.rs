@@ -44,8 +44,8 @@ pub enum Order {
     Latency { to: SocketAddrV4, count: u32 },
     /// Sends bytes on one connection, in so many parts of equal size.
     Bulk { to: SocketAddrV4, parts: u32, bytes: u32 },
-    /// Sends datagrams until the backend with this address answers.
-    Follow { to: SocketAddrV4, until: Ipv4Addr, patience_millis: u64 },
+    /// Sends datagrams, with a pause between two, until the backend with this address answers.
+    Follow { to: SocketAddrV4, until: Ipv4Addr, pause_micros: u64, patience_millis: u64 },
     /// Sends datagrams until each of `count` addresses from `first` on, taken `step` apart,
     /// has answered.
     Scan { first: Ipv4Addr, count: u32, step: u32, port: u16, patience_millis: u64 },

@@ -32,8 +32,10 @@ pub enum Error {
     NotReady { what: String, seconds: u64, log: String },
     #[error("{what} is not what lab-peer prints: {source}")]
     Answer { what: String, source: serde_json::Error },
-    #[error("cannot write {path} as YAML: {message}")]
-    Yaml { path: PathBuf, message: String },
+    #[error("cannot {step} {path} as YAML: {message}")]
+    Yaml { step: &'static str, path: PathBuf, message: String },
+    #[error("{path} cannot be set, and kube-proxy needs it; load it: modprobe br_netfilter")]
+    NoBridgeNetfilter { path: &'static str },
 }
 
 /// Gives an `io::Error` the step and path it belongs to.

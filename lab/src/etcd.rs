@@ -2,7 +2,7 @@
 //! holds, gone with its files when dropped.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -15,7 +15,7 @@ use crate::{
     error::{At, Error, Result},
     lab::Lab,
     place::Place,
-    process::Process,
+    process::{self, Process},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -128,9 +128,6 @@ impl Etcd {
     /// Starts it, with what it held before, and waits until it answers.
     pub fn start(&mut self) -> Result<()> {
         fs::create_dir_all(&self.directory).at("create", &self.directory)?;
-        let log = self.directory.join("log");
-        let log = OpenOptions::new().create(true).append(true).open(&log).at("open", log)?;
-        let errors = log.try_clone().at("open", &self.directory)?;
         let (client, peer) = (self.endpoint(), format!("http://{}", self.peer));
         let mut command = Command::new("etcd");
         command.args(["--name", "lab", "--logger", "zap", "--log-level", "warn"]);
@@ -145,7 +142,7 @@ impl Etcd {
                 command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(tls.file("ca.pem"));
             }
         }
-        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        process::log_to(&mut command, &self.directory.join("log"))?;
         self.process = Some(match &self.place {
             Some(place) => Running::There(place.spawn(command)?),
             None => Running::Here(

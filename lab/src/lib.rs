@@ -7,11 +7,13 @@
 
 pub mod address;
 pub mod agent;
+pub mod api_server;
 pub mod bench;
 mod bpffs;
 mod cgroup;
 mod error;
 pub mod etcd;
+pub mod kube_proxy;
 mod lab;
 pub mod manifests;
 mod namespace;

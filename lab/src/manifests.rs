@@ -4,6 +4,7 @@
 
 use std::{fs, net::IpAddr, path::Path};
 
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use crate::{
@@ -230,8 +231,11 @@ pub fn write(directory: &Path, file: &str, documents: &[Value]) -> Result<()> {
     let path = directory.join(file);
     let mut text = String::new();
     for document in documents {
-        let yaml = yaml_serde::to_string(document)
-            .map_err(|err| Error::Yaml { path: path.clone(), message: err.to_string() })?;
+        let yaml = yaml_serde::to_string(document).map_err(|err| Error::Yaml {
+            step: "write",
+            path: path.clone(),
+            message: err.to_string(),
+        })?;
         text.push_str("---\n");
         text.push_str(&yaml);
     }
@@ -239,6 +243,20 @@ pub fn write(directory: &Path, file: &str, documents: &[Value]) -> Result<()> {
     let fresh = directory.join(format!(".{file}.new"));
     fs::write(&fresh, text).at("write", &fresh)?;
     fs::rename(&fresh, &path).at("write", &path)
+}
+
+/// The documents of a file.
+pub fn read(path: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(path).at("read", path)?;
+    parse(&text).map_err(|err| Error::Yaml {
+        step: "read",
+        path: path.into(),
+        message: err.to_string(),
+    })
+}
+
+fn parse(text: &str) -> std::result::Result<Vec<Value>, yaml_serde::Error> {
+    yaml_serde::Deserializer::from_str(text).map(Value::deserialize).collect()
 }
 
 fn family(address: IpAddr) -> &'static str {
@@ -284,5 +302,16 @@ mod tests {
         assert_eq!(service["spec"]["ports"][0]["nodePort"], 30080);
         assert_eq!(service["spec"]["externalTrafficPolicy"], "Local");
         assert_eq!(service["metadata"]["annotations"]["millrace.io/algorithm"], "maglev");
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let text = "---\nkind: Node\n---\nkind: Service\nmetadata:\n  name: a\n";
+        let documents = parse(text).unwrap();
+        assert_eq!(
+            documents,
+            [json!({"kind": "Node"}), json!({"kind": "Service", "metadata": {"name": "a"}})]
+        );
+        assert!(parse("a: [").is_err());
     }
 }

@@ -1,11 +1,11 @@
 //! Processes of a lab: started inside a place, ended when dropped.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, Write},
     os::unix::process::CommandExt,
     path::Path,
-    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output},
+    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio},
     sync::{
         OnceLock,
         mpsc::{self, Sender},
@@ -115,6 +115,21 @@ impl Drop for Process {
             let _ = child.wait();
         }
     }
+}
+
+/// Has a command append all that it prints to a log, and read nothing.
+pub(crate) fn log_to(command: &mut Command, path: &Path) -> Result<()> {
+    let log = OpenOptions::new().create(true).append(true).open(path).at("open", path)?;
+    let errors = log.try_clone().at("open", path)?;
+    command.stdin(Stdio::null()).stdout(log).stderr(errors);
+    Ok(())
+}
+
+/// The last lines of a log, for a failure's report.
+pub(crate) fn log_tail(path: &Path) -> String {
+    let log = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
 }
 
 type Order = (Command, Sender<io::Result<Child>>);

@@ -1,13 +1,13 @@
 //! Where the proxy's programs go: hooks of a cgroup, and of devices by what they lead to.
 
-use std::{os::fd::AsFd, path::Path};
+use std::path::Path;
 
 use agent_kit::{
     attach::{self, AttachError, Hook, Layer},
     bpf::attach_type,
     link::Links,
 };
-use aya::{Ebpf, programs::Program};
+use aya::Ebpf;
 use datapath::device::Device;
 
 use crate::devices::Role;
@@ -51,13 +51,8 @@ const fn on_device(program: &'static str, role: Role, is_ingress: bool) -> Hook<
 /// Puts the socket path on a cgroup.
 pub fn attach_sockets(ebpf: &Ebpf, links: &Links, cgroup: &Path) -> Result<(), AttachError> {
     for hook in SOCKET_HOOKS {
-        let fd = match ebpf.program(hook.program) {
-            Some(Program::CgroupSockAddr(program)) => program.fd(),
-            Some(Program::CgroupSock(program)) => program.fd(),
-            _ => return Err(AttachError::NoProgram(hook.program)),
-        };
-        let fd = fd.map_err(|source| AttachError::Load { name: hook.program.into(), source })?;
-        links.attach_cgroup(hook.program, fd.as_fd(), cgroup, hook.attach_type)?;
+        let fd = attach::program_fd(ebpf, hook.program)?;
+        links.attach_cgroup(hook.program, fd, cgroup, hook.attach_type)?;
     }
     Ok(())
 }

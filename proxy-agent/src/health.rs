@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use agent_kit::server;
 use axum::{
     Json, Router,
     extract::State,
@@ -10,16 +11,11 @@ use axum::{
     routing::get,
 };
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tracing::{debug, warn};
 
 use crate::{
     metrics::Metrics,
     status::{Board, Problem, attachments},
 };
-
-/// An address that is taken is tried again this often.
-const BIND_AGAIN: Duration = Duration::from_secs(5);
 
 /// Changes that have waited this long to be programmed make the agent unhealthy: twice
 /// kube-proxy's sync period.
@@ -36,7 +32,7 @@ pub struct Answers {
 }
 
 /// Answers at both addresses for as long as the runtime lives.
-pub fn serve(metrics: SocketAddr, healthz: SocketAddr, answers: Answers) {
+pub fn serve(metrics: SocketAddr, healthz: SocketAddr, answers: &Answers) {
     let health = Router::new().route("/healthz", get(healthz_answer)).route("/livez", get(livez));
     let all = health
         .clone()
@@ -44,46 +40,18 @@ pub fn serve(metrics: SocketAddr, healthz: SocketAddr, answers: Answers) {
         .route("/proxyMode", get(|| async { "millrace" }))
         .route("/configz", get(configz))
         .route("/status", get(status));
-    let problem = answers.board.clone();
-    let is_same = metrics == healthz;
-    tokio::spawn(listen(
-        "--metrics-bind-address",
-        metrics,
-        all.with_state(answers.clone()),
-        problem,
-    ));
-    if !is_same {
-        let problem = answers.board.clone();
-        tokio::spawn(listen(
-            "--healthz-bind-address",
-            healthz,
-            health.with_state(answers),
-            problem,
-        ));
+    listen("--metrics-bind-address", metrics, all, answers);
+    if healthz != metrics {
+        listen("--healthz-bind-address", healthz, health, answers);
     }
 }
 
-async fn listen(flag: &'static str, address: SocketAddr, router: Router, board: Arc<Board>) {
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                debug!(%address, "listening");
-                board.state().problems.remove(flag);
-                if let Err(err) = axum::serve(listener, router.clone()).await {
-                    warn!(%address, %err, "the status server ended");
-                }
-            }
-            Err(err) => {
-                let message = format!("cannot listen at {address}: {err}; tried every 5 s");
-                let problem = Problem::new(Problem::NODE, flag, message);
-                let before = board.state().problems.insert(flag, vec![problem]);
-                if before.is_none() {
-                    warn!(%address, %err, "cannot listen; trying every 5 s");
-                }
-            }
-        }
-        tokio::time::sleep(BIND_AGAIN).await;
-    }
+fn listen(flag: &'static str, address: SocketAddr, router: Router<Answers>, answers: &Answers) {
+    let board = Arc::clone(&answers.board);
+    server::spawn(address, router.with_state(answers.clone()), move |trouble| {
+        let problem = trouble.map(|message| Problem::new(Problem::NODE, flag, message));
+        board.set_problems(flag, problem.into_iter().collect());
+    });
 }
 
 /// The body of both health answers.
@@ -132,10 +100,9 @@ async fn livez(State(answers): State<Answers>) -> Response {
 }
 
 async fn metrics_text(State(answers): State<Answers>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     // It walks tables: not on a thread that carries changes.
     match tokio::task::spawn_blocking(move || answers.metrics.text()).await {
-        Ok(text) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
+        Ok(text) => server::metrics(text),
         Err(err) => (StatusCode::INTERNAL_SERVER_ERROR, err.to_string()).into_response(),
     }
 }

@@ -123,7 +123,7 @@ impl Metrics {
             counters: Counters::open(maps, services).ok(),
             maps: maps.into(),
             board,
-            flows: Mutex::default(),
+            filled: Mutex::default(),
         }));
         Self { registry, ..metrics }
     }
@@ -177,7 +177,7 @@ struct Tables {
     counters: Option<Counters>,
     maps: std::path::PathBuf,
     board: Arc<Board>,
-    flows: Mutex<Option<(Instant, Vec<Fill>)>>,
+    filled: Mutex<Option<(Instant, Vec<Fill>)>>,
 }
 
 impl Collector for Tables {
@@ -273,7 +273,7 @@ impl Tables {
             .iter()
             .map(|status| (status.table.clone(), status.entries, status.capacity))
             .collect();
-        tables.extend(self.flows());
+        tables.extend(self.filled());
         let mut family = encoder.encode_descriptor(
             "millrace_table_entries",
             "Rows in use",
@@ -297,14 +297,14 @@ impl Tables {
         Ok(())
     }
 
-    fn flows(&self) -> Vec<Fill> {
-        let mut counted = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+    fn filled(&self) -> Vec<Fill> {
+        let mut counted = self.filled.lock().unwrap_or_else(PoisonError::into_inner);
         match &*counted {
-            Some((at, flows)) if at.elapsed() < COUNT_EVERY => flows.clone(),
+            Some((at, filled)) if at.elapsed() < COUNT_EVERY => filled.clone(),
             _ => {
-                let flows = show::flow_fill(&self.maps);
-                *counted = Some((Instant::now(), flows.clone()));
-                flows
+                let filled = show::filled_by_programs(&self.maps);
+                *counted = Some((Instant::now(), filled.clone()));
+                filled
             }
         }
     }

@@ -15,7 +15,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BPF_OBJECT"));
 #[cfg(not(has_object))]
 static OBJECT: &[u8] = &[];
 
-/// Tables whose rows name rows of each other, or that tell of each other's rows.
+/// Tables whose rows name rows of each other, or that tell of each other's rows: marks without
+/// their rows cost a look, but rows without their marks are never looked for.
 const GROUPS: &[&[&str]] = &[
     &[
         "SERVICES",
@@ -30,6 +31,7 @@ const GROUPS: &[&[&str]] = &[
         "ADDRESSMARKS",
     ],
     &["FLOWS4", "FLOWS6", "PENDING4", "PENDING6", "MARKS"],
+    &["SOCKETS4", "SOCKETS6", "PEERS4", "PEERS6", "PEERMARKS"],
 ];
 
 /// Why there are no programs.

@@ -100,7 +100,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     health::serve(
         agent.args.metrics_bind_address,
         agent.args.healthz_bind_address,
-        health::Answers {
+        &health::Answers {
             board: Arc::clone(&board),
             metrics: Arc::clone(&agent.metrics),
             config,
@@ -198,7 +198,7 @@ struct Agent {
 
 impl Agent {
     fn new(args: RunArgs, board: Arc<Board>, source: Source) -> Result<Self, RunError> {
-        let (mut loaded, claim) = object::load(&args.pins.bpffs, &args.capacities())?;
+        let (loaded, claim) = object::load(&args.pins.bpffs, &args.capacities())?;
         if !loaded.remade.is_empty() {
             let tables = loaded.remade.join(", ");
             info!(tables, "tables are made anew; the old ones serve until these are filled");
@@ -214,7 +214,7 @@ impl Agent {
             MapTable::open(&loaded.maps, "DEVICES")?,
         );
         let settings = MapTable::open(&loaded.maps, "SETTINGS")?;
-        let sweep = Arc::new(Sweep::new(&mut loaded.ebpf)?);
+        let sweep = Arc::new(Sweep::new(&loaded.ebpf)?);
         {
             let mut state = board.state();
             state.socket_lb = format!("{:?}", args.socket_lb).to_lowercase();
@@ -274,32 +274,20 @@ impl Agent {
                 problems.push(Problem::new(Problem::NODE, object, message));
             }
         }
-        self.set_problems("ports", problems);
-    }
-
-    fn set_problems(&self, origin: &'static str, problems: Vec<Problem>) {
-        let mut state = self.board.state();
-        let before = state.problems.remove(origin).unwrap_or_default();
-        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
-            warn!("{problem}");
-        }
-        for problem in before.iter().filter(|problem| !problems.contains(problem)) {
-            info!("no longer: {problem}");
-        }
-        state.problems.insert(origin, problems);
+        self.board.set_problems("ports", problems);
     }
 
     async fn list_devices(&mut self, netlink: &Netlink) {
         match netlink.list().await {
             Ok(network) => {
                 self.network = network;
-                self.set_problems("netlink", Vec::new());
+                self.board.set_problems("netlink", Vec::new());
                 self.place();
                 self.sync(0);
             }
             Err(err) => {
                 let problem = Problem::new(Problem::DEVICE, "netlink", err.to_string());
-                self.set_problems("netlink", vec![problem]);
+                self.board.set_problems("netlink", vec![problem]);
             }
         }
     }
@@ -342,7 +330,7 @@ impl Agent {
         {
             problems.push(problem);
         }
-        self.set_problems("devices", problems);
+        self.board.set_problems("devices", problems);
     }
 
     fn attach_sockets(&mut self) -> Result<(), Problem> {
@@ -384,7 +372,7 @@ impl Agent {
                 self.applier.want(key, wanted);
             }
         }
-        self.set_problems("source", self.source.problems());
+        self.board.set_problems("source", self.source.problems());
         if self.args.node_ip.is_empty() {
             let told = self.source.node().map(node_addresses).unwrap_or_default();
             if told != self.node_addresses {
@@ -430,7 +418,7 @@ impl Agent {
             Ok(()) => info!("the tables made anew are in force"),
             Err(err) => {
                 let problem = Problem::new(Problem::TABLE, "--bpffs", err.to_string());
-                self.set_problems("object", vec![problem]);
+                self.board.set_problems("object", vec![problem]);
             }
         }
     }
@@ -446,7 +434,7 @@ impl Agent {
         }
         let duration = began.elapsed();
         let fill = self.applier.fill();
-        self.set_problems("tables", report::tables(&self.applier.refusals(), &fill));
+        self.board.set_problems("tables", report::tables(&self.applier.refusals(), &fill));
         let mut state = self.board.state();
         if is_due {
             debug!(changes, ?duration, "tables written");

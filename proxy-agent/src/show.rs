@@ -109,7 +109,7 @@ impl Counters {
 }
 
 /// Rows and capacity of the tables that the programs fill.
-pub fn flow_fill(maps: &Path) -> Vec<(String, u32, u32)> {
+pub fn filled_by_programs(maps: &Path) -> Vec<(String, u32, u32)> {
     let mut fill = Vec::new();
     for name in ["FLOWS4", "PENDING4"] {
         fill.extend(count::<FlowKey<Ipv4>, Flow<Ipv4>>(maps, name, |_| true));

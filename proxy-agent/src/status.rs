@@ -2,7 +2,6 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
     io,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -14,6 +13,7 @@ use agent_kit::{
     bpf::LINK_TYPE_TCX,
     filter::{Filter, filters},
     link::{LinkError, Links},
+    problems::Problems,
 };
 use serde::{Deserialize, Serialize};
 
@@ -175,15 +175,14 @@ pub struct State {
     /// Since when changes have not been written.
     pub behind_since: Option<Instant>,
     pub tables: Vec<TableStatus>,
-    /// By who found them.
-    pub problems: BTreeMap<&'static str, Vec<Problem>>,
+    problems: Problems<Problem>,
     /// This node is being taken out of service, says its Node object.
     pub is_leaving: bool,
 }
 
 impl State {
     pub fn problems(&self) -> Vec<Problem> {
-        self.problems.values().flatten().cloned().collect()
+        self.problems.all()
     }
 }
 
@@ -197,6 +196,11 @@ impl Board {
     pub fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere leaves plain values behind, none of them half written.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces what one part has to complain about.
+    pub fn set_problems(&self, origin: &'static str, problems: Vec<Problem>) {
+        self.state().problems.set(origin, problems);
     }
 
     /// All but attachments, which are read from the pins.

@@ -6,7 +6,11 @@
 mod control;
 mod cost;
 mod fleet;
+mod peer;
+mod peer_control;
+mod proxy;
 mod report;
+mod row;
 mod service;
 mod stage;
 mod statistics;
@@ -33,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) only: Option<Part>,
     /// Numbers of Services beside which traffic is measured; the usual ones if empty.
     pub(crate) services: Vec<u32>,
+    /// Beside the real programs that the agents stand in for.
+    pub(crate) peers: bool,
 }
 
 /// A part of a benchmark.

@@ -6,10 +6,12 @@ mod command;
 mod compiler;
 mod demo;
 mod direction;
+mod go;
 mod kernels;
 mod lab;
 mod machine;
 mod object;
+mod peers;
 mod setup;
 mod tally;
 mod tidy;
@@ -49,7 +51,7 @@ enum Task {
     #[command(after_help = "Example: cargo xtask tidy")]
     Tidy(SetupArgs),
     /// Run benchmarks, all or those named
-    #[command(after_help = "Example: cargo xtask bench service")]
+    #[command(after_help = "Example: cargo xtask bench service --peers")]
     Bench(BenchArgs),
     /// The same namespaces as the demo's, to explore by hand
     #[command(subcommand, after_help = "Example: cargo xtask lab up")]
@@ -64,6 +66,10 @@ struct BuildArgs {
     /// Stop after the eBPF objects (target/bpf)
     #[arg(long)]
     objects: bool,
+    /// Also kube-proxy, kube-apiserver and flanneld, from pinned Go modules (target/peers), as
+    /// `bench --peers` does when it needs them; takes Go 1.25 or newer
+    #[arg(long)]
+    peers: bool,
     #[command(flatten)]
     setup: SetupArgs,
 }
@@ -91,6 +97,10 @@ struct BenchArgs {
     /// Numbers of Services beside which traffic is measured
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     services: Vec<u32>,
+    /// Measure the real kube-proxy (1.35, nftables mode) in the same run; builds it, and a
+    /// kube-apiserver for it, from pinned Go modules, which takes Go 1.25 or newer
+    #[arg(long)]
+    peers: bool,
     #[command(flatten)]
     setup: SetupArgs,
 }
@@ -120,6 +130,9 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
             if !args.objects {
                 agents::build(&machine, &objects, args.release.into())?;
             }
+            if args.peers {
+                peers::provide_all(&machine)?;
+            }
         }
         Task::Demo(args) => demo::run(&args)?,
         Task::Test(args) => tiers::run(&Machine::new(args.setup.offline)?, args.tier)?,
@@ -128,8 +141,12 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
             anyhow::ensure!(tally.failed == 0, "{} checks failed", tally.failed);
         }
         Task::Bench(args) => {
-            let options =
-                bench::Options { quick: args.quick, only: args.only, services: args.services };
+            let options = bench::Options {
+                quick: args.quick,
+                only: args.only,
+                services: args.services,
+                peers: args.peers,
+            };
             bench::run(&Machine::new(args.setup.offline)?, &args.names, &options)?;
         }
         Task::Lab(task) => return lab::run(task),

@@ -58,6 +58,17 @@ pub(crate) fn tiers() -> Vec<Need> {
     needs
 }
 
+/// For kube-proxy and its API server in a lab.
+pub(crate) fn peers() -> Vec<Need> {
+    vec![
+        Need::program("nft", "is what kube-proxy writes its rules with", &["nftables"]),
+        Need::program("conntrack", "forgets connections between measurements", &["conntrack"]),
+        Need::program("etcd", "keeps what kube-apiserver is told", &["etcd-server"]),
+        Need::program("etcdctl", "tells whether etcd is up", &["etcd-client"]),
+        Need::program("curl", "tells kube-apiserver of Services", &["curl"]),
+    ]
+}
+
 /// For older kernels: the machine that boots them.
 pub(crate) fn kernels() -> Vec<Need> {
     vec![

@@ -20,7 +20,7 @@ use crate::{
     kernel::KernelError,
     masquerade,
     net_config::Backend,
-    notify,
+    netfilter, notify,
     overlay::{Node, Wish, attachments},
     peers::{Compiled, Site, compile},
     status::{DeviceStatus, Kind, Problem},
@@ -125,7 +125,15 @@ impl Agent {
     fn attach(&mut self, listing: &Listing) {
         let Some(overlay) = &mut self.overlay else { return };
         let tunnel = self.tunnels.values().next().map(|tunnel| tunnel.device);
-        let fast_path = self.args.fast_path == FastPath::On;
+        let fast_path = tunnel.is_some() && {
+            let (fast_path, reason) = fast_path(self.args.fast_path);
+            let said = &mut self.board.state().status.fast_path;
+            if *said != reason {
+                info!("fast path {reason}");
+                *said = reason;
+            }
+            fast_path
+        };
         let mut problems = Vec::new();
         if let (Backend::Vxlan(vxlan), Some(_)) = (&self.config.backend, tunnel) {
             let node = Node {
@@ -359,4 +367,17 @@ fn reserve(range: PortRange) -> Option<Problem> {
         }
     }
     None
+}
+
+/// Whether packets of pods pass bridge and IP stack by, and the reason in words.
+fn fast_path(wanted: FastPath) -> (bool, String) {
+    match wanted {
+        FastPath::On => (true, "on, as told".into()),
+        FastPath::Off => (false, "off, as told".into()),
+        FastPath::Auto => match netfilter::obstacle() {
+            Ok(None) => (true, "on, nothing on this node filters or translates".into()),
+            Ok(Some(obstacle)) => (false, format!("off: {obstacle}")),
+            Err(err) => (false, format!("off: netfilter cannot be asked: {err}")),
+        },
+    }
 }

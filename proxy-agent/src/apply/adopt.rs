@@ -22,7 +22,12 @@ use crate::desired::{
 pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
     let capacity = [tables.backends4.capacity(), tables.backends6.capacity()];
     let mut ledger = Ledger::new(tables.services.capacity(), capacity);
-    note_generations(tables, &mut ledger);
+    for (family, capacity) in [IpFamily::V4, IpFamily::V6].into_iter().zip(capacity) {
+        let blocks = &mut ledger.blocks[family as usize];
+        for slot in 0..capacity {
+            blocks.note_generation(slot, tables.generation(family, slot));
+        }
+    }
 
     let mut frontends = tables.frontends(IpFamily::V4)?;
     frontends.extend(tables.frontends(IpFamily::V6)?);
@@ -92,16 +97,6 @@ impl Placed {
             SetRef::DROP => Some(DesiredSet::Drop),
             _ => Some(DesiredSet::Backends(self.backends.clone()?)),
         }
-    }
-}
-
-fn note_generations(tables: &Tables, ledger: &mut Ledger) {
-    let [v4, v6] = &mut ledger.blocks;
-    for slot in 0..tables.backends4.capacity() {
-        v4.note_generation(slot, tables.generation(IpFamily::V4, slot));
-    }
-    for slot in 0..tables.backends6.capacity() {
-        v6.note_generation(slot, tables.generation(IpFamily::V6, slot));
     }
 }
 

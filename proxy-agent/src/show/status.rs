@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path};
 
 use agent_kit::ask;
 
-use super::{ShowError, flow_fill, print};
+use super::{ShowError, filled_by_programs, print};
 use crate::{
     object,
     status::{Problem, Status, TableStatus, attachments},
@@ -16,8 +16,8 @@ pub fn read(agent: SocketAddr, bpffs: &Path) -> Result<Status, ShowError> {
         Ok(status) => status,
         Err(_) => pinned(bpffs, agent)?,
     };
-    let flows = flow_fill(&object::pins(bpffs).maps());
-    status.tables.extend(flows.into_iter().map(|(table, entries, capacity)| TableStatus {
+    let filled = filled_by_programs(&object::pins(bpffs).maps());
+    status.tables.extend(filled.into_iter().map(|(table, entries, capacity)| TableStatus {
         table,
         entries,
         capacity,

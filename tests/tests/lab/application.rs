@@ -2,7 +2,7 @@
 
 use lab::{
     agent::SocketLb,
-    peer::{Protocol, Question},
+    peer::{Greeting, Protocol, Question},
 };
 
 use crate::{
@@ -71,7 +71,7 @@ fn unconnected_udp_keeps_its_backend(mode: SocketLb) {
                 let mut buffer = [0; 2048];
                 let (bytes, from) = socket.recv_from(&mut buffer).expect("an answer");
                 assert_eq!(from, to);
-                let greeting: lab::peer::Greeting =
+                let greeting: Greeting =
                     serde_json::from_slice(&buffer[..bytes]).expect("a greeting");
                 names.push(greeting.name);
             }

@@ -16,7 +16,10 @@ use lab::{
 };
 use serde_json::Value;
 
-use crate::service::{Exposed, FAMILIES, Family, TARGET, Target, name};
+use crate::{
+    exposition,
+    service::{Exposed, FAMILIES, Family, TARGET, Target, name},
+};
 
 /// Longer than any change may take; nothing waits for it unless something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -280,8 +283,8 @@ impl Cluster {
     #[track_caller]
     pub(crate) fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let text = ok(self.agents[0].metrics());
-        let samples = ok(crate::exposition::parse(&text));
-        let fits = |sample: &&crate::exposition::Sample| {
+        let samples = ok(exposition::parse(&text));
+        let fits = |sample: &&exposition::Sample| {
             sample.name == name
                 && labels.iter().all(|(label, value)| {
                     sample.labels.get(*label).is_some_and(|found| found == value)
@@ -339,14 +342,7 @@ impl Drop for Cluster {
                 if let Ok(output) = agent.ask(arguments) {
                     let text = String::from_utf8_lossy(&output.stdout).into_owned();
                     let head: Vec<&str> = text.lines().take(60).collect();
-                    eprintln!(
-                        "--- {arguments:?} on {node}:
-{}",
-                        head.join(
-                            "
-"
-                        )
-                    );
+                    eprintln!("--- {arguments:?} on {node}:\n{}", head.join("\n"));
                 }
             }
         }

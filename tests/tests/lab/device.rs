@@ -6,7 +6,7 @@ use lab::agent::SocketLb;
 use serde_json::Value;
 
 use crate::{
-    cluster::{Cluster, Plan, eventually},
+    cluster::{Cluster, Plan, eventually, ok},
     service::{Target, expose},
 };
 
@@ -26,7 +26,7 @@ fn programs(cluster: &Cluster, device: &str) -> usize {
 fn pod_device_that_appears_later_is_attached_within_a_second(mode: SocketLb) {
     let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1b"])]);
     let began = Instant::now();
-    crate::cluster::ok(cluster.lab.add_pod("node1", "pod1c"));
+    ok(cluster.lab.add_pod("node1", "pod1c"));
     eventually("the new pod's device has its programs", || {
         (programs(&cluster, "vethpod1c") == 2).then_some(())
     });
@@ -38,9 +38,8 @@ fn pod_device_that_appears_later_is_attached_within_a_second(mode: SocketLb) {
 fn pod_device_that_is_gone_is_forgotten(mode: SocketLb) {
     let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1a"])]);
     assert_eq!(programs(&cluster, "vethpod1b"), 2);
-    let rows = |cluster: &Cluster| devices(cluster);
-    let before = rows(&cluster);
-    crate::cluster::ok(cluster.lab.remove_pod("pod1b"));
+    let before = devices(&cluster);
+    ok(cluster.lab.remove_pod("pod1b"));
     eventually("nothing of the device is left", || {
         let links = cluster.lab.bpffs("node1").join("proxy/links");
         let pins = std::fs::read_dir(links).ok()?.flatten().filter(|pin| {
@@ -48,7 +47,7 @@ fn pod_device_that_is_gone_is_forgotten(mode: SocketLb) {
             name.starts_with("pod_") || name.starts_with("uplink_")
         });
         // Two for the pod that stays, two for the uplink.
-        (pins.count() == 4 && rows(&cluster) == before - 1).then_some(())
+        (pins.count() == 4 && devices(&cluster) == before - 1).then_some(())
     });
     let status = cluster.show(&["status"]);
     assert_eq!(status["problems"], Value::Array(Vec::new()), "{status}");
@@ -59,7 +58,7 @@ fn pod_device_that_is_gone_is_forgotten(mode: SocketLb) {
 fn devices(cluster: &Cluster) -> usize {
     let map = cluster.lab.bpffs("node1").join("proxy/maps/DEVICES");
     let dump = cluster.lab.shell("node1", &format!("bpftool -j map dump pinned {}", map.display()));
-    let rows: Value = serde_json::from_str(&crate::cluster::ok(dump)).expect("JSON of bpftool");
+    let rows: Value = serde_json::from_str(&ok(dump)).expect("JSON of bpftool");
     rows.as_array().map_or(0, Vec::len)
 }
 

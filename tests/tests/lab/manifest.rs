@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, Plan, backends, eventually, ok},
-    service::{Exposed, Target, expose, name},
+    service::{Exposed, Target, cluster_ips, expose, name},
 };
 
 both! {
@@ -265,7 +265,7 @@ fn impossible_object_found_at_start_keeps_its_service(mode: SocketLb) {
 fn two_services_with_one_cluster_ip_are_reported(mode: SocketLb) {
     let cluster = Plan::single(mode).up(&[expose(10, &["pod1b"])]);
     // Another Service that claims the first one's address.
-    let [v4, v6] = crate::service::cluster_ips(10);
+    let [v4, v6] = cluster_ips(10);
     let port = manifests::Port::tcp("tcp", 80, 8080);
     let thief = manifests::Service::new("thief").cluster_ip(v4).cluster_ip(v6).port(port);
     let slices = ok(manifests::slices(&cluster.lab, "thief", &[port], &["pod1a"]));

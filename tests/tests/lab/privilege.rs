@@ -1,16 +1,17 @@
 //! What the agent needs to run, and what it says when it lacks it.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command, time::Duration};
 
 use lab::{
     Lab,
     agent::{Agent, AgentOptions, SocketLb},
+    peer::{Protocol, Question},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     cluster::{Plan, ok},
-    service::{Target, expose},
+    service::{FAMILIES, Target, expose},
 };
 
 both! { runs_with_three_capabilities }
@@ -80,6 +81,28 @@ fn check_names_what_is_missing() {
         let finding = finding.unwrap_or_else(|| panic!("{missing}: {findings:?}"));
         assert_eq!(finding["verdict"], "missing", "{finding}");
         assert!(finding["advice"].as_str().is_some_and(|advice| !advice.is_empty()), "{finding}");
+    }
+}
+
+#[test]
+fn without_the_socket_path_it_says_what_that_costs() {
+    let cluster = Plan::single(SocketLb::Off).up(&[expose(10, &["pod1b"])]);
+    let findings = cluster.show(&["check"]);
+    let mut all = findings.as_array().into_iter().flatten();
+    let finding = all.find(|finding| finding["subject"] == "socket path");
+    let finding = finding.unwrap_or_else(|| panic!("{findings}"));
+    assert_eq!((&finding["verdict"], &finding["found"]), (&json!("warning"), &json!("off")));
+    let advice = finding["advice"].as_str().expect("advice");
+    assert!(advice.contains("ClusterIP") && advice.contains("--socket-lb host"), "{advice}");
+    let log = cluster.agents[0].log();
+    assert!(log.contains(&format!("--socket-lb off: {advice}")), "{log}");
+    // And so it is.
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    let question = Question { timeout: Some(Duration::from_millis(400)), ..Question::default() };
+    for family in FAMILIES {
+        let to = Target::ClusterIp(10).address(&cluster.lab, family);
+        let answer = cluster.ask_with("node1", Protocol::Tcp, to, &question).remove(0);
+        assert!(answer.answer.is_none(), "{answer:?}");
     }
 }
 

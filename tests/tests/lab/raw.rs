@@ -35,45 +35,38 @@ pub(crate) fn syn_flood(to: SocketAddr, count: u32) -> io::Result<u32> {
     Ok(sent)
 }
 
+/// The kernel fills in the checksum of an IPv4 header, not that of TCP.
 fn syn(to: SocketAddr, number: u32) -> Vec<u8> {
     let [_, a, b, c] = number.to_be_bytes();
-    match to.ip() {
+    // The addresses are what each header ends with.
+    let (mut packet, addresses) = match to.ip() {
         IpAddr::V4(dst) => {
+            let header = vec![0x45, 0, 0, 40, b, c, 0, 0, 64, TCP, 0, 0];
             // 198.18.0.0/15 is for tests of this kind (RFC 2544).
-            let src = [198, 18 + (a & 1), b, c];
-            let mut packet = vec![0x45, 0, 0, 40, b, c, 0, 0, 64, TCP, 0, 0];
-            packet.extend(src);
-            packet.extend(dst.octets());
-            // The kernel fills in the header's checksum, not that of TCP.
-            let mut sum = Sum::default();
-            sum.add(&src);
-            sum.add(&dst.octets());
-            packet.extend(segment(to.port(), number, sum));
-            packet
+            (header, [[198, 18 + (a & 1), b, c], dst.octets()].concat())
         }
         IpAddr::V6(dst) => {
+            let header = vec![0x60, 0, 0, 0, 0, TCP_HEADER as u8, TCP, 64];
             // 2001:2::/48 likewise (RFC 5180).
             let src = [0x20, 0x01, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c];
-            let mut packet = vec![0x60, 0, 0, 0, 0, TCP_HEADER as u8, TCP, 64];
-            packet.extend(src);
-            packet.extend(dst.octets());
-            let mut sum = Sum::default();
-            sum.add(&src);
-            sum.add(&dst.octets());
-            packet.extend(segment(to.port(), number, sum));
-            packet
+            (header, [src, dst.octets()].concat())
         }
-    }
+    };
+    packet.extend(&addresses);
+    packet.extend(segment(&addresses, to.port(), number));
+    packet
 }
 
-/// The TCP header; `sum` holds the addresses already.
-fn segment(port: u16, number: u32, mut sum: Sum) -> [u8; TCP_HEADER] {
+/// The TCP header.
+fn segment(addresses: &[u8], port: u16, number: u32) -> [u8; TCP_HEADER] {
     let mut header = [0; TCP_HEADER];
     header[..2].copy_from_slice(&(1024 + (number % 60_000) as u16).to_be_bytes());
     header[2..4].copy_from_slice(&port.to_be_bytes());
     header[4..8].copy_from_slice(&number.to_be_bytes());
     header[12..14].copy_from_slice(&[0x50, SYN]);
     header[14..16].copy_from_slice(&[0xff, 0xff]);
+    let mut sum = Sum::default();
+    sum.add(addresses);
     sum.add(&[0, TCP, 0, TCP_HEADER as u8]);
     sum.add(&header);
     header[16..18].copy_from_slice(&sum.fold().to_be_bytes());

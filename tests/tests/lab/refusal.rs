@@ -12,7 +12,7 @@ use datapath::{
     address::{Address, Ipv4, Ipv6},
     flow::{Flow, FlowKey},
 };
-use lab::agent::SocketLb;
+use lab::{agent::SocketLb, manifests};
 use serde_json::json;
 
 use crate::{
@@ -116,7 +116,7 @@ where
 }
 
 fn internal_traffic_policy_without_local_endpoints_times_out(mode: SocketLb) {
-    let local = expose(10, &["pod2a"]).with(lab::manifests::Service::internal_local);
+    let local = expose(10, &["pod2a"]).with(manifests::Service::internal_local);
     let cluster = Cluster::up(mode, &[local]);
     cluster.is_silent("pod1a", Target::ClusterIp(10));
     cluster.is_silent("node1", Target::ClusterIp(10));
@@ -124,7 +124,7 @@ fn internal_traffic_policy_without_local_endpoints_times_out(mode: SocketLb) {
 }
 
 fn internal_traffic_policy_keeps_to_the_node(mode: SocketLb) {
-    let local = expose(10, &["pod1b", "pod2a"]).with(lab::manifests::Service::internal_local);
+    let local = expose(10, &["pod1b", "pod2a"]).with(manifests::Service::internal_local);
     let cluster = Cluster::up(mode, &[local]);
     for _ in 0..8 {
         cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
@@ -133,7 +133,7 @@ fn internal_traffic_policy_keeps_to_the_node(mode: SocketLb) {
 }
 
 fn external_traffic_policy_local_drops_without_local_endpoints(mode: SocketLb) {
-    let local = expose(10, &["pod2a"]).with(lab::manifests::Service::external_local);
+    let local = expose(10, &["pod2a"]).with(manifests::Service::external_local);
     let cluster = Cluster::up(mode, &[local]);
     cluster.is_silent("client", Target::NodePort("node1", 10));
     // What is inside the cluster already is not bound by it.
@@ -143,7 +143,7 @@ fn external_traffic_policy_local_drops_without_local_endpoints(mode: SocketLb) {
 }
 
 fn external_traffic_policy_local_keeps_the_source(mode: SocketLb) {
-    let local = expose(10, &["pod1a", "pod2a"]).with(lab::manifests::Service::external_local);
+    let local = expose(10, &["pod1a", "pod2a"]).with(manifests::Service::external_local);
     let cluster = Cluster::up(mode, &[local]);
     for _ in 0..8 {
         cluster.reaches("client", Target::NodePort("node1", 10), &["pod1a"], "client");

@@ -1,5 +1,8 @@
 //! The agent dies, comes back, and ends: traffic does not notice.
 
+use std::{collections::BTreeMap, os::fd::AsFd};
+
+use agent_kit::bpf::{self, MapLayout, map_type};
 use lab::{
     agent::{Agent, SocketLb},
     peer,
@@ -19,6 +22,7 @@ both! {
     cleanup_removes_everything,
     two_agents_do_not_disturb_each_other,
     second_agent_on_the_same_pins_is_refused,
+    marks_of_another_make_are_remade_with_what_they_mark,
 }
 
 fn twenty_kills_under_traffic_lose_nothing(mode: SocketLb) {
@@ -172,4 +176,49 @@ fn second_agent_on_the_same_pins_is_refused(mode: SocketLb) {
     ok(cluster.agents[0].kill());
     ok(cluster.agents[0].launch());
     ok(cluster.agents[0].wait_ready());
+}
+
+fn marks_of_another_make_are_remade_with_what_they_mark(mode: SocketLb) {
+    const FLOWS: [&str; 5] = ["FLOWS4", "FLOWS6", "PENDING4", "PENDING6", "MARKS"];
+    const SOCKETS: [&str; 5] = ["SOCKETS4", "SOCKETS6", "PEERS4", "PEERS6", "PEERMARKS"];
+    let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1b"])]);
+    for (remade, kept) in [(FLOWS, SOCKETS), (SOCKETS, FLOWS)] {
+        let before = map_ids(&cluster);
+        ok(cluster.agents[0].kill());
+        // As if the agent before had been built with fewer marks.
+        let marks = cluster.lab.bpffs("node1").join("proxy/maps").join(remade[4]);
+        ok(std::fs::remove_file(&marks));
+        let fewer = MapLayout {
+            map_type: map_type::ARRAY,
+            key_size: 4,
+            value_size: 64,
+            max_entries: 1,
+            flags: 0,
+        };
+        let map = ok(bpf::map_create(fewer, None));
+        ok(bpf::obj_pin(map.as_fd(), &marks));
+        ok(cluster.agents[0].launch());
+        ok(cluster.agents[0].wait_ready());
+        cluster.wait_programmed(&expose(10, &["pod1b"]));
+        let after = map_ids(&cluster);
+        for name in remade {
+            assert_ne!(after[name], before[name], "{name} is still there");
+        }
+        for name in kept {
+            assert_eq!(after[name], before[name], "{name} was made anew");
+        }
+        cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    }
+}
+
+/// Maps of the first node by name.
+fn map_ids(cluster: &Cluster) -> BTreeMap<String, u64> {
+    let maps = ok(std::fs::read_dir(cluster.lab.bpffs("node1").join("proxy/maps")));
+    let id = |map: std::fs::DirEntry| {
+        let show = format!("bpftool -j map show pinned {}", map.path().display());
+        let shown: serde_json::Value =
+            ok(serde_json::from_str(&ok(cluster.lab.shell("node1", &show))));
+        (map.file_name().to_string_lossy().into_owned(), shown["id"].as_u64().expect("an id"))
+    };
+    maps.flatten().map(id).collect()
 }

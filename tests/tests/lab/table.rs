@@ -1,10 +1,11 @@
-//! The flow tables under pressure: a flood of forged SYNs, rows whose time is over, and no room
-//! at all.
+//! The tables that programs fill under pressure: a flood of forged SYNs, rows whose time is over,
+//! and no room at all, for flows and for sockets.
 
 use agent_kit::table::{MapTable, Table};
 use datapath::{
     address::{Be16, Ipv4, Ipv6, protocol},
     flow::{Flow, FlowKey, Parties, Place, TICK_NS, role, seen},
+    socket::{Connected, Peer, PeerKey, side},
     tables::Opening,
 };
 use lab::{
@@ -16,7 +17,7 @@ use crate::{
     change::assert_nothing_lost,
     cluster::{Cluster, Plan, eventually, ok},
     raw,
-    service::{FAMILIES, Family, Target, expose},
+    service::{FAMILIES, Family, TARGET, Target, expose, name},
 };
 
 both! {
@@ -87,15 +88,21 @@ fn now() -> u32 {
 fn fill(cluster: &Cluster, node: &str, idle: u32, seen: u8) -> usize {
     let maps = cluster.lab.bpffs(node).join("proxy/maps");
     let last = now().saturating_sub(idle);
-    let v4 = |place: u32| Ipv4::from_bytes((0xc612_0000 | place).to_be_bytes());
-    let v6 = |place: u32| {
-        let mut bytes = [0x20, 0x01, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        bytes[12..].copy_from_slice(&place.to_be_bytes());
-        Ipv6::from_bytes(bytes)
-    };
     let mut v4_table = ok(MapTable::open(&maps, "FLOWS4"));
     let mut v6_table = ok(MapTable::open(&maps, "FLOWS6"));
-    fill_table(&mut v4_table, v4, last, seen) + fill_table(&mut v6_table, v6, last, seen)
+    fill_table(&mut v4_table, stranger4, last, seen)
+        + fill_table(&mut v6_table, stranger6, last, seen)
+}
+
+/// Addresses that are for tests (RFC 2544, RFC 5180).
+fn stranger4(number: u32) -> Ipv4 {
+    Ipv4::from_bytes((0xc612_0000 | number).to_be_bytes())
+}
+
+fn stranger6(number: u32) -> Ipv6 {
+    let mut bytes = [0x20, 0x01, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    bytes[12..].copy_from_slice(&number.to_be_bytes());
+    Ipv6::from_bytes(bytes)
 }
 
 fn fill_table<A: datapath::address::Address>(
@@ -190,4 +197,84 @@ fn table_full_of_live_rows_refuses_and_counts(mode: SocketLb) {
     // What was there before has its room; only new connections of the load may have failed.
     let load = ok(established.stop());
     assert!(load.requests > 0 && load.resets == 0, "{load:?}");
+}
+
+/// Connections to Service 10 that each path of node1 has begun: socket, packet.
+fn connections(cluster: &Cluster) -> [u64; 2] {
+    let shown = cluster.show(&["services", &name(10)]);
+    ["socket_connections", "packet_connections"].map(|path| {
+        let services = shown.as_array().into_iter().flatten();
+        services.map(|service| service[path].as_u64().expect("a number")).sum()
+    })
+}
+
+/// Gives all rows to one socket. (A socket's places are computed from the size of the table, so
+/// `--capacity` cannot make it small.)
+fn occupy<A: Copy + Default>(table: &mut impl Table<u32, Connected<A>>, cookie: u64) {
+    let keys: Vec<u32> = (0..table.capacity()).collect();
+    let rows = vec![Connected { cookie, ..Connected::default() }; keys.len()];
+    ok(table.insert_all(&keys, &rows).1);
+}
+
+fn occupy_all(cluster: &Cluster, cookie: u64) {
+    let maps = cluster.lab.bpffs("node1").join("proxy/maps");
+    occupy::<Ipv4>(&mut ok(MapTable::open(&maps, "SOCKETS4")), cookie);
+    occupy::<Ipv6>(&mut ok(MapTable::open(&maps, "SOCKETS6")), cookie);
+}
+
+#[test]
+fn sockets_without_room_are_served_all_the_same() {
+    /// The kernel counts up from one.
+    const NOBODY: u64 = u64::MAX;
+    let cluster = Plan::single(SocketLb::On).up(&[expose(10, &["pod1b"])]);
+    occupy_all(&cluster, NOBODY);
+    let before = connections(&cluster);
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    // TCP and UDP of two families.
+    assert_eq!(connections(&cluster), [before[0], before[1] + 4]);
+    // No packet path serves the node's own processes: they see the backend.
+    for family in FAMILIES {
+        let to = Target::ClusterIp(10).address(&cluster.lab, family);
+        let answer = cluster.ask("node1", Protocol::Tcp, to);
+        assert_eq!(answer.name(), Some("pod1b"), "{answer:?}");
+        let backend = (cluster.address("pod1b", family), TARGET);
+        assert_eq!(answer.peer.map(|peer| (peer.ip(), peer.port())), Some(backend));
+    }
+    let status = cluster.show(&["status"]);
+    for name in ["SOCKETS4", "SOCKETS6"] {
+        let mut tables = status["tables"].as_array().into_iter().flatten();
+        let table = tables.find(|table| table["table"] == name).expect("it is shown");
+        assert_eq!(table["entries"], table["capacity"], "{table}");
+    }
+    // With room again it is as before.
+    occupy_all(&cluster, 0);
+    let before = connections(&cluster);
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    assert_eq!(connections(&cluster), [before[0] + 4, before[1]]);
+}
+
+/// Fills a table of peers with those of a socket that there is not.
+fn crowd<A: Copy>(table: &mut impl Table<PeerKey<A>, Peer<A>>, address: impl Fn(u32) -> A) {
+    for number in 0..table.capacity() {
+        let place = Place::new(address(number), Be16::new(1));
+        let peer = Peer { addr: place.addr, port: place.port, generation: 0, service: 0 };
+        ok(table.insert(&PeerKey::new(u64::MAX, place, side::BACKEND), &peer));
+    }
+}
+
+#[test]
+fn peers_make_room_for_new_ones() {
+    let cluster = Plan::single(SocketLb::On).up(&[expose(10, &["pod1b"])]);
+    let maps = cluster.lab.bpffs("node1").join("proxy/maps");
+    crowd(&mut ok(MapTable::open(&maps, "PEERS4")), stranger4);
+    crowd(&mut ok(MapTable::open(&maps, "PEERS6")), stranger6);
+    let question = Question { unconnected: true, count: Some(20), ..Question::default() };
+    for from in ["pod1a", "node1"] {
+        for family in FAMILIES {
+            let to = Target::ClusterIp(10).address(&cluster.lab, family);
+            for answer in cluster.ask_with(from, Protocol::Udp, to, &question) {
+                assert_eq!(answer.from, Some(to), "{from}: {answer:?}");
+            }
+        }
+    }
 }

@@ -29,12 +29,12 @@ use flannel_agent::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
-/// Nodes by name, and all that happened to them by version.
+/// Nodes, and all that happened to them by version.
 #[derive(Default)]
 struct Nodes {
     /// It answers no question for Nodes at the moment.
     is_down: bool,
-    nodes: BTreeMap<String, Value>,
+    by_name: BTreeMap<String, Value>,
     events: Vec<(u64, Value)>,
 }
 
@@ -71,11 +71,11 @@ impl Server {
                 "status": {},
             })
         };
-        let mut node = state.nodes.remove(name).unwrap_or_else(blank);
+        let mut node = state.by_name.remove(name).unwrap_or_else(blank);
         change(&mut node);
         node["metadata"]["resourceVersion"] = version.to_string().into();
         if kind != "DELETED" {
-            state.nodes.insert(name.into(), node.clone());
+            state.by_name.insert(name.into(), node.clone());
         }
         state.events.push((version, json!({ "type": kind, "object": node })));
         self.version.send_replace(version);
@@ -91,7 +91,7 @@ impl Server {
     }
 
     fn node(&self, name: &str) -> Value {
-        self.state.lock().unwrap().nodes[name].clone()
+        self.state.lock().unwrap().by_name[name].clone()
     }
 }
 
@@ -104,7 +104,7 @@ async fn list(
     }
     if query.get("watch").is_none_or(|watch| watch == "false") {
         let state = server.state.lock().unwrap();
-        let items: Vec<&Value> = state.nodes.values().collect();
+        let items: Vec<&Value> = state.by_name.values().collect();
         let metadata = json!({ "resourceVersion": server.version.borrow().to_string() });
         let list =
             json!({ "apiVersion": "v1", "kind": "NodeList", "metadata": metadata, "items": items });
@@ -133,7 +133,7 @@ async fn list(
 }
 
 async fn read(State(server): State<Server>, Path(name): Path<String>) -> Response {
-    match server.state.lock().unwrap().nodes.get(&name) {
+    match server.state.lock().unwrap().by_name.get(&name) {
         Some(node) => Json(node.clone()).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
     }

@@ -36,8 +36,14 @@ pub(super) struct Found {
     pub(super) maps: BTreeMap<u64, (String, u64)>,
 }
 
-/// Every so many-th Service is watched while the agent starts.
+/// Between two questions whether a change is in force.
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// So many Services are watched while they come to be served.
 const WATCHED: u32 = 250;
+
+/// Memory that a start took is given back by then, if it ever is.
+pub(super) const SETTLED: Duration = Duration::from_secs(10);
 
 pub(super) fn measure(plan: Plan, stage: &mut Stage) -> Result<Found> {
     let mut found = Found { services: plan.services, ..Found::default() };
@@ -48,8 +54,7 @@ pub(super) fn measure(plan: Plan, stage: &mut Stage) -> Result<Found> {
         found.warm.push(warm(stage)?);
         tell("start with pinned state", &found.warm);
     }
-    // Memory that the start took is given back by then, if it ever is.
-    thread::sleep(Duration::from_secs(10));
+    thread::sleep(SETTLED);
     memory(stage, &mut found)?;
     for number in 0..plan.changes {
         found.renamed.push(change(stage, number, rename)?);
@@ -61,31 +66,40 @@ pub(super) fn measure(plan: Plan, stage: &mut Stage) -> Result<Found> {
     Ok(found)
 }
 
-fn tell(what: &str, seconds: &[f64]) {
+pub(super) fn tell(what: &str, seconds: &[f64]) {
     let last = seconds.last().copied().unwrap_or_default();
     println!("  {what}: {:.1} ms ({} times)", last * 1e3, seconds.len());
 }
 
-fn seconds(from: u64, to: u64) -> f64 {
+pub(super) fn seconds(from: u64, to: u64) -> f64 {
     to.saturating_sub(from) as f64 / 1e9
 }
 
-/// Starts an agent where there is nothing. Watching all Services would take the agent's
-/// processor, so some are, and when they have answered the rest must do so at once.
+/// Starts an agent where there is nothing.
 fn cold(stage: &mut Stage) -> Result<f64> {
     stage.remove_agent()?;
     stage.await_silence()?;
     stage.prepare_agent(SocketLb::On)?;
+    let seconds = until_all_answer(stage, |stage| Ok(stage.agent()?.launch()?))?;
+    stage.agent()?.wait_ready()?;
+    Ok(seconds)
+}
+
+/// From a start to the last Service answering. Watching all Services would take the processor
+/// of what is started, so some are, and when they have answered the rest must do so at once.
+pub(super) fn until_all_answer(
+    stage: &mut Stage,
+    launch: impl FnOnce(&mut Stage) -> Result<()>,
+) -> Result<f64> {
     stage.begin_scan((stage.fleet() / WATCHED).max(1))?;
     let began = clock();
-    stage.agent()?.launch()?;
+    launch(stage)?;
     let mut last = stage.end_scan()?.at;
     stage.begin_scan(1)?;
     let all = stage.end_scan()?;
     if all.silent > 0 {
         last = all.at;
     }
-    stage.agent()?.wait_ready()?;
     Ok(seconds(began, last))
 }
 
@@ -94,7 +108,7 @@ fn warm(stage: &mut Stage) -> Result<f64> {
     stage.agent()?.kill()?;
     let (file, text, next) = stage.turn()?;
     fs::write(file, text)?;
-    stage.begin_follow(next)?;
+    stage.begin_follow(next, PAUSE)?;
     let began = clock();
     stage.agent()?.launch()?;
     let seen = stage.end_follow()?;
@@ -107,7 +121,7 @@ fn change(stage: &mut Stage, number: usize, put: Put) -> Result<f64> {
     let (file, text, next) = stage.turn()?;
     // Not in step with anything that the agent does at regular times.
     thread::sleep(Duration::from_millis(20 + number as u64 * 7 % 41));
-    stage.begin_follow(next)?;
+    stage.begin_follow(next, PAUSE)?;
     // The watcher is asking by then.
     thread::sleep(Duration::from_millis(2));
     let began = put(&file, &text).context("cannot change the slice")?;
@@ -134,10 +148,8 @@ fn write(file: &Path, text: &str) -> io::Result<u64> {
 
 fn memory(stage: &mut Stage, found: &mut Found) -> Result<()> {
     let pid = stage.agent()?.id().context("the agent is not running")?;
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let bytes = |word| number(&rollup, word).map(|kibibytes| kibibytes * 1024);
-    found.resident = bytes("Rss:").context("no Rss in smaps_rollup")?;
-    found.proportional = bytes("Pss:").context("no Pss in smaps_rollup")?;
+    found.resident = process_memory(pid, "Rss:")?;
+    found.proportional = process_memory(pid, "Pss:")?;
     let names = map_names()?;
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         // A descriptor may be gone by now.
@@ -148,6 +160,13 @@ fn memory(stage: &mut Stage, found: &mut Found) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A process's memory in bytes, by its name in `smaps_rollup`.
+pub(super) fn process_memory(pid: u32, word: &str) -> Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let kibibytes = number(&rollup, word).with_context(|| format!("no {word} in smaps_rollup"))?;
+    Ok(kibibytes * 1024)
 }
 
 fn map_names() -> Result<BTreeMap<u64, String>> {

@@ -3,61 +3,19 @@
 use std::{fmt::Write as _, fs, path::Path};
 
 use anyhow::{Context, Result};
+use lab::agent::SocketLb;
 use serde::Serialize;
 use serde_json::json;
 
 use super::{
     control,
     cost::Cost,
-    statistics::{Ratio, median, quantile},
+    peer_control,
+    proxy::Proxy,
+    row::{Goal, Row, Unit},
+    statistics::{median, quantile},
     traffic::{self, Kind, Way},
 };
-
-/// Where a figure must get to.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Goal {
-    AtLeast(f64),
-    AtMost(f64),
-    /// The interval holds 1.
-    Same,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Unit {
-    Ratio,
-    Seconds,
-    Bytes,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Verdict {
-    Holds,
-    Missed,
-}
-
-/// One line of the table.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Row {
-    figure: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    services: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    socket_lb: Option<&'static str>,
-    unit: Unit,
-    value: f64,
-    /// The 95 % interval of a ratio; the smallest and the largest of anything else.
-    low: f64,
-    high: f64,
-    /// Rounds or times.
-    rounds: usize,
-    goal: Option<Goal>,
-    /// What kube-proxy 1.35 in nftables mode came to.
-    kube_proxy: Option<&'static str>,
-    verdict: Option<Verdict>,
-}
 
 /// The machine it was measured on.
 #[derive(Clone, Debug, Serialize)]
@@ -67,58 +25,6 @@ pub(super) struct Host {
     kernel: String,
     /// Load averages of a minute, before and after.
     load: [f64; 2],
-}
-
-impl Goal {
-    /// A goal holds if the interval reaches it.
-    fn verdict(self, low: f64, high: f64) -> Verdict {
-        let holds = match self {
-            Self::AtLeast(goal) => high >= goal,
-            Self::AtMost(goal) => low <= goal,
-            Self::Same => low <= 1.0 && high >= 1.0,
-        };
-        if holds { Verdict::Holds } else { Verdict::Missed }
-    }
-}
-
-impl Row {
-    fn ratio(figure: String, ratio: Ratio, rounds: usize) -> Self {
-        Self {
-            figure,
-            services: None,
-            socket_lb: None,
-            unit: Unit::Ratio,
-            value: ratio.value,
-            low: ratio.low,
-            high: ratio.high,
-            rounds,
-            goal: None,
-            kube_proxy: None,
-            verdict: None,
-        }
-    }
-
-    /// A quantile of what was measured several times.
-    fn measured(figure: &str, unit: Unit, values: &[f64], part: f64, services: u32) -> Self {
-        let value = quantile(values, part);
-        let ratio = Ratio {
-            value,
-            low: quantile(values, 0.0),
-            high: quantile(values, 1.0),
-            pairs: values.len(),
-        };
-        let row = Self::ratio(figure.into(), ratio, values.len());
-        Self { unit, services: Some(services), ..row }
-    }
-
-    fn goal(mut self, goal: Goal, kube_proxy: &'static str) -> Self {
-        let (low, high) =
-            if self.unit == Unit::Ratio { (self.low, self.high) } else { (self.value, self.value) };
-        self.verdict = Some(goal.verdict(low, high));
-        self.goal = Some(goal);
-        self.kube_proxy = Some(kube_proxy);
-        self
-    }
 }
 
 impl Host {
@@ -148,89 +54,135 @@ fn load() -> f64 {
     text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
 }
 
-/// The lines about traffic.
+/// The lines about traffic: one for each figure of the agent, with kube-proxy's beside it.
 pub(super) fn traffic(found: &[traffic::Found]) -> Vec<Row> {
-    let mut rows: Vec<Row> = found.iter().map(traffic_row).collect();
-    for kind in Kind::ALL {
-        for mode in ["on", "host"] {
-            let of_mode = || {
-                let is_it = |found: &&traffic::Found| {
-                    found.kind == kind
-                        && found.way == Way::Service
-                        && found.socket_lb.name() == mode
-                };
-                found.iter().filter(is_it)
+    let of_agent = found.iter().filter(|found| found.proxy != Proxy::KubeProxy);
+    let mut rows: Vec<Row> = of_agent
+        .map(|one| {
+            let is_counterpart = |other: &&traffic::Found| {
+                other.proxy == Proxy::KubeProxy
+                    && (other.kind, other.way, other.services) == (one.kind, one.way, one.services)
             };
-            let least = of_mode().min_by_key(|found| found.services);
-            let most = of_mode().max_by_key(|found| found.services);
-            let (Some(least), Some(most)) = (least, most) else { continue };
-            if least.services == most.services {
-                continue;
-            }
-            let figure =
-                format!("{} as a ratio to that at {}", name(kind, Way::Service), least.services);
-            let ratio = most.ratio.over(&least.ratio);
-            let mut row = Row::ratio(figure, ratio, most.rounds).goal(Goal::Same, "");
-            row.services = Some(most.services);
-            row.socket_lb = Some(mode);
-            rows.push(row);
+            let here = found.iter().find(is_counterpart).map(traffic_row);
+            traffic_row(one).beside(here.as_ref(), elsewhere(one.kind, one.way))
+        })
+        .collect();
+    for kind in Kind::ALL {
+        let here = growth(found, kind, Proxy::KubeProxy);
+        for socket_lb in [SocketLb::On, SocketLb::Host] {
+            let row = growth(found, kind, Proxy::Agent(socket_lb));
+            rows.extend(row.map(|row| row.goal(Goal::Same).beside(here.as_ref(), None)));
         }
     }
     rows
 }
 
-fn name(kind: Kind, way: Way) -> String {
+/// How the ratio at the largest number of Services compares with that at the smallest.
+fn growth(found: &[traffic::Found], kind: Kind, proxy: Proxy) -> Option<Row> {
+    let of_proxy = || {
+        found
+            .iter()
+            .filter(|found| (found.kind, found.way, found.proxy) == (kind, Way::Service, proxy))
+    };
+    let least = of_proxy().min_by_key(|found| found.services)?;
+    let most = of_proxy().max_by_key(|found| found.services)?;
+    if least.services == most.services {
+        return None;
+    }
+    let name = name(kind, Way::Service, proxy);
+    let figure = format!("{name} as a ratio to that at {}", least.services);
+    let row = Row::ratio(figure, most.ratio.over(&least.ratio), most.rounds);
+    Some(row.at(most.services, socket_lb(proxy)))
+}
+
+fn name(kind: Kind, way: Way, proxy: Proxy) -> String {
     let what = match kind {
         Kind::Connections => "new connections per second",
         Kind::Latency => "round trip time",
         Kind::Bulk => "bulk throughput",
     };
-    let way = match way {
-        Way::Service => "ClusterIP",
-        Way::Backend => "pod to pod beside the agent, pair that a Service joins too",
-        _ => "pod to pod beside the agent",
+    let whom = match proxy {
+        Proxy::Agent(_) => "the agent",
+        Proxy::KubeProxy => "kube-proxy",
     };
-    format!("{what}, {way}")
+    match way {
+        Way::Service => format!("{what}, ClusterIP"),
+        Way::Backend => {
+            format!("{what}, pod to pod beside {whom}, pair that a Service joins too")
+        }
+        Way::Beside | Way::Alone => format!("{what}, pod to pod beside {whom}"),
+    }
+}
+
+fn socket_lb(proxy: Proxy) -> Option<&'static str> {
+    match proxy {
+        Proxy::Agent(socket_lb) => Some(socket_lb.name()),
+        Proxy::KubeProxy => None,
+    }
+}
+
+/// What kube-proxy came to when it was not measured in the same run.
+fn elsewhere(kind: Kind, way: Way) -> Option<&'static str> {
+    match (kind, way) {
+        (Kind::Connections, Way::Service) => Some("0.83"),
+        (Kind::Latency, Way::Service) => Some("1.15"),
+        (Kind::Bulk, Way::Service) | (_, Way::Backend | Way::Alone) => None,
+        (Kind::Latency, Way::Beside) => Some("1.10–1.18"),
+        (Kind::Connections | Kind::Bulk, Way::Beside) => Some("0.82–0.90"),
+    }
 }
 
 fn traffic_row(found: &traffic::Found) -> Row {
-    let (goal, kube_proxy) = match (found.kind, found.way) {
-        (Kind::Connections, Way::Service) => (Some(Goal::AtLeast(0.97)), "0.83"),
-        (Kind::Latency, Way::Service) => (Some(Goal::AtMost(1.02)), "1.15"),
-        (Kind::Bulk, Way::Service) | (_, Way::Backend) => (None, ""),
-        (Kind::Latency, _) => (Some(Goal::AtMost(1.02)), "1.10–1.18"),
-        (Kind::Connections | Kind::Bulk, _) => (Some(Goal::AtLeast(0.98)), "0.82–0.90"),
+    let goal = match (found.kind, found.way) {
+        (Kind::Connections, Way::Service) => Some(Goal::AtLeast(0.97)),
+        (Kind::Bulk, Way::Service) | (_, Way::Backend | Way::Alone) => None,
+        (Kind::Latency, Way::Service | Way::Beside) => Some(Goal::AtMost(1.02)),
+        (Kind::Connections | Kind::Bulk, Way::Beside) => Some(Goal::AtLeast(0.98)),
     };
-    let row = Row::ratio(name(found.kind, found.way), found.ratio, found.rounds);
-    let row = match goal {
-        Some(goal) => row.goal(goal, kube_proxy),
+    let name = name(found.kind, found.way, found.proxy);
+    let row = Row::ratio(name, found.ratio, found.rounds);
+    let row = row.at(found.services, socket_lb(found.proxy));
+    match goal {
+        Some(goal) => row.goal(goal),
         None => row,
-    };
-    Row { services: Some(found.services), socket_lb: Some(found.socket_lb.name()), ..row }
+    }
 }
 
-/// The lines about the control plane.
-pub(super) fn control(found: &control::Found) -> Vec<Row> {
+/// The lines about the control plane, with kube-proxy's beside them if it was measured.
+pub(super) fn control(
+    found: &control::Found,
+    kube_proxy: Option<&peer_control::Found>,
+) -> Vec<Row> {
     let services = found.services;
     let time =
         |figure, values: &[f64], part| Row::measured(figure, Unit::Seconds, values, part, services);
     let bytes =
         |figure, bytes: u64| Row::measured(figure, Unit::Bytes, &[bytes as f64], 0.5, services);
     let maps = found.maps.values().map(|(_, bytes)| bytes).sum();
+    let cold = kube_proxy.map(|found| time("", &found.cold, 0.5));
+    let changed = |part| kube_proxy.map(|found| time("", &found.changed, part));
+    let resident = kube_proxy.map(|found| bytes("", found.resident));
     vec![
         time("start to the last Service answering, nothing pinned", &found.cold, 0.5)
-            .goal(Goal::AtMost(1.0), "30 s"),
+            .goal(Goal::AtMost(1.0))
+            .beside(cold.as_ref(), Some("30 s")),
         time("start to a missed change in force, state pinned", &found.warm, 0.5)
-            .goal(Goal::AtMost(1.0), ""),
-        time("one file renamed to traffic following, median", &found.renamed, 0.5),
+            .goal(Goal::AtMost(1.0)),
+        time("one file renamed to traffic following, median", &found.renamed, 0.5)
+            .beside(changed(0.5).as_ref(), None),
         time("one file renamed to traffic following, 99th percentile", &found.renamed, 0.99)
-            .goal(Goal::AtMost(0.02), "0.9–10 s"),
-        time("one file written to traffic following, median", &found.written, 0.5),
+            .goal(Goal::AtMost(0.02))
+            .beside(changed(0.99).as_ref(), Some("0.9–10 s")),
+        time("one file written to traffic following, median", &found.written, 0.5)
+            .beside(changed(0.5).as_ref(), None),
         time("one file written to traffic following, 99th percentile", &found.written, 0.99)
-            .goal(Goal::AtMost(0.02), "0.9–10 s"),
-        bytes("memory of the agent, resident", found.resident).goal(Goal::AtMost(60e6), "201 MB"),
+            .goal(Goal::AtMost(0.02))
+            .beside(changed(0.99).as_ref(), Some("0.9–10 s")),
+        bytes("memory of the agent, resident", found.resident)
+            .goal(Goal::AtMost(60e6))
+            .beside(resident.as_ref(), Some("201 MB")),
         bytes("memory of the agent, proportional", found.proportional),
-        bytes("kernel memory of the maps at default sizes", maps).goal(Goal::AtMost(64e6), ""),
+        bytes("kernel memory of the maps at default sizes", maps).goal(Goal::AtMost(64e6)),
     ]
 }
 
@@ -238,11 +190,25 @@ pub(super) fn control(found: &control::Found) -> Vec<Row> {
 pub(super) struct Report {
     pub(super) host: Host,
     pub(super) quick: bool,
+    /// Whether kube-proxy was measured too.
+    pub(super) peers: bool,
     pub(super) rows: Vec<Row>,
     pub(super) traffic: Vec<traffic::Found>,
     pub(super) costs: Vec<Cost>,
     pub(super) control: Option<control::Found>,
+    pub(super) peer_control: Option<peer_control::Found>,
 }
+
+/// What a reader must know of kube-proxy's column.
+const IN_THIS_RUN: &str = "kube-proxy v1.35.4 in nftables mode was measured in this run as the \
+    agent was: the same Services, told by a kube-apiserver, the same traffic, and ratios to the \
+    same traffic on the same nodes without it, with the interval or spread and the rounds behind \
+    each. On all nodes of this run, with a proxy or without, packets between pods of one bridge \
+    pass netfilter (`bridge-nf-call-iptables`), without which kube-proxy cannot serve such pods; \
+    so its rules and connection tracking meet traffic beside Services too. A change is timed \
+    from the API server's answer to it, a file from its rename or write.\n\n";
+const ELSEWHERE: &str = "kube-proxy's figures were measured on this kind of machine at another \
+    time; `--peers` measures it in the same run.\n\n";
 
 impl Report {
     /// Writes `service.md` and `service.json`; returns the former's text.
@@ -261,9 +227,10 @@ impl Report {
     fn json(&self) -> serde_json::Value {
         let traffic = self.traffic.iter().map(|found| {
             json!({
-                "figure": name(found.kind, found.way),
+                "figure": name(found.kind, found.way, found.proxy),
                 "services": found.services,
-                "socket_lb": found.socket_lb.name(),
+                "proxy": if found.proxy == Proxy::KubeProxy { "kube-proxy" } else { "proxy-agent" },
+                "socket_lb": socket_lb(found.proxy),
                 "unit": absolute_unit(found.kind),
                 "value": found.value,
                 "reference": found.reference,
@@ -276,7 +243,7 @@ impl Report {
         });
         let costs = self.costs.iter().map(|cost| {
             json!({
-                "figure": name(cost.kind, cost.way),
+                "figure": name(cost.kind, cost.way, Proxy::Agent(cost.socket_lb)),
                 "socket_lb": cost.socket_lb.name(),
                 "program": cost.program,
                 "runs_each": cost.runs,
@@ -296,14 +263,23 @@ impl Report {
                 "maps": maps.collect::<Vec<_>>(),
             })
         });
+        let peer_control = self.peer_control.as_ref().map(|found| {
+            json!({
+                "cold_start_seconds": found.cold,
+                "change_seconds": found.changed,
+                "resident_bytes": found.resident,
+            })
+        });
         json!({
             "benchmark": "service",
             "quick": self.quick,
+            "peers": self.peers,
             "host": self.host,
             "rows": self.rows,
             "traffic": traffic.collect::<Vec<_>>(),
             "programs": costs.collect::<Vec<_>>(),
             "control": control,
+            "kube_proxy_control": peer_control,
         })
     }
 
@@ -317,22 +293,27 @@ impl Report {
         if self.quick {
             text += "A smoke run (`--quick`): too few rounds for a verdict that counts.\n\n";
         }
-        text += "| figure | Services | socket-lb | value | interval or spread | rounds | goal | \
-                 kube-proxy | verdict |\n|---|--:|---|--:|--:|--:|--:|--:|---|\n";
+        text += if self.peers { IN_THIS_RUN } else { ELSEWHERE };
+        let kube_proxy = if self.peers { "in this run" } else { "elsewhere" };
+        let _ = writeln!(
+            text,
+            "| figure | Services | socket-lb | value | interval or spread | rounds | goal | \
+             kube-proxy, {kube_proxy} | verdict |\n|---|--:|---|--:|--:|--:|--:|--:|---|",
+        );
         for row in &self.rows {
             let _ = writeln!(text, "{}", row.line());
         }
         if !self.traffic.is_empty() {
             text += "\nThe same traffic in absolute numbers, medians:\n\n\
-                     | traffic | Services | socket-lb | value | with no agent |\n\
+                     | traffic | Services | socket-lb | value | with no proxy |\n\
                      |---|--:|---|--:|--:|\n";
             for found in &self.traffic {
                 let _ = writeln!(
                     text,
                     "| {} | {} | {} | {} | {} |",
-                    name(found.kind, found.way),
+                    name(found.kind, found.way, found.proxy),
                     found.services,
-                    found.socket_lb.name(),
+                    found.proxy.name(),
                     absolute(found.kind, found.value),
                     absolute(found.kind, found.reference),
                 );
@@ -351,7 +332,7 @@ impl Report {
                 let _ = writeln!(
                     text,
                     "| {} | {} | `{}` | {:.2} {each} | {:.0} | {:.0} |",
-                    name(cost.kind, cost.way),
+                    name(cost.kind, cost.way, Proxy::Agent(cost.socket_lb)),
                     cost.socket_lb.name(),
                     cost.program,
                     cost.runs,
@@ -382,47 +363,6 @@ impl Report {
     }
 }
 
-impl Row {
-    fn line(&self) -> String {
-        let services = self.services.map_or(String::new(), |services| services.to_string());
-        let goal = match self.goal {
-            Some(Goal::AtLeast(goal)) => format!("≥ {}", self.unit.text(goal)),
-            Some(Goal::AtMost(goal)) => format!("≤ {}", self.unit.text(goal)),
-            Some(Goal::Same) => "1".into(),
-            None => String::new(),
-        };
-        let spread = if self.rounds > 1 {
-            format!("{} – {}", self.unit.text(self.low), self.unit.text(self.high))
-        } else {
-            String::new()
-        };
-        let verdict = match self.verdict {
-            Some(Verdict::Holds) => "holds",
-            Some(Verdict::Missed) => "**missed**",
-            None => "",
-        };
-        format!(
-            "| {} | {services} | {} | {} | {spread} | {} | {goal} | {} | {verdict} |",
-            self.figure,
-            self.socket_lb.unwrap_or_default(),
-            self.unit.text(self.value),
-            self.rounds,
-            self.kube_proxy.unwrap_or_default(),
-        )
-    }
-}
-
-impl Unit {
-    fn text(self, value: f64) -> String {
-        match self {
-            Self::Ratio => format!("{value:.3}"),
-            Self::Seconds if value < 0.1 => format!("{:.1} ms", value * 1e3),
-            Self::Seconds => format!("{value:.2} s"),
-            Self::Bytes => format!("{:.1} MB", value / 1e6),
-        }
-    }
-}
-
 fn absolute_unit(kind: Kind) -> &'static str {
     match kind {
         Kind::Connections => "connections per second",
@@ -442,27 +382,43 @@ fn absolute(kind: Kind, value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::statistics::Ratio;
 
-    #[test]
-    fn a_goal_holds_if_the_interval_reaches_it() {
-        let ratio = Ratio { value: 0.965, low: 0.955, high: 0.975, pairs: 20 };
-        let row = Row::ratio("connections".into(), ratio, 40).goal(Goal::AtLeast(0.97), "0.83");
-        assert_eq!(row.verdict, Some(Verdict::Holds));
-        assert_eq!(
-            row.line(),
-            "| connections |  |  | 0.965 | 0.955 – 0.975 | 40 | ≥ 0.970 | 0.83 | holds |"
-        );
-        let row = row.goal(Goal::AtLeast(0.98), "");
-        assert_eq!(row.verdict, Some(Verdict::Missed));
-        assert_eq!(Goal::Same.verdict(0.99, 0.999), Verdict::Missed);
+    fn found(proxy: Proxy, services: u32, value: f64) -> traffic::Found {
+        let ratio = Ratio { value, low: value - 0.01, high: value + 0.01, pairs: 5 };
+        traffic::Found {
+            kind: Kind::Connections,
+            way: Way::Service,
+            services,
+            proxy,
+            ratio,
+            of_means: ratio,
+            rounds: 10,
+            value: 0.0,
+            reference: 0.0,
+        }
     }
 
     #[test]
-    fn what_is_no_ratio_is_judged_by_its_value() {
-        let values = [0.012, 0.031, 0.009];
-        let row = Row::measured("a change", Unit::Seconds, &values, 0.99, 10_000);
-        let row = row.goal(Goal::AtMost(0.02), "");
-        assert_eq!(row.verdict, Some(Verdict::Missed));
-        assert!(row.line().contains("| 31.0 ms | 9.0 ms – 31.0 ms | 3 | ≤ 20.0 ms |"));
+    fn kube_proxy_stands_beside_the_same_figure_of_the_same_run() {
+        let agent = Proxy::Agent(SocketLb::On);
+        let alone = traffic(&[found(agent, 10, 0.97)]);
+        assert!(alone[0].line().ends_with("| 0.83 | holds |"), "{}", alone[0].line());
+        let rows = traffic(&[
+            found(agent, 10, 0.97),
+            found(Proxy::KubeProxy, 10, 0.8),
+            found(agent, 1_000, 0.96),
+            found(Proxy::KubeProxy, 1_000, 0.7),
+        ]);
+        let lines: Vec<String> = rows.iter().map(Row::line).collect();
+        // Two sizes, and how they compare: no line is kube-proxy's own.
+        assert_eq!(lines.len(), 3);
+        assert!(lines[0].contains("| 0.970 | 0.960 – 0.980 | 10 |"), "{}", lines[0]);
+        assert!(lines[0].ends_with("| 0.800 (0.790 – 0.810; 10) | holds |"), "{}", lines[0]);
+        assert!(lines[1].ends_with("| 0.700 (0.690 – 0.710; 10) | holds |"), "{}", lines[1]);
+        assert!(lines[2].contains("| 1 | 0.875 ("), "{}", lines[2]);
+        let json = serde_json::to_value(&rows[0]).unwrap();
+        assert_eq!(json["kube_proxy"]["measured"], "in_this_run");
+        assert_eq!(json["kube_proxy"]["value"], 0.8);
     }
 }

@@ -1,10 +1,11 @@
-//! A node with three pods: one that asks, two that answer. With an agent or without.
+//! A node with three pods: one that asks, two that answer. With an agent, with kube-proxy, or
+//! with neither.
 
 use std::{
     collections::BTreeMap,
     fs,
     net::{Ipv4Addr, SocketAddrV4},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -14,21 +15,33 @@ use lab::{
     Lab, LabSpec, NodeSpec, Process,
     agent::{Agent, AgentOptions, SocketLb},
     bench::{self, Driver, Order, Round, Seen, port},
-    manifests,
+    kube_proxy, manifests,
 };
 use serde_json::Value;
 
-use super::{fleet, traffic::Way};
+use super::{
+    fleet,
+    peer::{self, Peer},
+    proxy::Proxy,
+    traffic::Way,
+};
 
 const NODE: &str = "node1";
 const ASKER: &str = "pod1a";
 pub(super) const ANSWERERS: [&str; 2] = ["pod1b", "pod1c"];
+
+/// How long a Service may take to answer: kube-proxy has 10,000 ready after half a minute, and
+/// much later where the machine does something else.
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// Fields are dropped in this order: the lab goes last.
 pub(super) struct Stage {
     driver: Driver,
     _servers: Vec<Process>,
     agent: Option<Agent>,
+    peer: Option<Peer>,
+    /// Where kube-proxy and kube-apiserver are, if they are measured too.
+    peers: Option<PathBuf>,
     /// Services of the fleet that have their files.
     services: u32,
     /// Backend of the measured Service, as its file says.
@@ -45,8 +58,9 @@ pub(super) struct Counts {
 }
 
 impl Stage {
-    /// Client and server stay on the processor given, if one is.
-    pub(super) fn raise(cpus: [Option<usize>; 2]) -> Result<Self> {
+    /// Client and server stay on the processor given, if one is. `peers` is where kube-proxy
+    /// and kube-apiserver are, if they shall be measured too.
+    pub(super) fn raise(cpus: [Option<usize>; 2], peers: Option<&Path>) -> Result<Self> {
         let pods = [ASKER, ANSWERERS[0], ANSWERERS[1]];
         let spec = LabSpec { nodes: vec![NodeSpec::new(NODE, &pods)], ..LabSpec::default() };
         let lab = Lab::up(spec)?;
@@ -63,9 +77,22 @@ impl Stage {
             servers.push(bench::serve(&lab.place(pod)?, cpus[1])?);
         }
         let driver = Driver::start(&lab.place(ASKER)?, cpus[0])?;
+        if peers.is_some() {
+            // For whoever serves the node, and for nobody: or kube-proxy would be compared with
+            // a bridge that does less.
+            kube_proxy::pass_bridged(&lab.place(NODE)?)?;
+        }
         lab.publish("nodes.yaml", &manifests::nodes(&lab))?;
-        let stage =
-            Self { driver, _servers: servers, agent: None, services: 0, backend: first, lab };
+        let stage = Self {
+            driver,
+            _servers: servers,
+            agent: None,
+            peer: None,
+            peers: peers.map(Path::to_path_buf),
+            services: 0,
+            backend: first,
+            lab,
+        };
         fleet::write_bench(&stage.manifests(), first)?;
         Ok(stage)
     }
@@ -78,11 +105,21 @@ impl Stage {
         self.lab.manifests(NODE)
     }
 
+    /// The file of the measured Service's slice.
+    pub(super) fn bench_slice(&self) -> PathBuf {
+        self.manifests().join(fleet::BENCH_SLICE)
+    }
+
+    /// Backend of the measured Service.
+    pub(super) fn backend(&self) -> Ipv4Addr {
+        self.backend
+    }
+
     /// The file of the measured Service's slice, and what it says when the Service is pointed
     /// at the other of its two backends; the caller writes it.
     pub(super) fn turn(&mut self) -> Result<(PathBuf, String, Ipv4Addr)> {
         let next = self.other_backend()?;
-        let path = self.manifests().join(fleet::BENCH_SLICE);
+        let path = self.bench_slice();
         let text = fs::read_to_string(&path)?;
         let text = text.replace(&self.backend.to_string(), &next.to_string());
         self.backend = next;
@@ -109,6 +146,55 @@ impl Stage {
         self.services
     }
 
+    /// Has Services served, and waits until the measured one is programmed.
+    pub(super) fn start(&mut self, proxy: Proxy) -> Result<()> {
+        match proxy {
+            Proxy::Agent(socket_lb) => self.start_agent(socket_lb),
+            Proxy::KubeProxy => {
+                self.prepare_peer()?;
+                self.peer()?.launch()?;
+                self.await_all()
+            }
+        }
+    }
+
+    /// Ends whatever serves Services, and removes what it left on the node.
+    pub(super) fn remove(&mut self) -> Result<()> {
+        self.remove_agent()?;
+        match &mut self.peer {
+            Some(peer) => peer.remove(),
+            None => Ok(()),
+        }
+    }
+
+    /// An API server that knows all that the manifests say, and a kube-proxy that is not
+    /// started yet.
+    pub(super) fn prepare_peer(&mut self) -> Result<()> {
+        if self.peer.is_none() {
+            let binaries = self.peers.as_ref().context("no peers have been built")?;
+            self.peer = Some(Peer::raise(&self.lab, NODE, binaries)?);
+        }
+        let manifests = self.manifests();
+        self.peer()?.tell(&manifests)
+    }
+
+    pub(super) fn peer(&mut self) -> Result<&mut Peer> {
+        self.peer.as_mut().context("no kube-proxy has been prepared")
+    }
+
+    /// Waits until every Service answers, the measured one from its backend.
+    fn await_all(&mut self) -> Result<()> {
+        self.begin_follow(self.backend, Duration::from_millis(5))?;
+        self.end_follow()?;
+        self.begin_scan(1)?;
+        self.end_scan().map(drop)
+    }
+
+    /// Connections that the kernel tracks on the node.
+    pub(super) fn tracked(&self) -> Result<u64> {
+        peer::tracked(&self.lab, NODE)
+    }
+
     /// An agent that is not started yet.
     pub(super) fn prepare_agent(&mut self, socket_lb: SocketLb) -> Result<()> {
         let options =
@@ -122,7 +208,7 @@ impl Stage {
     }
 
     /// Starts an agent and waits until the measured Service is programmed.
-    pub(super) fn start_agent(&mut self, socket_lb: SocketLb) -> Result<()> {
+    fn start_agent(&mut self, socket_lb: SocketLb) -> Result<()> {
         self.prepare_agent(socket_lb)?;
         let agent = self.agent()?;
         agent.launch()?;
@@ -221,17 +307,18 @@ impl Stage {
         Ok(self.driver.round(order)?)
     }
 
-    /// Begins to wait for the measured Service's backend to be this one.
-    pub(super) fn begin_follow(&mut self, until: Ipv4Addr) -> Result<()> {
+    /// Begins to wait for the measured Service's backend to be this one, asking so often.
+    pub(super) fn begin_follow(&mut self, until: Ipv4Addr, pause: Duration) -> Result<()> {
+        let pause_micros = pause.as_micros() as u64;
         let to = SocketAddrV4::new(fleet::BENCH, port::ECHO);
-        let order = Order::Follow { to, until, patience_millis: 60_000 };
-        Ok(self.driver.order(&order)?)
+        let patience_millis = PATIENCE.as_millis() as u64;
+        Ok(self.driver.order(&Order::Follow { to, until, pause_micros, patience_millis })?)
     }
 
     /// What came of it.
     pub(super) fn end_follow(&mut self) -> Result<Seen> {
         let seen: Seen = self.driver.report()?;
-        ensure!(seen.complete, "the change has not reached traffic within a minute");
+        ensure!(seen.complete, self.late("the change has not reached traffic"));
         Ok(seen)
     }
 
@@ -245,19 +332,25 @@ impl Stage {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        bail!("a Service answers though the agent and all it left are gone")
+        bail!("a Service answers though what served it is gone with all it left")
     }
 
     /// Begins to ask every `step`-th Service of the fleet until it has answered.
     pub(super) fn begin_scan(&mut self, step: u32) -> Result<()> {
-        Ok(self.driver.order(&scan(self.services, step, 120_000))?)
+        Ok(self.driver.order(&scan(self.services, step, PATIENCE.as_millis() as u64))?)
     }
 
     /// What came of it.
     pub(super) fn end_scan(&mut self) -> Result<Seen> {
         let seen: Seen = self.driver.report()?;
-        ensure!(seen.complete, "not every Service answered within two minutes");
+        ensure!(seen.complete, self.late("not every Service answered"));
         Ok(seen)
+    }
+
+    fn late(&self, what: &str) -> String {
+        let proxy = self.peer.as_ref().filter(|_| self.agent.is_none());
+        let log = proxy.map(Peer::log_tail).unwrap_or_default();
+        format!("{what} within {} s\n{log}", PATIENCE.as_secs())
     }
 }
 

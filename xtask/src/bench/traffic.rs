@@ -1,5 +1,5 @@
 //! The data path: traffic through a Service, and traffic beside the agent, each as a ratio to
-//! the same traffic on a node that has no agent.
+//! the same traffic on a node that has no agent. kube-proxy is measured like an agent.
 //!
 //! There are two nodes, alike but for the agent. Rounds on one and the other alternate; after
 //! half of them the agent moves to the other node, so that what makes the nodes differ by
@@ -19,7 +19,8 @@ use lab::{
 
 use super::{
     cost::{self, Cost},
-    stage::{Counts, Stage},
+    proxy::Proxy,
+    stage::Stage,
     statistics::{Ratio, mean, median},
 };
 
@@ -36,11 +37,11 @@ pub(super) enum Kind {
 pub(super) enum Way {
     /// Through the Service.
     Service,
-    /// Pod to pod on the node that has the agent: to one that the asker meets by no Service.
+    /// Pod to pod on the node that is served: to one that the asker meets by no Service.
     Beside,
     /// The same to the pod behind the Service that is measured.
     Backend,
-    /// Pod to pod on the node that has no agent.
+    /// Pod to pod on the node that nobody serves.
     Alone,
 }
 
@@ -54,8 +55,8 @@ impl Way {
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) sizes: Vec<u32>,
-    pub(super) modes: Vec<SocketLb>,
-    /// Rounds on each node before the agent moves.
+    pub(super) proxies: Vec<Proxy>,
+    /// Rounds on each node before the agent moves to the other.
     pub(super) batch: usize,
     /// Rounds after which a ratio is taken as it is.
     pub(super) most: usize,
@@ -82,7 +83,7 @@ pub(super) struct Found {
     pub(super) kind: Kind,
     pub(super) way: Way,
     pub(super) services: u32,
-    pub(super) socket_lb: SocketLb,
+    pub(super) proxy: Proxy,
     /// Of medians, to the same alone: of rates for connections and bulk, of times for latency.
     pub(super) ratio: Ratio,
     /// The same of means, which interruptions blur.
@@ -138,7 +139,7 @@ impl Kind {
     }
 }
 
-/// A round is cut into slices, and those of the three ways alternate: what the machine does
+/// A round is cut into slices, and those of all ways alternate: what the machine does
 /// beside changes little within so short a time.
 const SLICES: usize = 11;
 const CONNECTIONS: u32 = 400;
@@ -157,18 +158,20 @@ pub(super) fn measure(plan: &Plan, stages: &mut [Stage; 2]) -> Result<(Vec<Found
         for stage in stages.iter_mut() {
             stage.grow(services)?;
         }
-        for &socket_lb in &plan.modes {
-            let mut cell = Cell { services, socket_lb, rounds: Default::default() };
+        for &proxy in &plan.proxies {
+            let mut cell = Cell { services, proxy, rounds: Default::default() };
             cell.measure(plan, stages)?;
             for kind in Kind::ALL {
                 for way in Way::MEASURED {
                     found.extend(cell.found(kind, way));
                 }
             }
-            if Some(&services) == largest {
-                stages[0].start_agent(socket_lb)?;
+            if let Proxy::Agent(socket_lb) = proxy
+                && Some(&services) == largest
+            {
+                stages[0].start(proxy)?;
                 costs.extend(cost::measure(&mut stages[0], socket_lb)?);
-                stages[0].remove_agent()?;
+                stages[0].remove()?;
             }
         }
     }
@@ -182,11 +185,11 @@ enum Measure {
     Means,
 }
 
-/// One number of Services in one mode.
+/// One number of Services, served in one way.
 struct Cell {
     services: u32,
-    socket_lb: SocketLb,
-    /// By kind, by node that has the agent.
+    proxy: Proxy,
+    /// By kind, by node that is served.
     rounds: [[Vec<Times>; 2]; 3],
 }
 
@@ -199,11 +202,11 @@ impl Cell {
                 return Ok(());
             }
             for side in 0..2 {
-                stages[side].start_agent(self.socket_lb)?;
+                stages[side].start(self.proxy)?;
                 // What starting has set in motion comes to rest.
                 thread::sleep(Duration::from_secs(2));
                 self.measure_side(plan, stages, side, &left)?;
-                stages[side].remove_agent()?;
+                stages[side].remove()?;
             }
             for &kind in &left {
                 self.tell(kind);
@@ -223,6 +226,7 @@ impl Cell {
         self.rounds[kind as usize].iter().map(Vec::len).sum()
     }
 
+    /// Rounds with one of the nodes served, and proof that no round passed the server by.
     fn measure_side(
         &mut self,
         plan: &Plan,
@@ -230,8 +234,31 @@ impl Cell {
         side: usize,
         kinds: &[Kind],
     ) -> Result<()> {
-        let before = stages[side].counts()?;
-        let mut connections = 0;
+        let Proxy::Agent(socket_lb) = self.proxy else {
+            prove_tracking(&mut stages[side])?;
+            return self.measure_kinds(plan, stages, side, kinds);
+        };
+        let before = counted(socket_lb, &stages[side])?;
+        self.measure_kinds(plan, stages, side, kinds)?;
+        let found = counted(socket_lb, &stages[side])? - before;
+        let each = (SLICES * (plan.batch + 1)) as u64;
+        let wanted = kinds.iter().map(|kind| kind.connections() * each).sum::<u64>();
+        ensure!(
+            found >= wanted,
+            "with socket-lb {} {found} connections of {wanted} were counted: the figures are not \
+             its",
+            socket_lb.name()
+        );
+        Ok(())
+    }
+
+    fn measure_kinds(
+        &mut self,
+        plan: &Plan,
+        stages: &mut [Stage; 2],
+        side: usize,
+        kinds: &[Kind],
+    ) -> Result<()> {
         for &kind in kinds {
             // The first round warms caches.
             round(stages, side, kind)?;
@@ -239,21 +266,7 @@ impl Cell {
                 let times = round(stages, side, kind)?;
                 self.rounds[kind as usize][side].push(times);
             }
-            connections += kind.connections() * (SLICES * (plan.batch + 1)) as u64;
         }
-        self.check(before, stages[side].counts()?, connections)
-    }
-
-    /// The programs counted what they did: no round passed them by.
-    fn check(&self, before: Counts, after: Counts, wanted: u64) -> Result<()> {
-        let (path, counted) = match self.socket_lb {
-            SocketLb::On => ("socket", after.socket_connections - before.socket_connections),
-            _ => ("packet", after.packet_connections - before.packet_connections),
-        };
-        ensure!(
-            counted >= wanted,
-            "the {path} path counted {counted} connections of {wanted}: the figures are not its"
-        );
         Ok(())
     }
 
@@ -281,7 +294,7 @@ impl Cell {
             kind,
             way,
             services: self.services,
-            socket_lb: self.socket_lb,
+            proxy: self.proxy,
             ratio: self.ratio(kind, way, Measure::Medians)?,
             of_means: self.ratio(kind, way, Measure::Means)?,
             rounds: self.count(kind),
@@ -297,10 +310,13 @@ impl Cell {
             })
         };
         println!(
-            "  {:>6} Services, socket-lb {:<4} {:<12} through the Service {}, beside the agent {}, \
-             to the backend {} ({} rounds)",
+            "  {:>6} Services, {:<14} {:<12} through the Service {}, beside {}, to the backend {} \
+             ({} rounds)",
             self.services,
-            self.socket_lb.name(),
+            match self.proxy {
+                Proxy::Agent(socket_lb) => format!("socket-lb {}", socket_lb.name()),
+                Proxy::KubeProxy => self.proxy.name().into(),
+            },
             format!("{kind:?}:").to_lowercase(),
             text(Way::Service),
             text(Way::Beside),
@@ -308,6 +324,32 @@ impl Cell {
             self.count(kind),
         );
     }
+}
+
+/// Connections of the measured Service, as the agent's own path for them counts.
+fn counted(socket_lb: SocketLb, stage: &Stage) -> Result<u64> {
+    let counts = stage.counts()?;
+    Ok(match socket_lb {
+        SocketLb::On => counts.socket_connections,
+        SocketLb::Host | SocketLb::Off => counts.packet_connections,
+    })
+}
+
+/// kube-proxy counts nothing. But its rules have the kernel track every connection that meets
+/// them, on each of the ways, and without them it tracks none.
+fn prove_tracking(stage: &mut Stage) -> Result<()> {
+    for way in Way::MEASURED {
+        let before = stage.tracked()?;
+        single(stage, Kind::Connections, way)?;
+        let found = stage.tracked()?.saturating_sub(before);
+        // Others come to their end meanwhile, and a port that is used again is no new row.
+        ensure!(
+            found >= u64::from(CONNECTIONS) / 2,
+            "{found} of {CONNECTIONS} connections ({way:?}) have met kube-proxy's rules: the \
+             figures are not its"
+        );
+    }
+    Ok(())
 }
 
 /// A B B A: what drifts over a round meets all ways alike.

@@ -1,6 +1,9 @@
 //! The driver: orders in, reports out.
 
-use std::io::{self, BufRead, Write};
+use std::{
+    io::{self, BufRead, Write},
+    time::Duration,
+};
 
 use lab::bench::Order;
 
@@ -26,8 +29,9 @@ fn report(order: &Order) -> io::Result<String> {
         Order::Connect { to, count } => round(rounds::connect(to, count)),
         Order::Latency { to, count } => round(rounds::latency(to, count)),
         Order::Bulk { to, parts, bytes } => round(rounds::bulk(to, parts, bytes)),
-        Order::Follow { to, until, patience_millis } => {
-            seen(Ok(watch::follow(to, until, patience_millis)))
+        Order::Follow { to, until, pause_micros, patience_millis } => {
+            let pause = Duration::from_micros(pause_micros);
+            seen(Ok(watch::follow(to, until, pause, patience_millis)))
         }
         Order::Scan { first, count, step, port, patience_millis } => {
             seen(watch::scan(first, count, step, port, patience_millis))

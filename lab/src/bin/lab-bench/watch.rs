@@ -12,13 +12,17 @@ use lab::bench::{Seen, clock};
 
 /// An answer that is not there by then will not come.
 const ANSWER: Duration = Duration::from_millis(5);
-/// Between two questions, so that the watcher leaves the processors to what it watches.
-const PAUSE: Duration = Duration::from_micros(100);
 /// Questions under way at once; a socket's buffer holds as many answers.
 const ABREAST: usize = 64;
 
-/// Asks on a new socket each time, as a new client would, until this backend answers.
-pub(crate) fn follow(to: SocketAddrV4, until: Ipv4Addr, patience_millis: u64) -> Seen {
+/// Asks on a new socket each time, as a new client would, until this backend answers. The pause
+/// leaves the processors to what is watched.
+pub(crate) fn follow(
+    to: SocketAddrV4,
+    until: Ipv4Addr,
+    pause: Duration,
+    patience_millis: u64,
+) -> Seen {
     let give_up = clock() + patience_millis * 1_000_000;
     let mut seen = Seen::default();
     while !seen.complete && clock() < give_up {
@@ -31,7 +35,7 @@ pub(crate) fn follow(to: SocketAddrV4, until: Ipv4Addr, patience_millis: u64) ->
             Err(_) => seen.silent += 1,
         }
         if !seen.complete {
-            thread::sleep(PAUSE);
+            thread::sleep(pause);
         }
     }
     seen

@@ -15,6 +15,7 @@ use agent_kit::{
     clsact, filter,
     link::Links,
     object::{self, Pins, Request},
+    program,
 };
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::{
@@ -111,13 +112,7 @@ fn load_maps(name: &str) -> Result<object::Loaded> {
 
 fn load_program(program: &mut Program) -> Result<()> {
     let began = Instant::now();
-    let loaded = match program {
-        Program::SchedClassifier(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
-        _ => return Err(anyhow!("of a type that we do not use")),
-    };
-    loaded.map_err(last_words)?;
+    program::load(program).map_err(last_words)?;
     let time = began.elapsed();
     let info = program.info()?;
     let instructions = info.verified_instruction_count().unwrap_or(0);
@@ -174,11 +169,7 @@ fn attach_to_devices(
 }
 
 fn attach_to_cgroup(ebpf: &Ebpf, links: &Links, name: &str, hook: u32) -> Result<()> {
-    let fd = match ebpf.program(name).context("no such program")? {
-        Program::CgroupSockAddr(program) => program.fd()?,
-        Program::CgroupSock(program) => program.fd()?,
-        _ => return Err(anyhow!("of a type that we do not use")),
-    };
+    let fd = ebpf.program(name).context("no such program")?.fd()?;
     let link = links.attach_cgroup(name, fd.as_fd(), Path::new(CGROUP), hook)?;
     ensure!(link.is_attached(), "the link is on nothing");
     Ok(())
@@ -224,8 +215,7 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassif
 
 /// Runs the program that is attached nowhere.
 pub(crate) fn sweep(object: &Object) -> Result<()> {
-    let program: &SchedClassifier =
-        object.ebpf.program("flow_sweep").context("no such program")?.try_into()?;
+    let program = object.ebpf.program("flow_sweep").context("no such program")?;
     bpf::prog_test_run(program.fd()?.as_fd(), &[0; 64])?;
     Ok(())
 }

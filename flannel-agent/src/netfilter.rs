@@ -1,0 +1,167 @@
+//! Whether netfilter of this network namespace has something to say about packets that are
+//! forwarded: rules that filter or translate them, which a packet that passes the IP stack by would
+//! never meet. A translator would then see one half of a connection, and the other side reset it.
+
+use std::{fs, io, os::fd::OwnedFd};
+
+use agent_kit::dump::{Dump, attribute, text};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, recv, socket_with},
+};
+use tokio::io::unix::AsyncFd;
+
+/// `NFNL_SUBSYS_NFTABLES` in a message's kind, with `NFT_MSG_NEWCHAIN` and `NFT_MSG_GETCHAIN`
+/// (include/uapi/linux/netfilter/nf_tables.h).
+const NEW_CHAIN: u16 = 10 << 8 | 3;
+const GET_CHAIN: u16 = 10 << 8 | 4;
+/// `struct nfgenmsg`.
+const NFGENMSG: usize = 4;
+/// `NFNLGRP_NFTABLES`, as a bit of a socket's groups.
+const NFTABLES_GROUP: u32 = 1 << 6;
+
+/// `NFTA_CHAIN_*`.
+const TABLE: u16 = 1;
+const NAME: u16 = 3;
+const HOOK: u16 = 4;
+const POLICY: u16 = 5;
+const USE: u16 = 6;
+/// `NFTA_HOOK_HOOKNUM`.
+const HOOK_NUMBER: u16 = 1;
+/// `NF_DROP`.
+const DROP: u32 = 0;
+
+/// Hooks of IP that a forwarded packet passes: `NF_INET_PRE_ROUTING`, `FORWARD`, `POST_ROUTING`.
+const FORWARDED: [u32; 3] = [0, 2, 4];
+
+/// Legacy tables that there are in this namespace, a name a line.
+const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
+
+/// The first thing that stands in the way of a packet that is forwarded, in words; `None` if there
+/// is nothing.
+pub fn obstacle() -> io::Result<Option<String>> {
+    let mut found = None;
+    let mut dump = Dump::open(Some(netlink::NETFILTER))?;
+    // All families, whatever version.
+    dump.ask(GET_CHAIN, &[0; NFGENMSG], NEW_CHAIN, |message| {
+        if found.is_none() {
+            found = chain(message);
+        }
+    })?;
+    Ok(found.or_else(|| {
+        LEGACY.into_iter().find_map(|path| {
+            let names = fs::read_to_string(path).unwrap_or_default();
+            let name = names.lines().next()?;
+            Some(format!("iptables has the table {name} ({path})"))
+        })
+    }))
+}
+
+/// What a chain does to packets that are forwarded, if anything.
+fn chain(message: &[u8]) -> Option<String> {
+    let family = family(*message.first()?)?;
+    let attributes = message.get(NFGENMSG..)?;
+    let number = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
+    let hook = attribute(attributes, HOOK)?;
+    let at = number(attribute(hook, HOOK_NUMBER)?)?;
+    // Those of bridges and devices are passed by too, whichever it is.
+    if matches!(family, "ip" | "ip6" | "inet") && !FORWARDED.contains(&at) {
+        return None;
+    }
+    let rules = attribute(attributes, USE).and_then(number).unwrap_or(0);
+    let drops = attribute(attributes, POLICY).and_then(number) == Some(DROP);
+    let name = |kind| attribute(attributes, kind).map(text).unwrap_or_default();
+    let chain = || format!("{family} {} {}", name(TABLE), name(NAME));
+    if rules > 0 {
+        return Some(format!("nftables chain {} has {rules} rules", chain()));
+    }
+    drops.then(|| format!("nftables chain {} drops by default", chain()))
+}
+
+/// `NFPROTO_*`, as nft calls them; those of ARP are none of ours.
+fn family(number: u8) -> Option<&'static str> {
+    match number {
+        1 => Some("inet"),
+        2 => Some("ip"),
+        5 => Some("netdev"),
+        7 => Some("bridge"),
+        10 => Some("ip6"),
+        _ => None,
+    }
+}
+
+/// Word that nftables' rules changed. Needs a tokio runtime.
+pub struct RuleNotices(AsyncFd<OwnedFd>);
+
+impl RuleNotices {
+    pub fn open() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let protocol = Some(netlink::NETFILTER);
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
+        bind(&socket, &netlink::SocketAddrNetlink::new(0, NFTABLES_GROUP))?;
+        // SAFETY: an owned descriptor is open, and the same, for as long as it lives.
+        let socket = unsafe { AsyncFd::register(socket) };
+        Ok(Self(socket.map_err(io::Error::other)?))
+    }
+
+    /// Returns when rules may have changed. May be dropped half way: no word is lost by that.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        loop {
+            let mut ready = self.0.readable().await?;
+            let mut any = false;
+            // What it says does not matter, nor that some of it was lost.
+            loop {
+                match recv(&self.0, &mut buffer, RecvFlags::TRUNC) {
+                    Ok(_) | Err(Errno::NOBUFS) => any = true,
+                    Err(Errno::AGAIN) => break,
+                    Err(err) => return Err(err.into()),
+                }
+            }
+            ready.clear_ready();
+            if any {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute_of(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn message(family: u8, hook: Option<u32>, policy: u32, rules: u32) -> Vec<u8> {
+        let mut bytes = vec![family, 0, 0, 0];
+        bytes.extend(attribute_of(TABLE, b"t\0"));
+        bytes.extend(attribute_of(NAME, b"c\0"));
+        bytes.extend(attribute_of(USE, &rules.to_be_bytes()));
+        if let Some(hook) = hook {
+            let number = attribute_of(HOOK_NUMBER, &hook.to_be_bytes());
+            bytes.extend(attribute_of(HOOK | 0x8000, &number));
+            bytes.extend(attribute_of(POLICY, &policy.to_be_bytes()));
+        }
+        bytes
+    }
+
+    #[test]
+    fn rules_that_forwarded_packets_meet_are_in_the_way() {
+        let said = |family, hook, policy, rules| chain(&message(family, hook, policy, rules));
+        assert_eq!(said(2, Some(4), 1, 3).unwrap(), "nftables chain ip t c has 3 rules");
+        assert_eq!(said(1, Some(2), 0, 0).unwrap(), "nftables chain inet t c drops by default");
+        // A bridge's and a device's, whichever hook it is.
+        assert!(said(7, Some(1), 1, 1).is_some() && said(5, Some(1), 1, 1).is_some());
+        // Not forwarded, empty, no chain of a hook, or of ARP.
+        assert_eq!(said(2, Some(1), 1, 3), None);
+        assert_eq!(said(2, Some(2), 1, 0), None);
+        assert_eq!(said(2, None, 1, 3), None);
+        assert_eq!(said(3, Some(0), 1, 3), None);
+    }
+}

@@ -1,0 +1,297 @@
+//! A real kube-apiserver with an etcd of its own, for what watches Services there: started,
+//! given objects, stopped and started again with what it holds.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    address::SERVICE_CIDR4,
+    error::{At, Error, Result},
+    etcd::Etcd,
+    lab::Lab,
+    place::Place,
+    process::{self, Process},
+};
+
+const PORT: u16 = 6443;
+const PATIENCE: Duration = Duration::from_mins(2);
+/// Known to everybody: nothing but the lab reaches this server.
+const TOKEN: &str = "lab";
+
+/// kube-apiserver and its etcd, running or stopped. Dropping it ends both.
+#[derive(Debug)]
+pub struct ApiServer {
+    place: Place,
+    binary: PathBuf,
+    directory: PathBuf,
+    etcd: Etcd,
+    process: Option<Process>,
+}
+
+/// What shall become of an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verb {
+    Create,
+    Replace,
+}
+
+impl ApiServer {
+    /// Starts both in a place of a lab, at its address, and waits until objects are taken.
+    pub fn start(lab: &Lab, place: &str, binary: &Path) -> Result<Self> {
+        let directory = lab.directory(place).join("api-server");
+        fs::create_dir_all(&directory).at("create", &directory)?;
+        let etcd = Etcd::in_place(lab, place)?;
+        let place = lab.place(place)?;
+        let mut server = Self { place, binary: binary.into(), directory, etcd, process: None };
+        server.write_files()?;
+        server.launch()?;
+        Ok(server)
+    }
+
+    fn write_files(&self) -> Result<()> {
+        let files = [
+            ("tokens.csv", format!("{TOKEN},lab,lab,system:masters\n")),
+            ("kubeconfig", kubeconfig(&self.url())),
+        ];
+        files.into_iter().try_for_each(|(name, text)| {
+            let path = self.directory.join(name);
+            fs::write(&path, text).at("write", path)
+        })
+    }
+
+    fn url(&self) -> String {
+        format!("https://{}:{PORT}", self.place.addresses.v4)
+    }
+
+    /// For `--kubeconfig`.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.directory.join("kubeconfig")
+    }
+
+    fn launch(&mut self) -> Result<()> {
+        let address = self.place.addresses.v4.to_string();
+        let file = |name: &str| self.directory.join(name).display().to_string();
+        let flags = [
+            ("--etcd-servers", self.etcd.endpoint()),
+            ("--bind-address", address.clone()),
+            ("--advertise-address", address),
+            ("--secure-port", PORT.to_string()),
+            // It makes a certificate of its own there.
+            ("--cert-dir", file("certs")),
+            ("--token-auth-file", file("tokens.csv")),
+            ("--authorization-mode", "AlwaysAllow".into()),
+            ("--service-cluster-ip-range", SERVICE_CIDR4.into()),
+            // Nobody asks for such accounts, but it does not start without a key for them.
+            ("--service-account-issuer", "https://lab".into()),
+            ("--service-account-key-file", file("certs/apiserver.key")),
+            ("--service-account-signing-key-file", file("certs/apiserver.key")),
+            // Objects stand in namespaces that nobody has made.
+            ("--disable-admission-plugins", "NamespaceLifecycle,ServiceAccount".into()),
+        ];
+        let mut command = Command::new(&self.binary);
+        command.args(flags.map(|(flag, value)| format!("{flag}={value}")));
+        process::log_to(&mut command, &self.log())?;
+        self.process = Some(self.place.spawn(command)?);
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            if self.is_ready()? {
+                return Ok(());
+            }
+            if self.process.as_mut().is_none_or(|process| process.ended().is_some()) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Err(Error::NotReady {
+            what: "kube-apiserver".into(),
+            seconds: began.elapsed().as_secs(),
+            log: process::log_tail(&self.log()),
+        })
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    fn is_ready(&self) -> Result<bool> {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--insecure", "--fail", "--max-time", "2", "--header"]);
+        curl.arg(authorization()).arg(format!("{}/readyz", self.url()));
+        Ok(self.place.run(curl)?.status.success())
+    }
+
+    /// Sends objects, many at once, by one `curl`. What they were called and when they were
+    /// made elsewhere is left out, which the server refuses or decides itself.
+    pub fn send(&self, verb: Verb, objects: &[Value]) -> Result<()> {
+        if objects.is_empty() {
+            return Ok(());
+        }
+        let mut text = String::new();
+        for object in objects {
+            transfer(&mut text, &self.url(), verb, object)?;
+        }
+        let config = self.directory.join("curl.conf");
+        fs::write(&config, text).at("write", &config)?;
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--parallel", "--parallel-max", "32"]);
+        curl.args(["--fail-early", "--config"]).arg(&config);
+        let output = self.place.run(curl)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(Error::Command {
+            place: self.place.name.clone(),
+            command: format!("curl: {} objects for kube-apiserver", objects.len()),
+            message: String::from_utf8_lossy(&output.stderr).trim().into(),
+        })
+    }
+
+    /// Ends both as a crash would; what they hold stays.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+        }
+        self.etcd.stop();
+    }
+
+    /// Starts both again, if they were stopped.
+    pub fn resume(&mut self) -> Result<()> {
+        if self.process.is_some() {
+            return Ok(());
+        }
+        self.etcd.start()?;
+        self.launch()
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn authorization() -> String {
+    format!("Authorization: Bearer {TOKEN}")
+}
+
+fn kubeconfig(url: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Config
+clusters: [{{name: lab, cluster: {{server: \"{url}\", insecure-skip-tls-verify: true}}}}]
+users: [{{name: lab, user: {{token: {TOKEN}}}}}]
+contexts: [{{name: lab, context: {{cluster: lab, user: lab}}}}]
+current-context: lab
+"
+    )
+}
+
+/// Appends one transfer to a configuration of `curl`.
+fn transfer(text: &mut String, url: &str, verb: Verb, object: &Value) -> Result<()> {
+    let unknown = || Error::BadSpec {
+        what: "an object",
+        name: object["kind"].to_string(),
+        reason: "it is no Service, EndpointSlice or Node with a name",
+    };
+    let collection = collection(object).ok_or_else(unknown)?;
+    let name = object["metadata"]["name"].as_str().ok_or_else(unknown)?;
+    let (method, path) = match verb {
+        Verb::Create => ("POST", collection),
+        Verb::Replace => ("PUT", format!("{collection}/{name}")),
+    };
+    let entries = [
+        ("url", format!("{url}{path}")),
+        ("request", method.into()),
+        ("header", authorization()),
+        ("header", "Content-Type: application/json".into()),
+        ("data-raw", fresh(object).to_string()),
+        ("output", "/dev/null".into()),
+        ("write-out", format!("%{{onerror}}%{{stderr}}{method} {path}: %{{http_code}}\\n")),
+    ];
+    if !text.is_empty() {
+        text.push_str("next\n");
+    }
+    text.push_str("insecure\nfail\n");
+    for (option, value) in entries {
+        let value = if option == "write-out" { value } else { escaped(&value) };
+        let _ = writeln!(text, "{option} = \"{value}\"");
+    }
+    Ok(())
+}
+
+/// Inside the quotes of curl's configuration.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+/// The path below which objects of this kind and namespace are made.
+fn collection(object: &Value) -> Option<String> {
+    let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default");
+    Some(match (object["apiVersion"].as_str()?, object["kind"].as_str()?) {
+        ("v1", "Node") => "/api/v1/nodes".into(),
+        ("v1", "Service") => format!("/api/v1/namespaces/{namespace}/services"),
+        ("discovery.k8s.io/v1", "EndpointSlice") => {
+            format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices")
+        }
+        _ => return None,
+    })
+}
+
+/// The object without what a server gives it.
+fn fresh(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        for field in ["uid", "resourceVersion", "creationTimestamp", "generation"] {
+            metadata.remove(field);
+        }
+    }
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_object_is_sent_as_a_new_one() {
+        let slice = json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": "web-1", "namespace": "fleet", "uid": "5f0c", "resourceVersion": "7",
+                "labels": {"a": "\"b\\"},
+            },
+        });
+        let mut text = String::new();
+        transfer(&mut text, "https://10.0.0.1:6443", Verb::Create, &slice).unwrap();
+        let path = "/apis/discovery.k8s.io/v1/namespaces/fleet/endpointslices";
+        assert!(text.contains(&format!("url = \"https://10.0.0.1:6443{path}\"\n")), "{text}");
+        assert!(text.contains("request = \"POST\"\n"));
+        assert!(!text.contains("next\n") && !text.contains("resourceVersion"), "{text}");
+        // As curl reads it: a quote of JSON, which is escaped once more.
+        assert!(text.contains(r#"\"a\":\"\\\"b\\\\\""#), "{text}");
+        transfer(&mut text, "https://10.0.0.1:6443", Verb::Replace, &slice).unwrap();
+        assert!(text.contains(&format!(
+            "next\ninsecure\nfail\nurl = \"https://10.0.0.1:6443{path}/web-1\""
+        )));
+        assert!(text.contains("request = \"PUT\"\n"));
+    }
+
+    #[test]
+    fn objects_without_namespace_stand_in_the_default_one() {
+        let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}});
+        assert_eq!(collection(&service).unwrap(), "/api/v1/namespaces/default/services");
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}});
+        assert!(transfer(&mut String::new(), "", Verb::Create, &pod).is_err());
+    }
+}

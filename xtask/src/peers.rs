@@ -1,0 +1,163 @@
+//! The programs that Millrace stands in for, to be measured beside it: built from pinned Go
+//! modules (`xtask/peers`) into `target/peers`, once.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{command, go, machine::Machine};
+
+/// A program of another project.
+#[derive(Debug)]
+struct Peer {
+    name: &'static str,
+    why: &'static str,
+    /// The directory below `xtask/peers` whose `go.mod` and `go.sum` pin it.
+    module: &'static str,
+    package: &'static str,
+    version: &'static str,
+    /// Whether a part of it is C: its compiler is the one that links Rust, too.
+    has_c: bool,
+    /// What its own build tells the linker: a variable and its value.
+    variables: &'static [(&'static str, &'static str)],
+}
+
+/// By these it says which API it speaks; without them kube-proxy says v0.0.0.
+const KUBERNETES: &[(&str, &str)] = &[
+    ("k8s.io/component-base/version.gitVersion", "v1.35.4"),
+    ("k8s.io/component-base/version.gitMajor", "1"),
+    ("k8s.io/component-base/version.gitMinor", "35"),
+    ("k8s.io/component-base/version.gitTreeState", "clean"),
+];
+
+const PEERS: &[Peer] = &[
+    Peer {
+        name: "kube-proxy",
+        why: "is measured beside proxy-agent",
+        module: "kubernetes",
+        package: "k8s.io/kubernetes/cmd/kube-proxy",
+        version: "v1.35.4",
+        has_c: false,
+        variables: KUBERNETES,
+    },
+    Peer {
+        name: "kube-apiserver",
+        why: "tells kube-proxy of Services",
+        module: "kubernetes",
+        package: "k8s.io/kubernetes/cmd/kube-apiserver",
+        version: "v1.35.4",
+        has_c: false,
+        variables: KUBERNETES,
+    },
+    Peer {
+        name: "flanneld",
+        why: "shares a network with flannel-agent",
+        module: "flannel",
+        package: "github.com/flannel-io/flannel",
+        version: "v0.28.4",
+        // The backend `udp`, which does not compile without.
+        has_c: true,
+        variables: &[("github.com/flannel-io/flannel/pkg/version.Version", "v0.28.4")],
+    },
+];
+
+/// Builds those named that are not there yet; returns the directory of the binaries.
+pub(crate) fn provide(machine: &Machine, names: &[&str]) -> Result<PathBuf> {
+    let directory = machine.target().join("peers");
+    for peer in PEERS.iter().filter(|peer| names.contains(&peer.name)) {
+        peer.provide(machine, &directory)
+            .with_context(|| format!("no {} {}", peer.name, peer.version))?;
+    }
+    Ok(directory)
+}
+
+/// Builds all of them.
+pub(crate) fn provide_all(machine: &Machine) -> Result<PathBuf> {
+    provide(machine, &PEERS.iter().map(|peer| peer.name).collect::<Vec<_>>())
+}
+
+impl Peer {
+    fn provide(&self, machine: &Machine, directory: &Path) -> Result<()> {
+        let module = machine.root.join("xtask/peers").join(self.module);
+        let recipe = self.recipe(&fs::read_to_string(module.join("go.mod"))?);
+        let binary = directory.join(self.name);
+        // Written last, so what it says is there.
+        let stamp = directory.join(format!("{}.recipe", self.name));
+        if binary.exists() && fs::read_to_string(&stamp).is_ok_and(|text| text == recipe) {
+            return Ok(());
+        }
+        eprintln!("missing: {} {} ({})", self.name, self.version, self.why);
+        let go = go::find(&format!("{} (target/peers)", self.name))?;
+        eprintln!(
+            "building {} from Go modules with {}: takes 2 to 10 minutes the first time{}",
+            self.name,
+            go.display(),
+            if machine.offline { "" } else { ", and some 150 MB of sources are downloaded" },
+        );
+        fs::create_dir_all(directory)?;
+        let fresh = directory.join(format!("{}.new", self.name));
+        let mut build = go::command_of(&go);
+        build.current_dir(&module).args(["build", "-trimpath", "-ldflags", &self.linker()]);
+        build.arg("-o").arg(&fresh).arg(self.package);
+        build.env("CGO_ENABLED", if self.has_c { "1" } else { "0" });
+        if machine.offline {
+            build.env("GOPROXY", "off");
+        }
+        if let Err(err) = command::run(&mut build) {
+            if machine.offline {
+                bail!(
+                    "{err:#}; nothing is downloaded because of --offline: run `cargo xtask build \
+                     --peers` once without it"
+                );
+            }
+            return Err(err);
+        }
+        fs::rename(&fresh, &binary)?;
+        fs::write(stamp, recipe)?;
+        eprintln!("target/peers/{}", self.name);
+        Ok(())
+    }
+
+    fn linker(&self) -> String {
+        let variables = self.variables.iter().map(|(name, value)| format!("-X {name}={value}"));
+        ["-s".to_owned(), "-w".to_owned()]
+            .into_iter()
+            .chain(variables)
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    /// All that decides what comes of the build, but for Go itself: `go.mod` names the version
+    /// of every module, `go.sum` only their hashes.
+    fn recipe(&self, module: &str) -> String {
+        format!("{}\n{}\n{module}", self.package, self.linker())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_modules_pin_the_versions_that_are_told() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
+        for peer in PEERS {
+            let module = fs::read_to_string(root.join(peer.module).join("go.mod")).unwrap();
+            let base = peer.package.split("/cmd/").next().unwrap();
+            assert!(module.contains(&format!("{base} {}", peer.version)), "{}", peer.name);
+            assert!(module.contains(peer.package), "{}: no tool line keeps it", peer.name);
+            assert!(peer.linker().contains(&format!("={}", peer.version)), "{}", peer.name);
+        }
+    }
+
+    #[test]
+    fn another_pin_is_another_recipe() {
+        let peer = &PEERS[0];
+        assert_eq!(peer.recipe("require a v1"), peer.recipe("require a v1"));
+        assert_ne!(peer.recipe("require a v1"), peer.recipe("require a v2"));
+        assert_ne!(peer.recipe("require a v1"), PEERS[1].recipe("require a v1"));
+    }
+}
