@@ -98,7 +98,7 @@ impl<F: Side> DerefMut for Gateway<F> {
 }
 
 /// The networks 0 to 3 are pods', network 1 those of this node.
-fn networks<F: Side>() -> Networks<F::Address> {
+pub(crate) fn networks<F: Side>() -> Networks<F::Address> {
     let prefix = |net, bits| NetworkKey {
         prefix_len: if F::V6 { 96 + bits } else { bits },
         network: F::address(net, 0),

@@ -31,6 +31,7 @@ mod ipmasq;
 mod node_port;
 
 mod differential;
+mod differential_masq;
 mod frame;
 #[allow(dead_code, reason = "the comparison asks less of it than the cases do")]
 #[path = "../../../datapath/tests/engine/machine.rs"]
