@@ -1,10 +1,18 @@
 //! The overlay's programs: loaded once, attached to the tunnel device and to those of pods, and
 //! told what this node is.
 
-use std::{collections::BTreeMap, fs::File, io, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use agent_kit::{
     attach::{self, Hook, Layer, Outcome, Sweep},
+    bpf,
     drops::Drops,
     kernel,
     link::Links,
@@ -33,16 +41,20 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
     Tunnel,
+    /// The tunnel's device where flows are masqueraded.
+    MasqueradingTunnel,
     Pod,
     Uplink,
 }
 
 /// What goes into the tunnel is made ready before anything is sent there past the stack.
-pub const HOOKS: [Hook<Role>; 7] = [
+pub const HOOKS: [Hook<Role>; 9] = [
     hook("tunnel_egress", Role::Tunnel, false, Layer::Inner),
     hook("tunnel_ingress", Role::Tunnel, true, Layer::Inner),
-    hook("masq_egress", Role::Tunnel, false, Layer::Innermost),
-    hook("masq_ingress", Role::Tunnel, true, Layer::Innermost),
+    hook("tunnel_egress", Role::MasqueradingTunnel, false, Layer::Inner),
+    hook("tunnel_ingress", Role::MasqueradingTunnel, true, Layer::Inner),
+    hook("masq_egress", Role::MasqueradingTunnel, false, Layer::Innermost),
+    hook("masq_ingress", Role::MasqueradingTunnel, true, Layer::Innermost),
     hook("bypass_ingress", Role::Pod, true, Layer::Inner),
     hook("masq_egress", Role::Uplink, false, Layer::Innermost),
     hook("masq_ingress", Role::Uplink, true, Layer::Innermost),
@@ -61,6 +73,8 @@ pub enum OverlayError {
     Open(#[from] OpenError),
     #[error("cannot read the kernel's version: {0}")]
     Version(io::Error),
+    #[error("cannot keep the lock on the pins: {0}")]
+    Claim(io::Error),
     #[error(transparent)]
     Object(#[from] ObjectError),
 }
@@ -74,8 +88,11 @@ pub struct Overlay {
     devices: attach::Devices<Role, Device>,
     ipv6_checksum_flags: u32,
     sweep: Arc<Sweep>,
+    bpffs: PathBuf,
+    /// The proxy's table that the programs read, by the kernel's number.
+    marks: Option<u32>,
     /// Nobody else writes the tables meanwhile.
-    _claim: File,
+    claim: File,
 }
 
 /// What this node is, as programs are to know it.
@@ -85,20 +102,56 @@ pub struct Node<'a> {
     pub uplink: &'a Uplink,
     pub subnet: Subnet,
     pub tunnels: &'a BTreeMap<Family, Tunnel>,
-    pub fast_path: bool,
+    /// One of [`datapath::tunnel::fast_path`].
+    pub fast_path: u8,
 }
 
 impl Overlay {
     /// Loads the programs, or goes on with the tables that are there.
     pub fn load(bpffs: &Path) -> Result<Self, OverlayError> {
+        // Before: what changes meanwhile is found later.
+        let marks = marks(bpffs);
         let (loaded, claim) = object::load(bpffs)?;
+        Self::new(bpffs, loaded, marks, claim)
+    }
+
+    fn new(
+        bpffs: &Path,
+        loaded: Loaded,
+        marks: Option<u32>,
+        claim: File,
+    ) -> Result<Self, OverlayError> {
         let sweep = Arc::new(Sweep::new(&loaded.ebpf).map_err(LoadError::from)?);
         let tables = Tables::open(&loaded.maps)?;
         let links = Links::new(object::pins(bpffs).links());
         let table = MapTable::open(&loaded.maps, "DEVICES")?;
         let ipv6_checksum_flags = kernel::ipv6_checksum_flags().map_err(OverlayError::Version)?;
         let devices = attach::Devices::new(&HOOKS, links, table);
-        Ok(Self { loaded, tables, devices, ipv6_checksum_flags, sweep, _claim: claim })
+        Ok(Self {
+            loaded,
+            tables,
+            devices,
+            ipv6_checksum_flags,
+            sweep,
+            bpffs: bpffs.into(),
+            marks,
+            claim,
+        })
+    }
+
+    /// True if the proxy has come, gone or made its table anew since the programs were loaded.
+    pub fn is_outdated(&self) -> bool {
+        marks(&self.bpffs) != self.marks
+    }
+
+    /// Loads the programs with the proxy's table as it is now. They are to be attached in place of
+    /// the ones before.
+    pub fn refresh(&mut self) -> Result<(), OverlayError> {
+        let marks = marks(&self.bpffs);
+        let loaded = object::reload(&self.bpffs)?;
+        let claim = self.claim.try_clone().map_err(OverlayError::Claim)?;
+        *self = Self::new(&self.bpffs.clone(), loaded, marks, claim)?;
+        Ok(())
     }
 
     /// Tells the programs what this node is; true if that is news.
@@ -144,6 +197,12 @@ impl Overlay {
     }
 }
 
+/// The number of the proxy's table, if there is one.
+fn marks(bpffs: &Path) -> Option<u32> {
+    let map = bpf::obj_get(&object::proxy_marks(bpffs)).ok()?;
+    bpf::map_id(map.as_fd()).ok()
+}
+
 /// The row of `TUNNELS`.
 fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
     let tunnel = |family| node.tunnels.get(&family).copied();
@@ -155,7 +214,7 @@ fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
         mtu: node.mtu,
         mac4: mac(Family::V4),
         mac6: mac(Family::V6),
-        fast_path: node.fast_path.into(),
+        fast_path: node.fast_path,
         ipv6_checksum_flags,
         ..Row::default()
     };
@@ -193,7 +252,8 @@ pub fn attachments(listing: &Listing, wish: &Wish<'_>) -> BTreeMap<u32, Attachme
     };
     let roles = listing.interfaces.iter().filter_map(|found| {
         let (role, device) = if Some(found.index) == wish.tunnel {
-            (Role::Tunnel, masquerade::of_tunnel(wish.subnet))
+            let role = if wish.masquerades { Role::MasqueradingTunnel } else { Role::Tunnel };
+            (role, masquerade::of_tunnel(wish.subnet))
         } else if is_uplink(found.index) {
             if !wish.masquerades || found.is_loopback {
                 return None;

@@ -44,6 +44,9 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(5);
 /// Expired flows are looked for this often.
 const SWEEP: Duration = Duration::from_secs(5);
+/// Whether a Service proxy has come is asked this often: before its first packet, for which it
+/// has its programs verified.
+const PROXY: Duration = Duration::from_millis(200);
 /// What the store refuses at the start is asked again this often, as flanneld does.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A renewal that failed is tried again after this long at the latest.
@@ -118,6 +121,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut sweeping: Option<JoinHandle<Result<(), AttachError>>> = None;
     // Where rules cannot be listened to, they are looked at now and then.
     let mut rules = RuleNotices::open().ok().filter(|_| agent.overlay.is_some());
+    let mut proxy = interval(PROXY);
+    proxy.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -125,6 +130,11 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         tokio::select! {
             Some(event) = events.recv() => agent.take(event, &mut events).await,
             true = changed(&mut rules) => agent.sync(false).await,
+            _ = proxy.tick() => {
+                if agent.overlay.as_ref().is_some_and(Overlay::is_outdated) {
+                    agent.sync(false).await;
+                }
+            }
             Some(()) = notices.changed() => agent.sync(false).await,
             _ = look.tick() => agent.sync(false).await,
             _ = sweep.tick() => {

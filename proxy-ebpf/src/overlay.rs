@@ -109,6 +109,8 @@ fn act<F: FamilyMaps + Network>(skb: &mut Skb, fate: Fate, hook: Hook) -> i32 {
         Fate::Tunnel => unsafe { helper::bpf_redirect(tunnel().device, 0) as i32 },
         // SAFETY: the helper takes numbers.
         Fate::Home(device) => unsafe { helper::bpf_redirect(device, 0) as i32 },
+        // SAFETY: the helper takes numbers.
+        Fate::Pod(device) => unsafe { helper::bpf_redirect_peer(device, 0) as i32 },
     }
 }
 

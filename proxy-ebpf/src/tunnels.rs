@@ -12,11 +12,11 @@ use datapath::{
     counter::{Hook, Reason},
     flow::TICK_NS,
     header::Network,
-    maps::{HOMES_CAPACITY, SENDERS_CAPACITY, VTEPS_CAPACITY},
+    maps::{HOMES_CAPACITY, MARKS_LEN, SENDERS_CAPACITY, VTEPS_CAPACITY},
     tunnel::{Home, Sender, Tunnel, Tunnels, Vtep},
 };
 
-use crate::{drops, map::LAZY, maps};
+use crate::{drops, map::LAZY, maps, marks::is_set};
 
 type Vteps<A> = LpmTrie<A, Vtep<A>, VTEPS_CAPACITY>;
 type Homes<A> = LruHashMap<A, Home, HOMES_CAPACITY>;
@@ -28,6 +28,8 @@ maps! {
     HOMES4: Homes<Ipv4>,
     HOMES6: Homes<Ipv6>,
     TUNNELS: Array<Tunnel, 1>,
+    /// `MARKS` of the proxy's object, where there is one.
+    PROXYMARKS: Array<[u8; MARKS_LEN], 1>,
 }
 
 /// The maps of one family.
@@ -95,6 +97,11 @@ impl<F: FamilyMaps> Tunnels<F> for Maps {
     fn settle(&mut self, pod: F::Address, home: Home) {
         // An LRU map makes room; where it cannot, the stack carries the packets.
         let _ = F::HOMES.insert(&pod, &home, BPF_ANY as u64);
+    }
+
+    #[inline(always)]
+    fn is_translated(&mut self, pair: u32) -> bool {
+        is_set(&PROXYMARKS, pair)
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use agent_kit::ports::{self, PortRange};
-use datapath::policy::Policy;
+use datapath::{policy::Policy, tunnel::fast_path};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -21,7 +21,7 @@ use crate::{
     masquerade,
     net_config::Backend,
     netfilter, notify,
-    overlay::{Node, Wish, attachments},
+    overlay::{Node, Overlay, Wish, attachments},
     peers::{Compiled, Site, compile},
     status::{DeviceStatus, Kind, Problem},
     subnet::Family,
@@ -126,7 +126,7 @@ impl Agent {
         let Some(overlay) = &mut self.overlay else { return };
         let tunnel = self.tunnels.values().next().map(|tunnel| tunnel.device);
         let fast_path = tunnel.is_some() && {
-            let (fast_path, reason) = fast_path(self.args.fast_path);
+            let (fast_path, reason) = is_fast(self.args.fast_path);
             let said = &mut self.board.state().status.fast_path;
             if *said != reason {
                 info!("fast path {reason}");
@@ -135,19 +135,28 @@ impl Agent {
             fast_path
         };
         let mut problems = Vec::new();
+        // Straight only past a proxy whose table the programs know.
+        let is_outdated = overlay.is_outdated();
+        let how = match (fast_path, is_outdated) {
+            (false, _) => fast_path::OFF,
+            (true, true) => fast_path::BY_DEVICE,
+            (true, false) => fast_path::STRAIGHT,
+        };
+        let mut node = None;
         if let (Backend::Vxlan(vxlan), Some(_)) = (&self.config.backend, tunnel) {
-            let node = Node {
+            node = Some(Node {
                 vni: vxlan.vni,
                 mtu: pod_mtu(&self.config, &self.uplink),
                 uplink: &self.uplink,
                 subnet: self.held.subnet,
                 tunnels: &self.tunnels,
-                fast_path,
-            };
-            if let Err(err) = overlay.tell(&node) {
-                let message = format!("cannot tell the programs what this node is: {err}");
-                problems.push(Problem::new(Kind::Entry, "TUNNELS", message));
-            }
+                fast_path: how,
+            });
+        }
+        problems.extend(node.as_ref().and_then(|node| tell(overlay, node)));
+        if is_outdated && let Err(err) = overlay.refresh() {
+            let message = format!("cannot load the programs beside the Service proxy's: {err}");
+            problems.push(Problem::new(Kind::Device, "", message));
         }
         let masquerades = self.args.ip_masq;
         let mut policy = Policy::default();
@@ -169,6 +178,15 @@ impl Agent {
         }
         for device in outcome.detached {
             info!(device, "no longer attached");
+        }
+        if let Some(node) = &mut node
+            && is_outdated
+            && fast_path
+            && outcome.errors.is_empty()
+            && !overlay.is_outdated()
+        {
+            node.fast_path = fast_path::STRAIGHT;
+            problems.extend(tell(overlay, node));
         }
         problems.extend(outcome.errors.iter().map(|err| Problem::new(Kind::Device, "", err)));
         self.board.set_problems("programs", problems);
@@ -369,8 +387,15 @@ fn reserve(range: PortRange) -> Option<Problem> {
     None
 }
 
+/// Tells the programs what this node is; a problem if they cannot be told.
+fn tell(overlay: &mut Overlay, node: &Node<'_>) -> Option<Problem> {
+    let err = overlay.tell(node).err()?;
+    let message = format!("cannot tell the programs what this node is: {err}");
+    Some(Problem::new(Kind::Entry, "TUNNELS", message))
+}
+
 /// Whether packets of pods pass bridge and IP stack by, and the reason in words.
-fn fast_path(wanted: FastPath) -> (bool, String) {
+fn is_fast(wanted: FastPath) -> (bool, String) {
     match wanted {
         FastPath::On => (true, "on, as told".into()),
         FastPath::Off => (false, "off, as told".into()),

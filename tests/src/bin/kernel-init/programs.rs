@@ -106,6 +106,7 @@ fn load_maps(name: &str) -> Result<object::Loaded> {
         layout: datapath::maps::LAYOUT,
         capacities: &BTreeMap::new(),
         groups: &[],
+        shared: &[],
     };
     Ok(object::load(&request)?)
 }
