@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::MetadataCommand;
 use clap::ValueEnum;
 
-use crate::{agents, command, kernels, machine::Machine, object, setup, tally::Tally, tidy};
+use crate::{agents, command, kernels, machine::Machine, object, peers, setup, tally::Tally, tidy};
+
+/// Is there once the module `br_netfilter` is.
+const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// A line is printed after this long without one.
 const QUIET: Duration = Duration::from_secs(30);
@@ -27,7 +30,7 @@ pub(crate) enum Tier {
     Packet,
     /// Nodes and pods as namespaces, real sockets
     Lab,
-    /// Against a real Kubernetes
+    /// Beside what nodes of a real cluster run: flanneld, where Go is at hand to build it
     Cluster,
 }
 
@@ -37,14 +40,15 @@ pub(crate) fn run(machine: &Machine, tier: Option<Tier>) -> Result<()> {
         Some(tier) => std::slice::from_ref(tier),
         None => &[Tier::Unit, Tier::Packet, Tier::Lab, Tier::Cluster],
     };
-    let prepared = prepare(machine, tiers)?;
+    let absent = tiers.contains(&Tier::Cluster).then(|| absent_peer(machine)).flatten();
+    let prepared = prepare(machine, tiers, absent.is_none())?;
     let mut tally = Tally::default();
     for tier in tiers {
         tally += match tier {
             Tier::Unit => unit(machine)?,
             Tier::Packet => packet(machine, &prepared)?,
             Tier::Lab => lab(machine, &prepared)?,
-            Tier::Cluster => cluster(),
+            Tier::Cluster => cluster(machine, &prepared, absent.as_deref())?,
         };
     }
     println!("\n{tally}");
@@ -57,15 +61,30 @@ pub(crate) fn run(machine: &Machine, tier: Option<Tier>) -> Result<()> {
     Ok(())
 }
 
+/// Why the cluster tier has no flanneld to run, if it has none. That is no failure: a machine
+/// without Go, or without a network to fetch modules by, can run all other tests.
+fn absent_peer(machine: &Machine) -> Option<String> {
+    // flanneld does not start without.
+    if !Path::new(BRIDGE_NETFILTER).exists() {
+        return Some("flanneld needs the kernel's bridge netfilter: modprobe br_netfilter".into());
+    }
+    peers::provide(machine, &["flanneld"]).err().map(|err| format!("{err:#}"))
+}
+
 /// What the privileged tiers load and run, so that building is no test's time.
-fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Vec<(&'static str, String)>> {
-    if !tiers.iter().any(|tier| matches!(tier, Tier::Packet | Tier::Lab)) {
+fn prepare(
+    machine: &Machine,
+    tiers: &[Tier],
+    has_peer: bool,
+) -> Result<Vec<(&'static str, String)>> {
+    let has_lab = tiers.contains(&Tier::Lab) || tiers.contains(&Tier::Cluster) && has_peer;
+    if !has_lab && !tiers.contains(&Tier::Packet) {
         return Ok(Vec::new());
     }
-    setup::root("the tiers packet and lab load eBPF programs")?;
+    setup::root("the tiers packet, lab and cluster load eBPF programs")?;
     machine.provide(&setup::tiers())?;
     let objects = object::build(machine)?;
-    if tiers.contains(&Tier::Lab) {
+    if has_lab {
         agents::build_with_peer(machine, &objects)?;
     }
     Ok(vec![("MILLRACE_BPF_OBJECTS", text(&objects)), ("MILLRACE_DIST", text(&machine.dist()))])
@@ -117,10 +136,19 @@ fn lab(machine: &Machine, environment: &[(&str, String)]) -> Result<Tally> {
     Ok(services + cargo_test(test.args(["--", "--test-threads=2"]), "lab")?)
 }
 
-fn cluster() -> Tally {
+fn cluster(
+    machine: &Machine,
+    environment: &[(&str, String)],
+    absent: Option<&str>,
+) -> Result<Tally> {
     heading("cluster");
-    println!("cluster: not run: there is nothing in this tier yet");
-    Tally::default()
+    if let Some(reason) = absent {
+        println!("cluster: not run: {reason}");
+        return Ok(Tally::default());
+    }
+    let mut cargo = machine.cargo();
+    let test = privileged(&mut cargo, "interop", environment);
+    cargo_test(test.args(["--", "--test-threads=1"]), "cluster")
 }
 
 fn heading(tier: &str) {
