@@ -40,15 +40,14 @@ pub(crate) fn run(machine: &Machine, tier: Option<Tier>) -> Result<()> {
         Some(tier) => std::slice::from_ref(tier),
         None => &[Tier::Unit, Tier::Packet, Tier::Lab, Tier::Cluster],
     };
-    let absent = tiers.contains(&Tier::Cluster).then(|| absent_peer(machine)).flatten();
-    let prepared = prepare(machine, tiers, absent.is_none())?;
+    let prepared = prepare(machine, tiers)?;
     let mut tally = Tally::default();
     for tier in tiers {
         tally += match tier {
             Tier::Unit => unit(machine)?,
-            Tier::Packet => packet(machine, &prepared)?,
-            Tier::Lab => lab(machine, &prepared)?,
-            Tier::Cluster => cluster(machine, &prepared, absent.as_deref())?,
+            Tier::Packet => packet(machine, &prepared.environment)?,
+            Tier::Lab => lab(machine, &prepared.environment)?,
+            Tier::Cluster => cluster(machine, &prepared)?,
         };
     }
     println!("\n{tally}");
@@ -61,33 +60,44 @@ pub(crate) fn run(machine: &Machine, tier: Option<Tier>) -> Result<()> {
     Ok(())
 }
 
-/// Why the cluster tier has no flanneld to run, if it has none. That is no failure: a machine
-/// without Go, or without a network to fetch modules by, can run all other tests.
-fn absent_peer(machine: &Machine) -> Option<String> {
-    // flanneld does not start without.
-    if !Path::new(BRIDGE_NETFILTER).exists() {
-        return Some("flanneld needs the kernel's bridge netfilter: modprobe br_netfilter".into());
-    }
-    peers::provide(machine, &["flanneld"]).err().map(|err| format!("{err:#}"))
+/// What the privileged tiers load and run, so that building is no test's time.
+#[derive(Default)]
+struct Prepared {
+    environment: Vec<(&'static str, String)>,
+    /// Why the cluster tier cannot run.
+    no_peer: Option<String>,
 }
 
-/// What the privileged tiers load and run, so that building is no test's time.
-fn prepare(
-    machine: &Machine,
-    tiers: &[Tier],
-    has_peer: bool,
-) -> Result<Vec<(&'static str, String)>> {
-    let has_lab = tiers.contains(&Tier::Lab) || tiers.contains(&Tier::Cluster) && has_peer;
-    if !has_lab && !tiers.contains(&Tier::Packet) {
-        return Ok(Vec::new());
+fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
+    let has = |tier| tiers.contains(&tier);
+    let root = || setup::root("the tiers packet, lab and cluster load eBPF programs");
+    if has(Tier::Packet) || has(Tier::Lab) {
+        // Said before anything is built.
+        root()?;
     }
-    setup::root("the tiers packet, lab and cluster load eBPF programs")?;
+    let no_peer = has(Tier::Cluster).then(|| absent_peer(machine)).flatten();
+    let has_lab = has(Tier::Lab) || has(Tier::Cluster) && no_peer.is_none();
+    if !has_lab && !has(Tier::Packet) {
+        return Ok(Prepared { no_peer, ..Prepared::default() });
+    }
+    root()?;
     machine.provide(&setup::tiers())?;
     let objects = object::build(machine)?;
     if has_lab {
         agents::build_with_peer(machine, &objects)?;
     }
-    Ok(vec![("MILLRACE_BPF_OBJECTS", text(&objects)), ("MILLRACE_DIST", text(&machine.dist()))])
+    let environment =
+        vec![("MILLRACE_BPF_OBJECTS", text(&objects)), ("MILLRACE_DIST", text(&machine.dist()))];
+    Ok(Prepared { environment, no_peer })
+}
+
+/// Why there is no flanneld to run, if there is none. That is no failure: a machine without Go, or
+/// without a network to fetch modules by, can run all other tests.
+fn absent_peer(machine: &Machine) -> Option<String> {
+    if !Path::new(BRIDGE_NETFILTER).exists() {
+        return Some("flanneld needs the kernel's bridge netfilter: modprobe br_netfilter".into());
+    }
+    peers::provide(machine, &["flanneld"]).err().map(|err| format!("{err:#}"))
 }
 
 fn text(path: &Path) -> String {
@@ -136,18 +146,15 @@ fn lab(machine: &Machine, environment: &[(&str, String)]) -> Result<Tally> {
     Ok(services + cargo_test(test.args(["--", "--test-threads=2"]), "lab")?)
 }
 
-fn cluster(
-    machine: &Machine,
-    environment: &[(&str, String)],
-    absent: Option<&str>,
-) -> Result<Tally> {
+/// Cases measure gaps, which others at the same time would widen.
+fn cluster(machine: &Machine, prepared: &Prepared) -> Result<Tally> {
     heading("cluster");
-    if let Some(reason) = absent {
+    if let Some(reason) = &prepared.no_peer {
         println!("cluster: not run: {reason}");
         return Ok(Tally::default());
     }
     let mut cargo = machine.cargo();
-    let test = privileged(&mut cargo, "interop", environment);
+    let test = privileged(&mut cargo, "interop", &prepared.environment);
     cargo_test(test.args(["--", "--test-threads=1"]), "cluster")
 }
 
