@@ -16,21 +16,18 @@ use datapath::{
     address::{Ipv4, Ipv6},
     tunnel::{NetworkKey, Vtep},
 };
+pub(crate) use lab::overlay::{DUAL_STACK as DUAL, PREFIX};
 use lab::{
     Lab, LabSpec, NodeSpec, Process,
-    address::pod_cidrs,
     agent::Agent,
     etcd::Etcd,
+    overlay::{self, Overlay, POD_MTU},
     peer::{self, Protocol},
 };
 use serde_json::Value;
 
-pub(crate) const PREFIX: &str = "/coreos.com/network";
-
 /// The classic devices, with entries for each peer.
 pub(crate) const KERNEL: &str = "--datapath=kernel";
-
-pub(crate) const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48","Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#;
 
 /// Datagrams that a load sends in a second.
 pub(crate) const DATAGRAMS: u64 = 500;
@@ -71,7 +68,7 @@ impl Bed {
     pub(crate) fn furnished(config: &str, arguments: &[&str]) -> Self {
         let mut bed = Self::prepare(config, LabSpec::default().nodes, arguments);
         for (number, node) in bed.lab.spec().clone().nodes() {
-            bed.remember(&node.name, number);
+            ok(overlay::remember(&bed.lab, &node.name, number));
         }
         for pod in ["pod1a", "pod1b", "pod2a", "pod2b"] {
             let place = ok(bed.lab.place(pod));
@@ -82,25 +79,10 @@ impl Bed {
 
     /// Nodes whose agents are not started.
     pub(crate) fn prepare(config: &str, nodes: Vec<NodeSpec>, arguments: &[&str]) -> Self {
-        let spec = LabSpec { overlay: true, pod_mtu: 1430, nodes, ..LabSpec::default() };
+        let spec = LabSpec { overlay: true, pod_mtu: POD_MTU, nodes, ..LabSpec::default() };
         let lab = ok(Lab::up(spec));
-        let etcd = ok(Etcd::in_place(&lab, "fabric"));
-        ok(etcd.put(&format!("{PREFIX}/config"), config));
-        let endpoint = format!("-etcd-endpoints={}", etcd.endpoint());
-        let mut all = vec![endpoint];
-        all.extend(arguments.iter().map(ToString::to_string));
-        let names = lab.spec().nodes.iter().map(|node| node.name.clone());
-        let agents = names.map(|node| ok(Agent::prepare_overlay(&lab, &node, &all))).collect();
+        let Overlay { agents, etcd } = ok(Overlay::prepare(&lab, config, arguments));
         Self { agents, servers: Vec::new(), etcd, lab }
-    }
-
-    /// Leaves a `subnet.env` as an earlier start would have.
-    fn remember(&self, node: &str, number: u8) {
-        let [v4, v6] = pod_cidrs(number);
-        let text = format!("FLANNEL_SUBNET={v4}\nFLANNEL_IPV6_SUBNET={v6}\n");
-        let file = self.lab.subnet_file(node);
-        ok(std::fs::create_dir_all(file.parent().expect("it has a directory")));
-        ok(std::fs::write(file, text));
     }
 
     /// Starts all agents at once and waits until each is ready and knows all others.
