@@ -34,8 +34,10 @@ pub enum Error {
     Answer { what: String, source: serde_json::Error },
     #[error("cannot {step} {path} as YAML: {message}")]
     Yaml { step: &'static str, path: PathBuf, message: String },
-    #[error("{path} cannot be set, and kube-proxy needs it; load it: modprobe br_netfilter")]
-    NoBridgeNetfilter { path: &'static str },
+    #[error("{path} cannot be set, and {who} needs it; load it: modprobe br_netfilter")]
+    NoBridgeNetfilter { path: &'static str, who: &'static str },
+    #[error("{path} is missing; build it: cargo xtask build --peers")]
+    NoPeer { path: PathBuf },
 }
 
 /// Gives an `io::Error` the step and path it belongs to.

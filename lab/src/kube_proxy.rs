@@ -89,7 +89,7 @@ impl KubeProxy {
 /// back there, the client would refuse it.
 pub fn pass_bridged(place: &Place) -> Result<()> {
     let written = place.enter(|| fs::write(BRIDGED, "1"))?;
-    written.map_err(|_| Error::NoBridgeNetfilter { path: BRIDGED })
+    written.map_err(|_| Error::NoBridgeNetfilter { path: BRIDGED, who: "kube-proxy" })
 }
 
 /// Connections that the kernel tracks in a place.

@@ -13,6 +13,7 @@ mod bpffs;
 mod cgroup;
 mod error;
 pub mod etcd;
+pub mod flanneld;
 pub mod kube_proxy;
 mod lab;
 pub mod manifests;
@@ -45,4 +46,9 @@ pub fn dist() -> PathBuf {
     let package = std::env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     package.parent().unwrap_or(&package).join("target/dist")
+}
+
+/// Where `cargo xtask build --peers` puts the programs of other projects: beside [`dist`].
+pub fn peers() -> PathBuf {
+    dist().with_file_name("peers")
 }

@@ -29,6 +29,9 @@ use serde_json::Value;
 /// The classic devices, with entries for each peer.
 pub(crate) const KERNEL: &str = "--datapath=kernel";
 
+/// Datagrams that a load sends in a second.
+pub(crate) const DATAGRAMS: u64 = 500;
+
 pub(crate) struct Bed {
     // Dropped first: agents, then what they talk to, then the places.
     pub(crate) agents: Vec<Agent>,
@@ -56,11 +59,17 @@ pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
 impl Bed {
     /// Two nodes with two pods each, joined, each with the subnet that its pods have.
     pub(crate) fn up(config: &str, arguments: &[&str]) -> Self {
+        let mut bed = Self::furnished(config, arguments);
+        bed.launch();
+        bed
+    }
+
+    /// The same before anything is started but the servers in the pods.
+    pub(crate) fn furnished(config: &str, arguments: &[&str]) -> Self {
         let mut bed = Self::prepare(config, LabSpec::default().nodes, arguments);
         for (number, node) in bed.lab.spec().clone().nodes() {
             ok(overlay::remember(&bed.lab, &node.name, number));
         }
-        bed.launch();
         for pod in ["pod1a", "pod1b", "pod2a", "pod2b"] {
             let place = ok(bed.lab.place(pod));
             bed.servers.push(ok(peer::serve(&place, &["--tcp=80", "--udp=53"])));
@@ -172,7 +181,15 @@ where
 
 /// A load between pods of two nodes, by IPv4, that a case lets run while it does something.
 pub(crate) fn load(bed: &Bed) -> peer::Loading {
-    let target = ok(bed.lab.addresses("pod2a")).v4;
-    let (tcp, udp) = (format!("--tcp={target}:80"), format!("--udp={target}:53"));
-    ok(peer::load(&ok(bed.lab.place("pod1a")), &[&tcp, &udp, "--rate=50", "--lasting=2"]))
+    load_on(bed, ok(bed.lab.addresses("pod2a")).v4.into())
+}
+
+/// The same from the first pod of the first node to any address. A second has
+/// [`DATAGRAMS`] datagrams.
+pub(crate) fn load_on(bed: &Bed, target: IpAddr) -> peer::Loading {
+    let to = |port| SocketAddr::new(target, port);
+    let (tcp, udp) = (format!("--tcp={}", to(80)), format!("--udp={}", to(53)));
+    let datagrams = format!("--datagrams={DATAGRAMS}");
+    let arguments = [&*tcp, &udp, &datagrams, "--rate=50", "--lasting=2"];
+    ok(peer::load(&ok(bed.lab.place("pod1a")), &arguments))
 }
