@@ -16,19 +16,24 @@ use aya::{
 
 use crate::{
     bpf::{self, Place, attach_type},
-    clsact,
+    clsact::{self, Priority},
     link::{LinkError, Links, PinnedLink},
     program,
     reason::{chain, hint},
     table::{MapTable, Table, TableError},
 };
 
-/// Which agent's programs come first on a device: the proxy's are outermost, the first to see
-/// what enters and the last to see what leaves, whichever agent began first.
+/// Which programs come first on a device: those of the outer layer are the first to see what
+/// enters and the last to see what leaves, whichever agent began first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layer {
+    /// The proxy's.
     Outer,
+    /// The overlay's.
     Inner,
+    /// The overlay's that masquerade: what leaves has its source before it goes into a tunnel. To
+    /// be named behind those of the inner layer, where links have no other order.
+    Innermost,
 }
 
 /// A hook of devices of one role, by the name of its program.
@@ -41,24 +46,24 @@ pub struct Hook<R> {
 }
 
 impl<R> Hook<R> {
-    fn is_first(&self) -> bool {
-        self.is_ingress == (self.layer == Layer::Outer)
-    }
-
     pub fn place(&self) -> Place {
-        if self.is_first() { Place::First } else { Place::Last }
+        if self.is_ingress == (self.layer == Layer::Outer) { Place::First } else { Place::Last }
     }
 
-    fn tcx(&self) -> u32 {
+    pub fn tcx(&self) -> u32 {
         if self.is_ingress { attach_type::TCX_INGRESS } else { attach_type::TCX_EGRESS }
     }
 
-    fn clsact(&self) -> TcAttachType {
+    pub fn clsact(&self) -> TcAttachType {
         if self.is_ingress { TcAttachType::Ingress } else { TcAttachType::Egress }
     }
 
-    fn priority(&self) -> clsact::Priority {
-        if self.is_first() { clsact::Priority::First } else { clsact::Priority::Second }
+    pub fn priority(&self) -> Priority {
+        match (self.layer, self.is_ingress) {
+            (Layer::Outer, true) | (Layer::Innermost, false) => Priority::First,
+            (Layer::Inner, _) => Priority::Second,
+            (Layer::Outer, false) | (Layer::Innermost, true) => Priority::Third,
+        }
     }
 
     /// `HOOK_IFINDEX`.
@@ -292,7 +297,10 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
                     let Some((hook, ifindex)) = parse_pin(self.hooks, &link.name) else {
                         continue;
                     };
-                    if !link.is_attached() || !keeps(ifindex, hook.role) {
+                    // One program may serve two roles.
+                    let mut same = self.hooks.iter().filter(|same| same.program == hook.program);
+                    let is_kept = same.any(|same| keeps(ifindex, same.role));
+                    if !link.is_attached() || !is_kept {
                         if let Err(err) = self.links.detach(&link.name) {
                             outcome.errors.push(err.into());
                         }

@@ -283,6 +283,11 @@ pub fn map_layout(map: BorrowedFd<'_>) -> io::Result<MapLayout> {
     Ok(MapLayout { map_type, key_size, value_size, max_entries, flags })
 }
 
+/// The number by which the kernel knows an open map.
+pub fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+    info::<[u32; 2]>(map).map(|[_type, id]| id)
+}
+
 /// A link as `bpftool link show` lists it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkInfo {

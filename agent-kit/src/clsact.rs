@@ -20,6 +20,7 @@ pub const HANDLE: u16 = 0x4d4c;
 pub enum Priority {
     First = 1,
     Second = 2,
+    Third = 3,
 }
 
 /// Has the program run on the device's hook, in place of an earlier one of ours.

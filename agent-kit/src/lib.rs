@@ -24,6 +24,7 @@ pub mod netlink;
 pub mod notice;
 pub mod object;
 pub mod output;
+pub mod ports;
 pub mod print;
 pub mod problems;
 pub mod program;

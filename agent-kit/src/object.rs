@@ -142,6 +142,9 @@ pub struct Request<'a> {
     pub capacities: &'a BTreeMap<String, u32>,
     /// Maps whose rows refer to each other: if one is made anew, all are.
     pub groups: &'a [&'a [&'a str]],
+    /// Maps of another object that this one reads: the name here, and the pin there. Where none of
+    /// the same make is pinned, one is made here.
+    pub shared: &'a [(&'a str, PathBuf)],
 }
 
 /// An object with its maps pinned; its programs are yet to be loaded and attached.
@@ -162,7 +165,15 @@ pub fn load(request: &Request<'_>) -> Result<Loaded, ObjectError> {
     let pins = request.pins;
     let fail = pins.pin_error();
     fs::create_dir_all(pins.links()).map_err(&fail)?;
-    let wanted = layouts(request)?;
+    let mut wanted = layouts(request)?;
+    let is_same = |(name, path): &&(&str, PathBuf)| {
+        let pinned = bpf::obj_get(path).and_then(|map| bpf::map_layout(map.as_fd()));
+        pinned.is_ok_and(|pinned| wanted.get(*name) == Some(&pinned))
+    };
+    let shared: Vec<_> = request.shared.iter().filter(is_same).collect();
+    for (name, _) in &shared {
+        wanted.remove(*name);
+    }
     let current = pins.current().filter(|dir| dir.exists());
     for stale in pins.generations().map_err(&fail)? {
         if current.as_ref() != Some(&stale) {
@@ -191,6 +202,9 @@ pub fn load(request: &Request<'_>) -> Result<Loaded, ObjectError> {
     loader.btf(None);
     for name in wanted.keys() {
         loader.map_pin_path(name, maps.join(name));
+    }
+    for (name, path) in shared {
+        loader.map_pin_path(*name, path);
     }
     for (name, rows) in request.capacities {
         loader.map_max_entries(name, *rows);

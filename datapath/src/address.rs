@@ -207,14 +207,11 @@ impl Address for Ipv6 {
 
     #[inline(always)]
     fn shares(self, other: Self, bits: u32) -> bool {
-        let [a, b, c, d] = self.0;
-        let [e, f, g, h] = other.0;
-        let rest = |before: u32| bits.saturating_sub(before);
-        ((a ^ e) & mask(bits))
-            | ((b ^ f) & mask(rest(32)))
-            | ((c ^ g) & mask(rest(64)))
-            | ((d ^ h) & mask(rest(96)))
-            == 0
+        let differs = |word: usize| {
+            let rest = bits.saturating_sub(32 * word as u32);
+            (self.0[word] ^ other.0[word]) & mask(rest)
+        };
+        differs(0) | differs(1) | differs(2) | differs(3) == 0
     }
 
     #[inline(always)]

@@ -34,10 +34,9 @@ impl Unreachable {
     #[must_use]
     pub const fn code<F: Network>(self) -> u8 {
         match (F::V6, self) {
-            (false, Self::Port) => 3,
+            (false, Self::Port) | (true, Self::Host) => 3,
             (false, Self::Host) => 1,
             (true, Self::Port) => 4,
-            (true, Self::Host) => 3,
         }
     }
 }

@@ -8,10 +8,11 @@ use crate::{
     address::{Address, protocol},
     answer::Unreachable,
     counter::{Hook, Reason},
+    hash,
     header::{self, IpHeader, Network, Part},
     icmp,
     packet::Packet,
-    tunnel::{Frame, HOME_TICKS, Home, Inner, Mac, Sender, Tunnel, Tunnels},
+    tunnel::{Frame, HOME_TICKS, Home, Inner, Mac, Sender, Tunnel, Tunnels, fast_path},
 };
 
 /// What becomes of a packet.
@@ -26,8 +27,10 @@ pub enum Fate {
     Answer,
     /// Out by the tunnel device, at once.
     Tunnel,
-    /// To the pod behind the device of this index, at once.
+    /// Out by the device of this index, which leads to a pod, at once.
     Home(u32),
+    /// Into the pod behind that device, past what is attached to it.
+    Pod(u32),
 }
 
 /// A packet leaves by the tunnel device.
@@ -97,10 +100,10 @@ pub fn decapsulate<F: Network + Inner, P: Frame, T: Tunnels<F>>(
         tables.count_drop(Hook::TunnelIngress, reason);
         return Fate::Drop;
     }
-    if tunnel.fast_path == 0 {
+    if tunnel.fast_path == fast_path::OFF {
         return Fate::Pass;
     }
-    deliver::<F, P, T>(frame, tables, &tunnel).map_or(Fate::Pass, Fate::Home)
+    deliver::<F, P, T>(frame, tables, &tunnel).unwrap_or(Fate::Pass)
 }
 
 /// Whether the frame came from one of us. Its outer source is not asked: a node may be known by
@@ -134,7 +137,7 @@ fn deliver<F: Network, P: Frame, T: Tunnels<F>>(
     frame: &mut P,
     tables: &mut T,
     tunnel: &Tunnel,
-) -> Option<u32> {
+) -> Option<Fate> {
     let header = F::header(frame, 0)?;
     let now = tables.now();
     let home = *tables.home(header.dst)?;
@@ -143,7 +146,9 @@ fn deliver<F: Network, P: Frame, T: Tunnels<F>>(
     }
     let words = F::forwarded(start(frame)?)?;
     frame.store_hardware(home.mac, tunnel.mac4, words)?;
-    Some(home.device)
+    let is_seen = tunnel.fast_path != fast_path::STRAIGHT
+        || tables.is_translated(hash::pair(header.src, header.dst));
+    Some(if is_seen { Fate::Home(home.device) } else { Fate::Pod(home.device) })
 }
 
 /// A pod's packet entered the node by the device of this index.
@@ -154,7 +159,7 @@ pub fn shortcut<F: Network + Inner, P: Frame, T: Tunnels<F>>(
     device: u32,
 ) -> Fate {
     let tunnel = tables.tunnel();
-    if tunnel.fast_path == 0 {
+    if tunnel.fast_path == fast_path::OFF {
         return Fate::Pass;
     }
     match send::<F, P, T>(frame, tables, &tunnel, device) {

@@ -16,6 +16,9 @@
 //! | `ORIGINAL_SOURCE` | `c → b`   | egress  | `s → b`        |
 //! | `REPLY_TARGET`    | `b → s`   | ingress | `b → c`        |
 //!
+//! A flow that is masqueraded without any Service ([`crate::ipmasq`]) has only these two, with
+//! the same place as frontend and backend.
+//!
 //! Each row holds enough to write the others again, so none that is lost is missed. Rows live
 //! in the LRU tables `PENDING4`/`PENDING6` until the flow is answered, then in the hash tables
 //! `FLOWS4`/`FLOWS6`, which evict nothing.
@@ -87,6 +90,32 @@ pub mod role {
     pub const REPLY: u8 = 2;
     pub const ORIGINAL_SOURCE: u8 = 3;
     pub const REPLY_TARGET: u8 = 4;
+
+    /// The role of the row for the same packets' answers.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opposite(role: u8) -> u8 {
+        match role {
+            ORIGINAL => REPLY,
+            REPLY => ORIGINAL,
+            ORIGINAL_SOURCE => REPLY_TARGET,
+            _ => ORIGINAL_SOURCE,
+        }
+    }
+
+    /// True for the rows of packets of the side that began the flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn asks(role: u8) -> bool {
+        matches!(role, ORIGINAL | ORIGINAL_SOURCE)
+    }
+
+    /// True for the rows that masquerade a flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn masquerades(role: u8) -> bool {
+        matches!(role, ORIGINAL_SOURCE | REPLY_TARGET)
+    }
 }
 
 /// What packets of a row's direction have shown, as bits. `ORIGINAL` and `REPLY` tell a flow's
@@ -122,6 +151,8 @@ pub mod timeout_sec {
     pub const UDP_UNANSWERED: u32 = 30;
     /// `nf_conntrack_udp_timeout_stream`.
     pub const UDP_ANSWERED: u32 = 120;
+    /// `nf_conntrack_icmp_timeout` and `nf_conntrack_icmpv6_timeout`.
+    pub const ECHO: u32 = 30;
 }
 
 /// Value of the array `WALKS`: what a walk over a flow table has done, and when it may stop.
@@ -314,6 +345,9 @@ pub const fn timeout(proto: u8, original: u8, reply: u8) -> u32 {
     if proto == protocol::UDP {
         return if reply == 0 { timeout_sec::UDP_UNANSWERED } else { timeout_sec::UDP_ANSWERED };
     }
+    if proto != protocol::TCP {
+        return timeout_sec::ECHO;
+    }
     if (original | reply) & seen::RST != 0 {
         timeout_sec::TCP_RESET
     } else if original & reply & seen::FIN != 0 {
@@ -369,5 +403,7 @@ mod tests {
         assert_eq!(tcp(packet, rst), 10);
         assert_eq!(timeout(protocol::UDP, packet, 0), 30);
         assert_eq!(timeout(protocol::UDP, packet, packet), 120);
+        assert_eq!(timeout(protocol::ICMP, packet, packet), 30);
+        assert_eq!(timeout(protocol::ICMPV6, packet, 0), 30);
     }
 }

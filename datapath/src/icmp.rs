@@ -7,12 +7,13 @@ use crate::{
     address::{Address, protocol},
     checksum::{difference, replace},
     counter::Reason,
-    flow::{FlowKey, Place, hook},
+    echo,
+    flow::{Flow, FlowKey, Place, hook, role},
     hash,
     header::{self, IpHeader, Network, Part, Transport, has_ports},
     packet::{Covers, Packet},
     rewrite::Side,
-    tables::{Store, Tables},
+    tables::{FlowTables, Store},
 };
 
 /// ICMP header of an error: type, code, checksum, and four bytes that depend on the type.
@@ -77,13 +78,13 @@ pub enum Entered {
 /// An ICMP message to one of our addresses entered the node. Reads the headers again rather
 /// than have them handed down: eBPF functions take five arguments and little stack.
 #[inline(never)]
-pub fn ingress<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Entered {
+pub fn ingress<F: Network, P: Packet, T: FlowTables<F>>(packet: &mut P, tables: &mut T) -> Entered {
     let Some(header) = F::header(packet, 0) else { return Entered::Other };
     let Ok(transport) = F::follow(packet, 0, &header) else { return Entered::Other };
     if transport.proto != F::ICMP && transport.part != Part::Later {
         return Entered::Answerable;
     }
-    let quote = match read::<F, P>(packet, &transport) {
+    let quote = match read::<F, P, T>(packet, &transport) {
         Message::Error(quote) => quote,
         Message::Other { error: false } => return Entered::Answerable,
         Message::Other { error: true } => return Entered::Other,
@@ -94,7 +95,7 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut
     if quote.redirect {
         return Entered::Failed(Reason::IcmpRedirect);
     }
-    match translate::<F, P>(packet, &header, &quote, Side::Destination, target) {
+    match translate::<F, P, T>(packet, &header, &quote, Side::Destination, target) {
         Ok(()) => Entered::Translated,
         Err(reason) => Entered::Failed(reason),
     }
@@ -102,35 +103,44 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut
 
 /// An ICMP message leaves the node, or leaves it toward a pod.
 #[inline(never)]
-pub fn egress<F: Network, P: Packet, T: Tables<F>>(
+pub fn egress<F: Network, P: Packet, T: FlowTables<F>>(
     packet: &mut P,
     tables: &mut T,
 ) -> Result<(), Reason> {
     let Some(header) = F::header(packet, 0) else { return Ok(()) };
     let Ok(transport) = F::follow(packet, 0, &header) else { return Ok(()) };
-    let Message::Error(quote) = read::<F, P>(packet, &transport) else { return Ok(()) };
+    let Message::Error(quote) = read::<F, P, T>(packet, &transport) else { return Ok(()) };
     if !tables.is_marked(hash::pair(quote.header.src, quote.header.dst)) {
         return Ok(());
     }
     match row::<F, T>(tables, &quote.key(hook::EGRESS)) {
         Some(_) if quote.redirect => Err(Reason::IcmpRedirect),
-        Some(source) => translate::<F, P>(packet, &header, &quote, Side::Source, source),
+        Some(source) => translate::<F, P, T>(packet, &header, &quote, Side::Source, source),
         None => Ok(()),
     }
 }
 
 /// What the row at `key` makes of a packet. The error itself does not count as one.
 #[inline(always)]
-fn row<F: Network, T: Tables<F>>(
+fn row<F: Network, T: FlowTables<F>>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) -> Option<Place<F::Address>> {
     if let Some(row) = tables.flow(Store::Answered, key) {
-        return Some(Place::new(row.to, row.to_port));
+        return (!keeps_all::<F, T>(row)).then_some(Place::new(row.to, row.to_port));
     }
     let row = tables.flow(Store::Pending, key)?;
+    if keeps_all::<F, T>(row) {
+        return None;
+    }
     // A masquerade without a source yet has sent nothing that could be complained about.
     (row.to_port.raw() != 0).then_some(Place::new(row.to, row.to_port))
+}
+
+/// True for the rows of a flow that is not translated ([`crate::ipmasq`]).
+#[inline(always)]
+const fn keeps_all<F: Network, T: FlowTables<F>>(row: &Flow<F::Address>) -> bool {
+    T::BARE_MASQUERADE && !role::masquerades(row.role)
 }
 
 /// True for messages about a packet, which no error may answer.
@@ -159,7 +169,10 @@ pub fn is_answerable<F: Network, P: Packet>(packet: &P, transport: &Transport) -
 
 /// Reads an ICMP message and the packet it quotes.
 #[inline(always)]
-fn read<F: Network, P: Packet>(packet: &P, transport: &Transport) -> Message<F::Address> {
+fn read<F: Network, P: Packet, T: FlowTables<F>>(
+    packet: &P,
+    transport: &Transport,
+) -> Message<F::Address> {
     if transport.part == Part::Later || transport.proto != F::ICMP {
         return Message::Other { error: true };
     }
@@ -170,7 +183,7 @@ fn read<F: Network, P: Packet>(packet: &P, transport: &Transport) -> Message<F::
     }
     let redirect = kind == if F::V6 { kind::REDIRECT6 } else { kind::REDIRECT };
     let start = if F::V6 && redirect { redirected(packet, at) } else { Some(at + HEADER) };
-    let quote = start.and_then(|start| quoted::<F, P>(packet, at, start, redirect));
+    let quote = start.and_then(|start| quoted::<F, P, T>(packet, at, start, redirect));
     quote.map_or(Message::Other { error: true }, Message::Error)
 }
 
@@ -194,7 +207,7 @@ fn redirected<P: Packet>(packet: &P, at: u32) -> Option<u32> {
 
 /// Reads the quoted packet as far as its ports.
 #[inline(always)]
-fn quoted<F: Network, P: Packet>(
+fn quoted<F: Network, P: Packet, T: FlowTables<F>>(
     packet: &P,
     at: u32,
     start: u32,
@@ -202,11 +215,24 @@ fn quoted<F: Network, P: Packet>(
 ) -> Option<Quote<F::Address>> {
     let header = F::header(packet, start)?;
     let mut transport = F::follow(packet, start, &header).ok()?;
-    if transport.part == Part::Later || !has_ports(transport.proto) {
+    if transport.part == Part::Later {
+        return None;
+    }
+    if is_echo::<F, T>(&transport) {
+        transport.ports = echo::ports::<F, P>(packet, &transport)?;
+        return Some(Quote { at, redirect, header, start, transport });
+    }
+    if !has_ports(transport.proto) {
         return None;
     }
     transport.ports = header::ports(packet.load::<4>(transport.offset)?);
     Some(Quote { at, redirect, header, start, transport })
+}
+
+/// True for a packet of ICMP where ICMP echo has flows.
+#[inline(always)]
+const fn is_echo<F: Network, T: FlowTables<F>>(transport: &Transport) -> bool {
+    T::BARE_MASQUERADE && transport.proto == F::ICMP
 }
 
 /// Rewrites one side of the error and the other side of the packet it quotes.
@@ -214,21 +240,21 @@ fn quoted<F: Network, P: Packet>(
 /// # Errors
 /// [`Reason::RewriteFailed`], as for any packet.
 #[inline(always)]
-fn translate<F: Network, P: Packet>(
+fn translate<F: Network, P: Packet, T: FlowTables<F>>(
     packet: &mut P,
     header: &IpHeader<F::Address>,
     quote: &Quote<F::Address>,
     side: Side,
     new: Place<F::Address>,
 ) -> Result<(), Reason> {
-    translate_quote::<F, P>(packet, quote, side, new)
+    translate_quote::<F, P, T>(packet, quote, side, new)
         .and_then(|()| translate_outer::<F, P>(packet, header, quote, side, new))
         .ok_or(Reason::RewriteFailed)
 }
 
 /// Rewrites the quoted packet, whose side is the opposite of the error's.
 #[inline(always)]
-fn translate_quote<F: Network, P: Packet>(
+fn translate_quote<F: Network, P: Packet, T: FlowTables<F>>(
     packet: &mut P,
     quote: &Quote<F::Address>,
     side: Side,
@@ -243,17 +269,22 @@ fn translate_quote<F: Network, P: Packet>(
     // What the ICMP checksum has to follow: every byte changed below.
     let mut total = address + port;
     let offset = quote.transport.offset;
-    packet.store(offset + quoted_side.port_field(), &new.port.bytes())?;
+    let is_echo = is_echo::<F, T>(&quote.transport);
+    let field = if is_echo { echo::IDENTIFIER } else { quoted_side.port_field() };
+    packet.store(offset + field, &new.port.bytes())?;
     if !F::V6 {
         total += change_word(packet, quote.start + 10, address, false)?;
     }
     // The quoted transport checksum, if the quotation reaches that far and there is one.
-    let at = offset + header::checksum_offset(quote.transport.proto);
+    let at = offset
+        + if is_echo { echo::CHECKSUM } else { header::checksum_offset(quote.transport.proto) };
+    // ICMP has no pseudo header over IPv4.
+    let covered = if is_echo && !F::V6 { port } else { address + port };
     let udp = quote.transport.proto == protocol::UDP;
     if let Some(field) = packet.load::<2>(at)
         && !(udp && field == [0, 0])
     {
-        total += change_word(packet, at, address + port, udp)?;
+        total += change_word(packet, at, covered, udp)?;
     }
     store_quoted_address::<F, P>(packet, quote.start, quoted_side, new.addr)?;
     packet.change_transport_checksum(quote.at + 2, total, Covers::Payload, false)

@@ -22,7 +22,8 @@
 //! | `MARKS` | array of one | → one byte per hash of an address pair |
 //! | `PEERMARKS` | array of one | → one byte for the ports of backends that sockets were given |
 //!
-//! and of the overlay object, whose counters are `DROPS` too:
+//! and of the overlay object, which has `FLOWS4/6`, `PENDING4/6`, `FRAGMENTS4/6`, `DEVICES`,
+//! `DROPS`, `WALKS`, `SCRATCH4/6` and `MARKS` of its own:
 //!
 //! | map | type | key → value |
 //! |---|---|---|
@@ -30,6 +31,8 @@
 //! | `SENDERS` | hash | `Sender` → 1 |
 //! | `HOMES4/6` | LRU hash | address of a pod → `Home` |
 //! | `TUNNELS` | array of one | → `Tunnel` |
+//! | `PROXYMARKS` | array of one | the proxy's `MARKS`, where there is a proxy |
+//! | `POLICIES` | array of one | → `Policy` |
 
 pub const VTEPS_CAPACITY: usize = 16_384;
 /// Two families.

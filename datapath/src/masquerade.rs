@@ -5,8 +5,8 @@ use crate::{
     counter::Reason,
     flow::{FlowKey, Place, flow_flags, role},
     hash,
-    header::Network,
-    tables::{Opening, Store, Tables},
+    header::{Network, has_ports},
+    tables::{FlowTables, Opening, Store},
     track,
 };
 
@@ -21,7 +21,7 @@ const FORCED: u32 = 4;
 /// Gives the flow whose `ORIGINAL_SOURCE` row is at `key` in `PENDING` a source: the address
 /// of the device it leaves by, and a port that no other flow to the backend uses.
 #[inline(never)]
-pub fn assign<F: Network, T: Tables<F>>(
+pub fn assign<F: Network, T: FlowTables<F>>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) -> Result<(), Reason> {
@@ -29,34 +29,50 @@ pub fn assign<F: Network, T: Tables<F>>(
     if address == <F::Address>::default() {
         return Err(Reason::NoMasqueradeAddress);
     }
-    let settings = tables.settings();
-    let first = settings.nat_port_first;
-    let ports = settings.nat_port_last.wrapping_sub(first) as u32 + 1;
-    let start = hash::tuple(key) ^ tables.random();
     let staged = track::stage::<F, T, { role::ORIGINAL_SOURCE }>(tables, key);
     let Some((service, _)) = staged else { return Err(Reason::NatPortsExhausted) };
+    find_port::<F, T>(tables, key, address, service)?;
+    note::<F, T>(tables);
+    Ok(())
+}
+
+/// Puts an address with a port that no other flow to the backend uses into [`FlowTables::parties`] as
+/// source, and claims it. `key` is one of the flow's.
+#[inline(always)]
+pub fn find_port<F: Network, T: FlowTables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+    address: F::Address,
+    service: u32,
+) -> Result<(), Reason> {
+    let (first, last) = tables.nat_ports();
+    let ports = last.wrapping_sub(first) as u32 + 1;
+    let start = hash::tuple(key) ^ tables.random();
     for attempt in 0..TRIES {
         // Fibonacci hashing steps over the range without meeting a port twice soon.
         let step = start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
         let offset = ((step as u64 * ports as u64) >> 32) as u16;
         tables.parties().source = Place::new(address, Be16::new(first.wrapping_add(offset)));
         if tables.claim(service, attempt >= TRIES - FORCED) {
-            note::<F, T>(tables);
             return Ok(());
         }
     }
     Err(Reason::NatPortsExhausted)
 }
 
-/// Takes the source that stands in [`Tables::parties`], unless another flow or a socket of this
+/// Takes the source that stands in [`FlowTables::parties`], unless another flow or a socket of this
 /// node has it: the row for the replies is the claim. With `force` a flow that has not been
 /// answered loses it, and is forgotten.
 #[inline(always)]
-pub fn claim<F: Network, T: Tables<F>>(tables: &mut T, service: u32, force: bool) -> bool {
+pub fn claim<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, force: bool) -> bool {
     let (now, flags) = (tables.now(), flow_flags::MASQUERADE);
     let opening = Opening { role: role::REPLY_TARGET, service, flags, now, replace: false };
     let key = tables.parties().reply_target();
-    if tables.flow(Store::Answered, &key).is_some() || tables.socket_holds(&key) {
+    if tables.flow(Store::Answered, &key).is_some() {
+        return false;
+    }
+    // Of the identifiers of sockets that send ICMP echo themselves the kernel tells nothing.
+    if (!T::BARE_MASQUERADE || has_ports(key.proto)) && tables.socket_holds(&key) {
         return false;
     }
     if force {
@@ -67,7 +83,7 @@ pub fn claim<F: Network, T: Tables<F>>(tables: &mut T, service: u32, force: bool
 
 /// Tells the flow's other rows its source.
 #[inline(never)]
-fn note<F: Network, T: Tables<F>>(tables: &mut T) {
+fn note<F: Network, T: FlowTables<F>>(tables: &mut T) {
     let source = tables.parties().source;
     let mut key = tables.parties().original_source();
     if let Some(row) = tables.flow(Store::Pending, &key) {

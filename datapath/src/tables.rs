@@ -55,21 +55,16 @@ pub enum KeepError {
     Full,
 }
 
-/// Access to the tables of one family. References into tables may be changed by other
-/// processors at any time; each field stands for itself.
-pub trait Tables<F: Network> {
-    fn settings(&mut self) -> Settings;
+/// Access to the tables of flows of one family, and to what their life hangs on. References into
+/// tables may be changed by other processors at any time; each field stands for itself.
+pub trait FlowTables<F: Network> {
+    /// True if a masqueraded flow is one by itself, of the two rows that masquerade it; false if
+    /// these are beside the two of a Service's flow.
+    const BARE_MASQUERADE: bool;
+
     /// Monotonic clock in units of [`crate::flow::TICK_NS`].
     fn now(&mut self) -> u32;
     fn random(&mut self) -> u32;
-
-    fn address_use(&mut self, address: F::Address) -> Option<AddressUse>;
-    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend>;
-    /// `Service::flags`.
-    fn service_flags(&mut self, service: u32) -> Option<u32>;
-    /// Read as one word.
-    fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef>;
-    fn backend(&mut self, index: u32) -> Option<Backend<F::Address>>;
 
     fn flow(&mut self, store: Store, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
     /// The same wherever the row is, and where that is. Here so that programs can do it with as
@@ -102,57 +97,19 @@ pub trait Tables<F: Network> {
     fn fragment(&mut self, key: &FragmentKey<F::Address>) -> Option<Ports>;
     fn remember_fragment(&mut self, key: &FragmentKey<F::Address>, ports: Ports);
 
-    /// What is known of an unconnected socket.
-    fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>>;
-    fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>);
-
-    /// True if the set has the backend that a socket was given.
-    #[inline(always)]
-    fn is_in(&mut self, set: SetRef, peer: &Peer<F::Address>) -> bool {
-        (0..u32::from(set.count)).any(|index| {
-            self.backend(set.block + index).is_some_and(|backend| peer.is(&backend, set))
-        })
-    }
-
     /// What the device that the packet is on is called to the masquerade.
     fn device(&mut self) -> Option<Device>;
+    /// First and last source port to masquerade with, in this machine's byte order.
+    fn nat_ports(&mut self) -> (u16, u16);
     /// True if a socket of this node would take a packet with this tuple.
     fn socket_holds(&mut self, key: &FlowKey<F::Address>) -> bool;
 
     fn count_drop(&mut self, hook: Hook, reason: Reason);
-    fn count_connection(&mut self, service: u32);
     fn count_packet(&mut self, service: u32, bytes: u32);
 
-    /// [`track::open`]. This and those below are steps that programs have as global functions:
-    /// the verifier follows such a function once, and any other again at each call, with all
-    /// that is known there.
-    #[inline(always)]
-    fn open(&mut self, service: u32, flags: u16) -> bool
-    where
-        Self: Sized,
-    {
-        track::open::<F, Self>(self, service, flags)
-    }
-
-    /// [`ingress::look`].
-    #[inline(always)]
-    fn look_in<P: Packet>(&mut self, packet: &mut P, look: Look) -> ingress::Step
-    where
-        Self: Sized,
-    {
-        ingress::look::<F, P, Self>(packet, self, look)
-    }
-
-    /// [`egress::look`].
-    #[inline(always)]
-    fn look_out<P: Packet>(&mut self, packet: &mut P) -> egress::Step
-    where
-        Self: Sized,
-    {
-        egress::look::<F, P, Self>(packet, self)
-    }
-
-    /// [`track::settle`].
+    /// [`track::settle`]. This and those below are steps that programs have as global functions:
+    /// the verifier follows such a function once, and any other again at each call, with all that
+    /// is known there.
     ///
     /// # Errors
     /// As there.
@@ -180,5 +137,60 @@ pub trait Tables<F: Network> {
         Self: Sized,
     {
         masquerade::claim::<F, Self>(self, service, force)
+    }
+}
+
+/// The tables of flows, and those of Services.
+pub trait Tables<F: Network>: FlowTables<F> {
+    fn settings(&mut self) -> Settings;
+
+    fn address_use(&mut self, address: F::Address) -> Option<AddressUse>;
+    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend>;
+    /// `Service::flags`.
+    fn service_flags(&mut self, service: u32) -> Option<u32>;
+    /// Read as one word.
+    fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef>;
+    fn backend(&mut self, index: u32) -> Option<Backend<F::Address>>;
+
+    /// What is known of an unconnected socket.
+    fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>>;
+    fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>);
+
+    /// True if the set has the backend that a socket was given.
+    #[inline(always)]
+    fn is_in(&mut self, set: SetRef, peer: &Peer<F::Address>) -> bool {
+        (0..u32::from(set.count)).any(|index| {
+            self.backend(set.block + index).is_some_and(|backend| peer.is(&backend, set))
+        })
+    }
+
+    fn count_connection(&mut self, service: u32);
+
+    /// [`track::open`]. This and those below are global functions of programs, like the last of
+    /// [`FlowTables`].
+    #[inline(always)]
+    fn open(&mut self, service: u32, flags: u16) -> bool
+    where
+        Self: Sized,
+    {
+        track::open::<F, Self>(self, service, flags)
+    }
+
+    /// [`ingress::look`].
+    #[inline(always)]
+    fn look_in<P: Packet>(&mut self, packet: &mut P, look: Look) -> ingress::Step
+    where
+        Self: Sized,
+    {
+        ingress::look::<F, P, Self>(packet, self, look)
+    }
+
+    /// [`egress::look`].
+    #[inline(always)]
+    fn look_out<P: Packet>(&mut self, packet: &mut P) -> egress::Step
+    where
+        Self: Sized,
+    {
+        egress::look::<F, P, Self>(packet, self)
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     },
     hash,
     header::{Network, Transport, tcp},
-    tables::{KeepError, Opening, Store, Tables},
+    tables::{FlowTables, KeepError, Opening, Store},
 };
 
 /// What a packet shows, as bits of [`crate::flow::seen`].
@@ -36,7 +36,7 @@ pub fn touch<A>(row: &mut Flow<A>, seen: u8, now: u32, length: u32) {
 
 /// Notes a packet in the row at `key` and returns where the row sends it.
 #[inline(always)]
-pub fn pass<F: Network, T: Tables<F>>(
+pub fn pass<F: Network, T: FlowTables<F>>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     store: Store,
@@ -62,7 +62,7 @@ pub fn is_idle<A>(row: &Flow<A>, now: u32) -> bool {
 /// time it is needed: a program and all it calls share 512 bytes of stack, in which a flow's
 /// four keys do not fit.
 #[inline(always)]
-fn sibling<F: Network, T: Tables<F>, const ROLE: u8>(
+fn sibling<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     role: u8,
@@ -73,7 +73,7 @@ fn sibling<F: Network, T: Tables<F>, const ROLE: u8>(
 
 /// A row, wherever it is kept.
 #[inline(always)]
-fn find<'a, F: Network, T: Tables<F>>(
+fn find<'a, F: Network, T: FlowTables<F>>(
     tables: &'a mut T,
     key: &FlowKey<F::Address>,
 ) -> Option<&'a mut Flow<F::Address>> {
@@ -82,7 +82,10 @@ fn find<'a, F: Network, T: Tables<F>>(
 
 /// What a row shows and when it was last touched.
 #[inline(always)]
-fn look<F: Network, T: Tables<F>>(tables: &mut T, key: &FlowKey<F::Address>) -> Option<(u8, u32)> {
+fn look<F: Network, T: FlowTables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+) -> Option<(u8, u32)> {
     find::<F, T>(tables, key).map(|row| (row.seen, row.last))
 }
 
@@ -90,26 +93,25 @@ fn look<F: Network, T: Tables<F>>(tables: &mut T, key: &FlowKey<F::Address>) -> 
 /// direction, or has been closed and idle for `closed` already. Seconds and ticks are taken for
 /// the same: a tick is 7 % longer.
 #[inline(always)]
-fn is_finished<F: Network, T: Tables<F>, const ROLE: u8>(
+fn is_finished<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     closed: u32,
 ) -> bool {
     let now = tables.now();
     let Some((mine, last)) = look::<F, T>(tables, key) else { return true };
-    let opposite = if ROLE == role::ORIGINAL { role::REPLY } else { role::ORIGINAL };
-    let Some(other) = sibling::<F, T, ROLE>(tables, key, opposite) else { return true };
+    let Some(other) = sibling::<F, T, ROLE>(tables, key, role::opposite(ROLE)) else { return true };
     let (theirs, touched) = match look::<F, T>(tables, &other) {
         Some(seen) => seen,
-        // An eviction took the reply's row; without the original the flow is lost.
-        None if ROLE == role::ORIGINAL => (0, last),
+        // An eviction took the answers' row; without the other the flow is lost.
+        None if role::asks(ROLE) => (0, last),
         None => return true,
     };
     let idle = now.wrapping_sub(later(last, touched));
     if key.proto == protocol::TCP && is_closed(mine, theirs) && idle >= closed {
         return true;
     }
-    let (original, reply) = if ROLE == role::ORIGINAL { (mine, theirs) } else { (theirs, mine) };
+    let (original, reply) = if role::asks(ROLE) { (mine, theirs) } else { (theirs, mine) };
     idle > timeout(key.proto, original, reply)
 }
 
@@ -123,7 +125,7 @@ const fn later(a: u32, b: u32) -> u32 {
 /// and idle for `closed`: at once if that is zero, because a successor with the same tuple asks
 /// for its place. False if it lives.
 #[inline(always)]
-pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn forget_finished<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     closed: u32,
@@ -137,20 +139,24 @@ pub fn forget_finished<F: Network, T: Tables<F>, const ROLE: u8>(
 
 /// Removes all rows of the flow whose row of role `ROLE` is at `key`, that one last.
 #[inline(always)]
-pub fn forget_all<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn forget_all<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) {
-    forget_sibling::<F, T, ROLE, { role::ORIGINAL }>(tables, key);
-    forget_sibling::<F, T, ROLE, { role::REPLY }>(tables, key);
-    forget_sibling::<F, T, ROLE, { role::ORIGINAL_SOURCE }>(tables, key);
-    forget_sibling::<F, T, ROLE, { role::REPLY_TARGET }>(tables, key);
+    if !T::BARE_MASQUERADE || !role::masquerades(ROLE) {
+        forget_sibling::<F, T, ROLE, { role::ORIGINAL }>(tables, key);
+        forget_sibling::<F, T, ROLE, { role::REPLY }>(tables, key);
+    }
+    if !T::BARE_MASQUERADE || role::masquerades(ROLE) {
+        forget_sibling::<F, T, ROLE, { role::ORIGINAL_SOURCE }>(tables, key);
+        forget_sibling::<F, T, ROLE, { role::REPLY_TARGET }>(tables, key);
+    }
     tables.forget(key);
 }
 
 /// Removes one other row of a flow.
 #[inline(never)]
-fn forget_sibling<F: Network, T: Tables<F>, const ROLE: u8, const OTHER: u8>(
+fn forget_sibling<F: Network, T: FlowTables<F>, const ROLE: u8, const OTHER: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) {
@@ -161,10 +167,10 @@ fn forget_sibling<F: Network, T: Tables<F>, const ROLE: u8, const OTHER: u8>(
     }
 }
 
-/// Opens the flow of [`Tables::parties`] in `PENDING`. False if the tuple between client and
+/// Opens the flow of [`FlowTables::parties`] in `PENDING`. False if the tuple between client and
 /// backend belongs to a live flow by way of another frontend.
 #[inline(always)]
-pub fn open<F: Network, T: Tables<F>>(tables: &mut T, service: u32, flags: u16) -> bool {
+pub fn open<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, flags: u16) -> bool {
     if is_taken::<F, T>(tables) {
         return false;
     }
@@ -183,7 +189,7 @@ pub fn open<F: Network, T: Tables<F>>(tables: &mut T, service: u32, flags: u16) 
 
 /// True if replies of this backend to this client belong to another flow that lives.
 #[inline(always)]
-fn is_taken<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
+fn is_taken<F: Network, T: FlowTables<F>>(tables: &mut T) -> bool {
     let Parties { frontend, .. } = *tables.parties();
     let key = tables.parties().reply();
     let Some((row, store)) = tables.find(&key) else { return false };
@@ -194,13 +200,18 @@ fn is_taken<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
 
 /// Writes again what eviction took of the unanswered flow whose row of role `ROLE` is at `key`.
 #[inline(never)]
-pub fn restore<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn restore<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) {
     let now = tables.now();
     let Some((service, flags)) = stage::<F, T, ROLE>(tables, key) else { return };
     let opening = |role| Opening { role, service, flags, now, replace: false };
+    if role::masquerades(ROLE) {
+        tables.begin(opening(role::ORIGINAL_SOURCE));
+        tables.begin(opening(role::REPLY_TARGET));
+        return;
+    }
     tables.begin(opening(role::ORIGINAL));
     tables.begin(opening(role::REPLY));
     if flags & flow_flags::MASQUERADE == 0 {
@@ -213,9 +224,9 @@ pub fn restore<F: Network, T: Tables<F>, const ROLE: u8>(
 }
 
 /// Puts the parties of the unanswered flow whose row of role `ROLE` is at `key` where
-/// [`Tables::begin`] and [`Tables::keep`] find them, and returns its service and its flags.
+/// [`FlowTables::begin`] and [`FlowTables::keep`] find them, and returns its service and its flags.
 #[inline(never)]
-pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn stage<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) -> Option<(u32, u16)> {
@@ -235,7 +246,7 @@ pub fn stage<F: Network, T: Tables<F>, const ROLE: u8>(
 /// [`KeepError::Full`] if there is no room; rows that found some stay, and go by themselves if
 /// the others never follow. [`KeepError::Missing`] if the flow's rows are gone.
 #[inline(always)]
-pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
+pub fn settle<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
 ) -> Result<(), KeepError> {
@@ -243,11 +254,15 @@ pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
     let Some((service, flags)) = stage::<F, T, ROLE>(tables, key) else {
         return Err(KeepError::Missing);
     };
-    if ROLE == role::ORIGINAL && !is_answered::<F, T>(tables) {
+    if role::asks(ROLE) && !is_answered::<F, T, ROLE>(tables) {
         restore::<F, T, ROLE>(tables, key);
         return Ok(());
     }
     let opening = |role| Opening { role, service, flags, now, replace: false };
+    if role::masquerades(ROLE) {
+        keep::<F, T>(tables, opening(role::REPLY_TARGET))?;
+        return keep::<F, T>(tables, opening(role::ORIGINAL_SOURCE));
+    }
     keep::<F, T>(tables, opening(role::REPLY))?;
     if flags & flow_flags::MASQUERADE != 0 {
         keep::<F, T>(tables, opening(role::ORIGINAL_SOURCE))?;
@@ -259,17 +274,17 @@ pub fn settle<F: Network, T: Tables<F>, const ROLE: u8>(
     keep::<F, T>(tables, opening(role::ORIGINAL))
 }
 
-/// True if the backend has answered the flow of [`Tables::parties`].
+/// True if the flow of [`FlowTables::parties`], which has a row of role `ROLE`, has been answered.
 #[inline(always)]
-fn is_answered<F: Network, T: Tables<F>>(tables: &mut T) -> bool {
-    let reply = tables.parties().reply();
+fn is_answered<F: Network, T: FlowTables<F>, const ROLE: u8>(tables: &mut T) -> bool {
+    let reply = tables.parties().key(role::opposite(ROLE));
     tables.find(&reply).is_some_and(|(row, _)| row.seen != 0)
 }
 
-/// Moves one row of the flow of [`Tables::parties`]; one that an eviction has taken is written
+/// Moves one row of the flow of [`FlowTables::parties`]; one that an eviction has taken is written
 /// again first.
 #[inline(never)]
-fn keep<F: Network, T: Tables<F>>(tables: &mut T, opening: Opening) -> Result<(), KeepError> {
+fn keep<F: Network, T: FlowTables<F>>(tables: &mut T, opening: Opening) -> Result<(), KeepError> {
     match tables.keep(opening.role) {
         Err(KeepError::Missing) => {
             tables.begin(opening);
@@ -280,9 +295,10 @@ fn keep<F: Network, T: Tables<F>>(tables: &mut T, opening: Opening) -> Result<()
 }
 
 /// Removes the flow that a row in `FLOWS` belongs to, if it has expired. Only `ORIGINAL` rows
-/// decide; another row goes by itself only when its `ORIGINAL` is gone. True if removed.
+/// decide, or those that take their place where there is no Service; another row goes by itself
+/// only when that one is gone. True if removed.
 #[inline(always)]
-pub fn expire<F: Network, T: Tables<F>>(
+pub fn expire<F: Network, T: FlowTables<F>>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     row: &Flow<F::Address>,
@@ -293,13 +309,21 @@ pub fn expire<F: Network, T: Tables<F>>(
     if now.wrapping_sub(row.last) <= timeout_sec::TCP_RESET {
         return false;
     }
+    // Late segments of a closed connection are worth a row only while there are rows enough.
+    let closed = if is_pressed { timeout_sec::TCP_RESET } else { timeout_sec::TCP_CLOSED };
     if row.role == role::ORIGINAL {
-        // Late segments of a closed connection are worth a row only while there are rows enough.
-        let closed = if is_pressed { timeout_sec::TCP_RESET } else { timeout_sec::TCP_CLOSED };
         return forget_finished::<F, T, { role::ORIGINAL }>(tables, key, closed);
     }
-    // A flow on its way from `PENDING` has no `ORIGINAL` for a moment.
-    let original = Parties::of(key, row).original();
+    if T::BARE_MASQUERADE && row.role == role::ORIGINAL_SOURCE {
+        return forget_finished::<F, T, { role::ORIGINAL_SOURCE }>(tables, key, closed);
+    }
+    // A flow on its way from `PENDING` lacks it for a moment.
+    let parties = Parties::of(key, row);
+    let original = if T::BARE_MASQUERADE && row.role == role::REPLY_TARGET {
+        parties.original_source()
+    } else {
+        parties.original()
+    };
     let orphan = now.wrapping_sub(row.last) > timeout_sec::TCP_OPENING
         && tables.flow(Store::Answered, &original).is_none();
     if orphan {

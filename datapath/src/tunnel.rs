@@ -55,7 +55,7 @@ pub struct Tunnel {
     pub mac4: Mac,
     /// The same for IPv6: another where flanneld had a device for each family.
     pub mac6: Mac,
-    /// 1 if packets may pass the bridge and the IP stack by.
+    /// One of [`fast_path`].
     pub fast_path: u8,
     pub pad: [u8; 3],
     /// Outer source addresses, as published.
@@ -66,6 +66,15 @@ pub struct Tunnel {
     pub pods6: NetworkKey<Ipv6>,
     /// [`crate::settings::Settings::ipv6_checksum_flags`].
     pub ipv6_checksum_flags: u32,
+}
+
+/// Whether packets pass bridge and IP stack by.
+pub mod fast_path {
+    pub const OFF: u8 = 0;
+    /// To a pod by the node's end of its pair of devices, where other programs see them.
+    pub const BY_DEVICE: u8 = 1;
+    /// To a pod by its own end, unless the Service proxy may have something to translate.
+    pub const STRAIGHT: u8 = 2;
 }
 
 /// Value of the LRU tables `HOMES4/6`, keyed by a pod's address: where packets to it go past
@@ -145,6 +154,9 @@ pub trait Tunnels<F: Network> {
     fn is_sender(&mut self, sender: Sender) -> bool;
     fn home(&mut self, pod: F::Address) -> Option<&mut Home>;
     fn settle(&mut self, pod: F::Address, home: Home);
+    /// True if the Service proxy may have a row for packets between two addresses, by their
+    /// [`crate::hash::pair`], where they leave toward a pod.
+    fn is_translated(&mut self, pair: u32) -> bool;
     fn count_drop(&mut self, hook: Hook, reason: Reason);
 }
 

@@ -6,7 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use agent_kit::{attach::detach_clsact, reason::hint};
+use agent_kit::{
+    attach::detach_clsact,
+    ports::{self, PortRange},
+    reason::hint,
+};
 use serde::Serialize;
 
 use crate::{
@@ -24,6 +28,7 @@ pub struct Removed {
     pub routes: Vec<String>,
     /// Where programs and tables were pinned.
     pub pins: Option<PathBuf>,
+    pub reserved_ports: Option<PortRange>,
     pub subnet_file: Option<PathBuf>,
 }
 
@@ -35,12 +40,21 @@ pub enum CleanupError {
     Kernel(#[from] KernelError),
     #[error("cannot remove pins below {path}: {source}{}", hint(source))]
     Pins { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot take {range} out of net.ipv4.ip_local_reserved_ports: {source}{}",
+        hint(source)
+    )]
+    Ports { range: PortRange, source: io::Error },
     #[error("cannot remove {path}: {source}")]
     File { path: PathBuf, source: io::Error },
 }
 
 /// Removes all there is. Needs a tokio runtime.
-pub async fn cleanup(subnet_file: &Path, bpffs: &Path) -> Result<Removed, CleanupError> {
+pub async fn cleanup(
+    subnet_file: &Path,
+    bpffs: &Path,
+    nat_ports: PortRange,
+) -> Result<Removed, CleanupError> {
     let kernel = Kernel::open().map_err(CleanupError::Netlink)?;
     let mut removed = Removed::default();
     // Routes over the uplink are known by their protocol, those over tunnels go with them.
@@ -67,6 +81,11 @@ pub async fn cleanup(subnet_file: &Path, bpffs: &Path) -> Result<Removed, Cleanu
         pins.remove().map_err(failed)?;
         removed.pins = Some(pins.root().into());
     }
+    if ports::release(nat_ports)
+        .map_err(|source| CleanupError::Ports { range: nat_ports, source })?
+    {
+        removed.reserved_ports = Some(nat_ports);
+    }
     match fs::remove_file(subnet_file) {
         Ok(()) => removed.subnet_file = Some(subnet_file.into()),
         Err(err) if err.kind() == io::ErrorKind::NotFound => {}
@@ -81,6 +100,7 @@ pub fn print(removed: &Removed) -> String {
     lines.extend(removed.devices.iter().map(|name| format!("removed device {name}")));
     lines.extend(removed.routes.iter().map(|network| format!("removed route to {network}")));
     lines.extend(removed.pins.iter().map(|path| format!("removed pins below {}", path.display())));
+    lines.extend(removed.reserved_ports.iter().map(|ports| format!("gave back ports {ports}")));
     lines.extend(removed.subnet_file.iter().map(|path| format!("removed {}", path.display())));
     if lines.is_empty() {
         lines.push("nothing to remove".into());

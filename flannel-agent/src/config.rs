@@ -13,6 +13,7 @@ use std::{
 pub use agent_kit::{
     log::LogFormat,
     output::{Output, OutputArgs},
+    ports::PortRange,
 };
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 pub use go::spelled;
@@ -87,6 +88,9 @@ pub struct CleanupArgs {
     /// The file to remove
     #[arg(long, env = "FLANNELD_SUBNET_FILE", value_name = "FILE", default_value = SUBNET_FILE)]
     pub subnet_file: PathBuf,
+    /// Source ports to give back to the kernel
+    #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
+    pub nat_ports: PortRange,
 }
 
 /// Where programs and their tables are kept.
@@ -99,6 +103,8 @@ pub struct PinArgs {
 }
 
 const METRICS: &str = "127.0.0.1:9871";
+/// Source ports for masquerading, unless others are named.
+const NAT_PORTS: PortRange = PortRange { first: 60_000, last: 65_535 };
 const SUBNET_FILE: &str = "/run/flannel/subnet.env";
 
 /// Which device and addresses lead to the other nodes.
@@ -285,11 +291,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400,
         value_parser = clap::value_parser!(u64).range(2..))]
     pub subnet_lease_ttl: u64,
-    /// Masquerade what pods send to the outside (not built yet)
+    /// Masquerade what pods send to the outside, and what others send to pods elsewhere
     #[arg(long, env = "FLANNELD_IP_MASQ", value_name = "BOOL", action = ArgAction::Set,
         num_args = 0..=1, require_equals = true, default_value = "false",
         default_missing_value = "true", value_parser = go::parse_bool)]
     pub ip_masq: bool,
+    /// Source ports for masquerading
+    #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
+    pub nat_ports: PortRange,
     /// Without meaning here: no rules are made that could be random
     #[arg(long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", value_name = "BOOL", hide = true,
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,
@@ -421,11 +430,11 @@ pub struct InterfaceSettings {
 impl RunArgs {
     pub fn validate(&self) -> Result<Settings, ConfigError> {
         let missing = |flag, instead| Err(ConfigError::NotBuilt { flag, instead });
-        if self.ip_masq {
+        if self.ip_masq && self.datapath == Datapath::Kernel {
             return missing(
-                "--ip-masq",
-                "leave it out: subnet.env then says FLANNEL_IPMASQ=false, and the CNI plugin \
-                 masquerades",
+                "--ip-masq with --datapath kernel",
+                "leave one of them out: without --ip-masq subnet.env says FLANNEL_IPMASQ=false, \
+                 and the CNI plugin masquerades",
             );
         }
         let healthz = (self.healthz_port != 0).then(|| (self.healthz_ip, self.healthz_port).into());
@@ -552,7 +561,9 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        assert!(refusal("flannel-agent --ip-masq").starts_with("--ip-masq: not"));
+        let both = refusal("flannel-agent --ip-masq --datapath kernel");
+        assert!(both.starts_with("--ip-masq with --datapath kernel: not"));
+        assert!(parse("flannel-agent --ip-masq").validate().is_ok());
         assert!(parse("flannel-agent -kube-subnet-mgr").validate().is_ok());
         assert!(parse("flannel-agent --ip-masq=false").validate().is_ok());
     }

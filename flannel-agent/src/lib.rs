@@ -16,6 +16,7 @@ pub mod json;
 pub mod kernel;
 pub mod lease;
 pub mod mac;
+pub mod masquerade;
 pub mod metrics;
 pub mod net_config;
 pub mod netfilter;

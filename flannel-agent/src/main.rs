@@ -54,7 +54,8 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             Ok(if finding::is_fit(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Some(Command::Cleanup(args)) => {
-            let removed = block_on(cleanup::cleanup(&args.subnet_file, &args.pins.bpffs))??;
+            let removed =
+                block_on(cleanup::cleanup(&args.subnet_file, &args.pins.bpffs, args.nat_ports))??;
             print(args.output.output, &removed, cleanup::print)
         }
     }

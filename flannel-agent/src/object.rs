@@ -1,6 +1,10 @@
 //! The overlay's eBPF object, embedded, and how it is loaded.
 
-use std::{collections::BTreeMap, fs::File, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use agent_kit::{
     attach::{self, AttachError},
@@ -31,13 +35,23 @@ pub fn pins(bpffs: &Path) -> Pins {
     Pins::new(bpffs.join("overlay"))
 }
 
+/// The proxy's table of addresses between which it translates, where there is a proxy.
+pub fn proxy_marks(bpffs: &Path) -> PathBuf {
+    bpffs.join("proxy/maps/MARKS")
+}
+
 /// Loads the object with its maps pinned, and has the kernel verify its programs. Nobody else
 /// may do so while the file lives.
 pub fn load(bpffs: &Path) -> Result<(Loaded, File), LoadError> {
-    let object = (!OBJECT.is_empty()).then_some(OBJECT).ok_or(LoadError::NotEmbedded)?;
     mount::provide_bpffs(bpffs)?;
+    let claim = pins(bpffs).claim()?;
+    Ok((reload(bpffs)?, claim))
+}
+
+/// The same by the process that loaded it before.
+pub fn reload(bpffs: &Path) -> Result<Loaded, LoadError> {
+    let object = (!OBJECT.is_empty()).then_some(OBJECT).ok_or(LoadError::NotEmbedded)?;
     let pins = pins(bpffs);
-    let claim = pins.claim()?;
     let capacities = BTreeMap::new();
     let request = Request {
         object,
@@ -45,13 +59,14 @@ pub fn load(bpffs: &Path) -> Result<(Loaded, File), LoadError> {
         layout: datapath::maps::LAYOUT,
         capacities: &capacities,
         groups: &[],
+        shared: &[("PROXYMARKS", proxy_marks(bpffs))],
     };
     let mut loaded = object::load(&request)?;
     if let Err(err) = attach::load_programs(&mut loaded.ebpf) {
         loaded.discard();
         return Err(err.into());
     }
-    Ok((loaded, claim))
+    Ok(loaded)
 }
 
 /// Has the kernel verify the programs with small tables that are pinned nowhere.

@@ -1,10 +1,18 @@
 //! The overlay's programs: loaded once, attached to the tunnel device and to those of pods, and
 //! told what this node is.
 
-use std::{collections::BTreeMap, fs::File, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use agent_kit::{
-    attach::{self, Hook, Layer, Outcome},
+    attach::{self, Hook, Layer, Outcome, Sweep},
+    bpf,
     drops::Drops,
     kernel,
     link::Links,
@@ -13,6 +21,7 @@ use agent_kit::{
 };
 use datapath::{
     device::Device,
+    policy::Policy,
     tunnel::{NetworkKey, Tunnel as Row},
 };
 use ipnetwork::IpNetwork;
@@ -21,6 +30,7 @@ use crate::{
     entries::{Entries, Op},
     interface::{Listing, Uplink},
     mac::Mac,
+    masquerade,
     object::{self, LoadError},
     peers::Tunnel,
     subnet::{Family, Subnet},
@@ -31,18 +41,27 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Role {
     Tunnel,
+    /// The tunnel's device where flows are masqueraded.
+    MasqueradingTunnel,
     Pod,
+    Uplink,
 }
 
 /// What goes into the tunnel is made ready before anything is sent there past the stack.
-pub const HOOKS: [Hook<Role>; 3] = [
-    hook("tunnel_egress", Role::Tunnel, false),
-    hook("tunnel_ingress", Role::Tunnel, true),
-    hook("bypass_ingress", Role::Pod, true),
+pub const HOOKS: [Hook<Role>; 9] = [
+    hook("tunnel_egress", Role::Tunnel, false, Layer::Inner),
+    hook("tunnel_ingress", Role::Tunnel, true, Layer::Inner),
+    hook("tunnel_egress", Role::MasqueradingTunnel, false, Layer::Inner),
+    hook("tunnel_ingress", Role::MasqueradingTunnel, true, Layer::Inner),
+    hook("masq_egress", Role::MasqueradingTunnel, false, Layer::Innermost),
+    hook("masq_ingress", Role::MasqueradingTunnel, true, Layer::Innermost),
+    hook("bypass_ingress", Role::Pod, true, Layer::Inner),
+    hook("masq_egress", Role::Uplink, false, Layer::Innermost),
+    hook("masq_ingress", Role::Uplink, true, Layer::Innermost),
 ];
 
-const fn hook(program: &'static str, role: Role, is_ingress: bool) -> Hook<Role> {
-    Hook { program, role, is_ingress, layer: Layer::Inner }
+const fn hook(program: &'static str, role: Role, is_ingress: bool, layer: Layer) -> Hook<Role> {
+    Hook { program, role, is_ingress, layer }
 }
 
 /// Why there is no overlay.
@@ -54,6 +73,8 @@ pub enum OverlayError {
     Open(#[from] OpenError),
     #[error("cannot read the kernel's version: {0}")]
     Version(io::Error),
+    #[error("cannot keep the lock on the pins: {0}")]
+    Claim(io::Error),
     #[error(transparent)]
     Object(#[from] ObjectError),
 }
@@ -66,8 +87,12 @@ pub struct Overlay {
     tables: Tables,
     devices: attach::Devices<Role, Device>,
     ipv6_checksum_flags: u32,
+    sweep: Arc<Sweep>,
+    bpffs: PathBuf,
+    /// The proxy's table that the programs read, by the kernel's number.
+    marks: Option<u32>,
     /// Nobody else writes the tables meanwhile.
-    _claim: File,
+    claim: File,
 }
 
 /// What this node is, as programs are to know it.
@@ -77,25 +102,72 @@ pub struct Node<'a> {
     pub uplink: &'a Uplink,
     pub subnet: Subnet,
     pub tunnels: &'a BTreeMap<Family, Tunnel>,
-    pub fast_path: bool,
+    /// One of [`datapath::tunnel::fast_path`].
+    pub fast_path: u8,
 }
 
 impl Overlay {
     /// Loads the programs, or goes on with the tables that are there.
     pub fn load(bpffs: &Path) -> Result<Self, OverlayError> {
+        // Before: what changes meanwhile is found later.
+        let marks = marks(bpffs);
         let (loaded, claim) = object::load(bpffs)?;
+        Self::new(bpffs, loaded, marks, claim)
+    }
+
+    fn new(
+        bpffs: &Path,
+        loaded: Loaded,
+        marks: Option<u32>,
+        claim: File,
+    ) -> Result<Self, OverlayError> {
+        let sweep = Arc::new(Sweep::new(&loaded.ebpf).map_err(LoadError::from)?);
         let tables = Tables::open(&loaded.maps)?;
         let links = Links::new(object::pins(bpffs).links());
         let table = MapTable::open(&loaded.maps, "DEVICES")?;
         let ipv6_checksum_flags = kernel::ipv6_checksum_flags().map_err(OverlayError::Version)?;
         let devices = attach::Devices::new(&HOOKS, links, table);
-        Ok(Self { loaded, tables, devices, ipv6_checksum_flags, _claim: claim })
+        Ok(Self {
+            loaded,
+            tables,
+            devices,
+            ipv6_checksum_flags,
+            sweep,
+            bpffs: bpffs.into(),
+            marks,
+            claim,
+        })
+    }
+
+    /// True if the proxy has come, gone or made its table anew since the programs were loaded.
+    pub fn is_outdated(&self) -> bool {
+        marks(&self.bpffs) != self.marks
+    }
+
+    /// Loads the programs with the proxy's table as it is now. They are to be attached in place of
+    /// the ones before.
+    pub fn refresh(&mut self) -> Result<(), OverlayError> {
+        let marks = marks(&self.bpffs);
+        let loaded = object::reload(&self.bpffs)?;
+        let claim = self.claim.try_clone().map_err(OverlayError::Claim)?;
+        *self = Self::new(&self.bpffs.clone(), loaded, marks, claim)?;
+        Ok(())
     }
 
     /// Tells the programs what this node is; true if that is news.
     pub fn tell(&mut self, node: &Node<'_>) -> Result<bool, TableError> {
         let row = row(node, self.ipv6_checksum_flags);
         self.tables.set_tunnel(&row)
+    }
+
+    /// Tells the programs what is masqueraded; true if that is news.
+    pub fn masquerade(&mut self, policy: &Policy) -> Result<bool, TableError> {
+        self.tables.set_policy(policy)
+    }
+
+    /// The program that removes expired flows.
+    pub fn sweep(&self) -> Arc<Sweep> {
+        Arc::clone(&self.sweep)
     }
 
     /// Brings programs to where they belong; from then on the maps are those in force.
@@ -125,6 +197,12 @@ impl Overlay {
     }
 }
 
+/// The number of the proxy's table, if there is one.
+fn marks(bpffs: &Path) -> Option<u32> {
+    let map = bpf::obj_get(&object::proxy_marks(bpffs)).ok()?;
+    bpf::map_id(map.as_fd()).ok()
+}
+
 /// The row of `TUNNELS`.
 fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
     let tunnel = |family| node.tunnels.get(&family).copied();
@@ -136,7 +214,7 @@ fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
         mtu: node.mtu,
         mac4: mac(Family::V4),
         mac6: mac(Family::V6),
-        fast_path: node.fast_path.into(),
+        fast_path: node.fast_path,
         ipv6_checksum_flags,
         ..Row::default()
     };
@@ -155,25 +233,37 @@ fn mac(mac: Mac) -> datapath::tunnel::Mac {
     datapath::tunnel::Mac(mac.0)
 }
 
-/// Which devices get programs: the tunnel's, and on the fast path those that lead to pods.
-pub fn attachments(
-    listing: &Listing,
-    tunnel: u32,
-    uplink: u32,
-    fast_path: bool,
-) -> BTreeMap<u32, Attachment> {
+/// What decides which devices get programs.
+pub struct Wish<'a> {
+    /// The tunnel's device, if there is one.
+    pub tunnel: Option<u32>,
+    pub uplink: &'a Uplink,
+    pub subnet: Subnet,
+    pub fast_path: bool,
+    pub masquerades: bool,
+}
+
+/// Which devices get programs: the tunnel's, on the fast path those that lead to pods, and where
+/// flows are masqueraded those that lead out of the node.
+pub fn attachments(listing: &Listing, wish: &Wish<'_>) -> BTreeMap<u32, Attachment> {
     let is_uplink = |index| {
-        index == uplink || listing.default_routes.iter().any(|&(_, device)| device == index)
+        index == wish.uplink.index
+            || listing.default_routes.iter().any(|&(_, device)| device == index)
     };
     let roles = listing.interfaces.iter().filter_map(|found| {
-        let role = if found.index == tunnel {
-            Role::Tunnel
-        } else if fast_path && found.leads_elsewhere && !is_uplink(found.index) {
-            Role::Pod
+        let (role, device) = if Some(found.index) == wish.tunnel {
+            let role = if wish.masquerades { Role::MasqueradingTunnel } else { Role::Tunnel };
+            (role, masquerade::of_tunnel(wish.subnet))
+        } else if is_uplink(found.index) {
+            if !wish.masquerades || found.is_loopback {
+                return None;
+            }
+            (Role::Uplink, masquerade::of_uplink(listing, found.index, wish.uplink))
+        } else if wish.fast_path && found.leads_elsewhere {
+            (Role::Pod, Device::default())
         } else {
             return None;
         };
-        let device = Device::default();
         Some((found.index, Attachment { name: found.name.clone(), role, device }))
     });
     roles.collect()

@@ -12,10 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_kit::notice::Notices;
+use agent_kit::{attach::AttachError, notice::Notices};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
+    task::{JoinHandle, spawn_blocking},
     time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::{error, info, warn};
@@ -41,6 +42,11 @@ use crate::{
 
 /// Everything is compared with what it shall be this often, without being asked.
 const LOOK: Duration = Duration::from_secs(5);
+/// Expired flows are looked for this often.
+const SWEEP: Duration = Duration::from_secs(5);
+/// Whether a Service proxy has come is asked this often: before its first packet, for which it
+/// has its programs verified.
+const PROXY: Duration = Duration::from_millis(200);
 /// What the store refuses at the start is asked again this often, as flanneld does.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A renewal that failed is tried again after this long at the latest.
@@ -110,8 +116,13 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     };
     let mut agent = joined?;
     let mut events = Arc::clone(&agent.store).watch();
+    let mut sweep = interval(SWEEP);
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sweeping: Option<JoinHandle<Result<(), AttachError>>> = None;
     // Where rules cannot be listened to, they are looked at now and then.
     let mut rules = RuleNotices::open().ok().filter(|_| agent.overlay.is_some());
+    let mut proxy = interval(PROXY);
+    proxy.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -119,8 +130,18 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         tokio::select! {
             Some(event) = events.recv() => agent.take(event, &mut events).await,
             true = changed(&mut rules) => agent.sync(false).await,
+            _ = proxy.tick() => {
+                if agent.overlay.as_ref().is_some_and(Overlay::is_outdated) {
+                    agent.sync(false).await;
+                }
+            }
             Some(()) = notices.changed() => agent.sync(false).await,
             _ = look.tick() => agent.sync(false).await,
+            _ = sweep.tick() => {
+                if sweeping.as_ref().is_none_or(JoinHandle::is_finished) {
+                    sweeping = agent.sweep();
+                }
+            }
             () = until(renewal) => agent.renew().await,
             () = signals.any() => break,
         }
@@ -200,6 +221,13 @@ enum Own {
 }
 
 impl Agent {
+    /// Has expired flows removed, where there are any.
+    fn sweep(&self) -> Option<JoinHandle<Result<(), AttachError>>> {
+        let overlay = self.overlay.as_ref().filter(|_| self.args.ip_masq)?;
+        let sweep = overlay.sweep();
+        Some(spawn_blocking(move || sweep.run()))
+    }
+
     /// Takes note of what the store tells, all that waits at once.
     async fn take(&mut self, first: Event, events: &mut mpsc::Receiver<Event>) {
         let began = Instant::now();

@@ -9,6 +9,7 @@ use agent_kit::{
 };
 use datapath::{
     address::{Ipv4, Ipv6},
+    policy::Policy,
     tunnel::{NetworkKey, Sender, Tunnel, Vtep},
 };
 use ipnetwork::IpNetwork;
@@ -38,6 +39,7 @@ pub struct Tables {
     vteps6: MapTable<NetworkKey<Ipv6>, Vtep<Ipv6>>,
     senders: MapTable<Sender, u32>,
     tunnels: MapTable<u32, Tunnel>,
+    policies: MapTable<u32, Policy>,
 }
 
 impl Tables {
@@ -48,6 +50,7 @@ impl Tables {
             vteps6: MapTable::open(maps, "VTEPS6")?,
             senders: MapTable::open(maps, "SENDERS")?,
             tunnels: MapTable::open(maps, "TUNNELS")?,
+            policies: MapTable::open(maps, "POLICIES")?,
         })
     }
 
@@ -101,6 +104,15 @@ impl Tables {
             return Ok(false);
         }
         self.tunnels.insert(&0, tunnel)?;
+        Ok(true)
+    }
+
+    /// Tells the programs what is masqueraded; true if they were told otherwise before.
+    pub fn set_policy(&mut self, policy: &Policy) -> Result<bool, TableError> {
+        if self.policies.get(&0)? == Some(*policy) {
+            return Ok(false);
+        }
+        self.policies.insert(&0, policy)?;
         Ok(true)
     }
 }

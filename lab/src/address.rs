@@ -21,6 +21,16 @@ pub fn node6(number: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x78, 0, 0, 0, 0, 0, 0x10 + u16::from(number))
 }
 
+/// The node's end of the overlay: the first address of its pod network.
+pub fn tunnel4(node: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, node, 0)
+}
+
+/// The same for IPv6.
+pub fn tunnel6(node: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x10, 0x244, node.into(), 0, 0, 0, 0)
+}
+
 /// The pods' gateway on a node: its bridge.
 pub fn gateway4(node: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 244, node, 1)

@@ -189,6 +189,13 @@ impl Etcd {
         }
     }
 
+    /// Leaves it running when this process ends (kept labs).
+    pub fn let_go(mut self) {
+        if let Some(Running::There(process)) = self.process.take() {
+            process.let_go();
+        }
+    }
+
     /// Forgets all it held; it must be stopped.
     pub fn wipe(&self) -> Result<()> {
         let data = self.directory.join("data");

@@ -19,6 +19,7 @@ mod lab;
 pub mod manifests;
 mod namespace;
 mod network;
+pub mod overlay;
 pub mod peer;
 mod place;
 mod process;

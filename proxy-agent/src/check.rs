@@ -12,13 +12,14 @@ use agent_kit::{
     bpf::{self, MapLayout, map_type},
     finding::{self, Finding, Verdict, lacking, ok},
     kernel, mount,
+    ports::ReservedPorts,
     table::{MapTable, Table},
 };
 
 use aya::Ebpf;
 use datapath::settings::{Settings, socket_lb};
 
-use crate::{attach::DEVICE_HOOKS, config::CheckArgs, object, settings::ReservedPorts};
+use crate::{attach::DEVICE_HOOKS, config::CheckArgs, object};
 
 /// Looks at everything.
 pub fn check(args: &CheckArgs) -> Vec<Finding> {

@@ -10,14 +10,14 @@ use agent_kit::{
     attach::{AttachError, detach_clsact},
     link::LinkError,
     mount,
+    ports::{self, PortRange},
     reason::hint,
 };
 use serde::Serialize;
 
 use crate::{
     attach::{DEVICE_HOOKS, detach_sockets},
-    config::PortRange,
-    object, settings,
+    object,
     status::{AttachmentsError, attachments},
 };
 
@@ -71,9 +71,7 @@ pub fn cleanup(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> 
         pins.remove().map_err(failed)?;
         removed.pins = Some(pins.root().into());
     }
-    if settings::release_ports(ports)
-        .map_err(|source| CleanupError::Ports { range: ports, source })?
-    {
+    if ports::release(ports).map_err(|source| CleanupError::Ports { range: ports, source })? {
         removed.reserved_ports = Some(ports);
     }
     // Another agent's pins may still be there; then the directory stays.

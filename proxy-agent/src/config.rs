@@ -10,6 +10,7 @@ use std::{
 pub use agent_kit::{
     log::LogFormat,
     output::{Output, OutputArgs},
+    ports::PortRange,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
@@ -58,6 +59,9 @@ pub enum Command {
     Cleanup(CleanupArgs),
 }
 
+/// Source ports for masquerading, unless others are named.
+const NAT_PORTS: PortRange = PortRange { first: 50_000, last: 59_999 };
+
 /// Where pins are.
 #[derive(Args, Clone, Debug)]
 pub struct PinArgs {
@@ -99,7 +103,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
     /// Source ports for masquerading
-    #[arg(long, value_name = "FROM-TO", default_value_t)]
+    #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
 }
 
@@ -108,7 +112,7 @@ pub struct CleanupArgs {
     #[command(flatten)]
     pub show: ShowArgs,
     /// Source ports to give back to the kernel
-    #[arg(long, value_name = "FROM-TO", default_value_t)]
+    #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
     /// Remove kube-proxy's own rules too (not built yet: use kube-proxy --cleanup)
     #[arg(long)]
@@ -157,7 +161,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
     /// Source ports for masquerading Service traffic
-    #[arg(long, value_name = "FROM-TO", default_value_t)]
+    #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
     /// XDP on uplinks (not built yet: off)
     #[arg(long, value_enum, default_value_t)]
@@ -395,46 +399,6 @@ fn parse_capacity(text: &str) -> Result<(CapacityOf, u32), String> {
     match rows.parse() {
         Ok(rows) if (1..=16_777_216).contains(&rows) => Ok((table, rows)),
         _ => Err(format!("{rows:?} is no number of rows from 1 to 16777216")),
-    }
-}
-
-/// Neighbouring ports.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PortRange {
-    pub first: u16,
-    pub last: u16,
-}
-
-impl Default for PortRange {
-    fn default() -> Self {
-        Self { first: 50_000, last: 59_999 }
-    }
-}
-
-impl std::fmt::Display for PortRange {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{}", self.first, self.last)
-    }
-}
-
-impl Serialize for PortRange {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl FromStr for PortRange {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parse = || {
-            let (first, last) = text.split_once('-')?;
-            Some(Self { first: first.parse().ok()?, last: last.parse().ok()? })
-        };
-        match parse() {
-            Some(range) if range.first >= 1024 && range.last >= range.first => Ok(range),
-            _ => Err("expected FROM-TO, ports from 1024 to 65535, FROM not above TO".into()),
-        }
     }
 }
 

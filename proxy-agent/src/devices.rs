@@ -34,6 +34,8 @@ pub struct Roles {
     pub not_ethernet: Vec<String>,
     /// Uplinks asked for by name that are not there.
     pub missing: Vec<String>,
+    /// Some device leads to the outside, other nodes' pods apart.
+    pub has_uplink: bool,
     /// The node's addresses, given or found on its uplinks.
     pub node_addresses: Vec<IpAddr>,
 }
@@ -54,7 +56,8 @@ pub fn roles(network: &Network, wish: &Wish) -> Roles {
     let uplinks = uplinks(network, wish, &mut roles);
     roles.node_addresses = node_addresses(network, wish, &uplinks);
     for link in &network.links {
-        let role = if uplinks.contains(&link.index) {
+        // Pods of other nodes are outside, whatever uplinks were named.
+        let role = if uplinks.contains(&link.index) || link.is_tunnel {
             Role::Uplink
         } else if is_pod_link(network, link, &wish.pod_link) {
             Role::Pod
@@ -75,16 +78,13 @@ pub fn roles(network: &Network, wish: &Wish) -> Roles {
                 _ => Device::default().masquerade6,
             },
         };
+        roles.has_uplink |= uplinks.contains(&link.index);
         roles.devices.insert(link.index, Attachment { name: link.name.clone(), role, device });
     }
     roles
 }
 
 impl Roles {
-    pub fn has_uplink(&self) -> bool {
-        self.devices.values().any(|device| device.role == Role::Uplink)
-    }
-
     /// Every address that some device masquerades with.
     pub fn masquerade_addresses(&self) -> BTreeSet<IpAddr> {
         let unset = Device::default();
@@ -253,6 +253,22 @@ mod tests {
         let node_addresses: Vec<IpAddr> =
             vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         assert_eq!(roles.node_addresses, node_addresses);
+    }
+
+    #[test]
+    fn a_tunnel_is_an_uplink_beside_those_that_are_named() {
+        let tunnel = Link { is_tunnel: true, ..link(7, "flannel.1") };
+        let mut network = node();
+        network.links.push(tunnel);
+        network.addresses.push(held(7, "10.1.0.0"));
+        let named = Wish { uplinks: vec!["eth0".into()], ..wish() };
+        let both = roles(&network, &named);
+        assert_eq!(names(&both, Role::Uplink), ["eth0", "flannel.1"]);
+        assert_eq!(IpAddr::from(both.devices[&7].device.masquerade4).to_string(), "10.1.0.0");
+        // The node is not known by the tunnel's address, nor is a tunnel a way to the outside.
+        assert_eq!(both.node_addresses, roles(&node(), &named).node_addresses);
+        let none = Wish { uplinks: vec!["eth9".into()], ..wish() };
+        assert!(both.has_uplink && !roles(&network, &none).has_uplink);
     }
 
     #[test]

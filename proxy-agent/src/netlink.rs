@@ -30,6 +30,8 @@ pub struct Link {
     pub is_veth: bool,
     /// The other end is in another network namespace.
     pub peer_is_elsewhere: bool,
+    /// Leads to other nodes' pods (VXLAN).
+    pub is_tunnel: bool,
     /// The bridge it is a port of.
     pub bridge: Option<u32>,
 }
@@ -128,6 +130,7 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::LinkNetNsId(_) => link.peer_is_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                link.is_tunnel = infos.contains(&LinkInfo::Kind(InfoKind::Vxlan));
             }
             _ => {}
         }

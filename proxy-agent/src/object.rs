@@ -64,8 +64,14 @@ pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<(Loaded,
     mount::provide_bpffs(bpffs)?;
     let pins = pins(bpffs);
     let claim = pins.claim()?;
-    let request =
-        Request { object, pins: &pins, layout: datapath::maps::LAYOUT, capacities, groups: GROUPS };
+    let request = Request {
+        object,
+        pins: &pins,
+        layout: datapath::maps::LAYOUT,
+        capacities,
+        groups: GROUPS,
+        shared: &[],
+    };
     let mut loaded = object::load(&request)?;
     if let Err(err) = attach::load_programs(&mut loaded.ebpf) {
         loaded.discard();

@@ -25,7 +25,7 @@ pub fn devices(roles: &Roles, errors: &[AttachError]) -> Vec<Problem> {
         .iter()
         .map(|device| problem(device, "is named by --uplink and does not exist (yet)".into()));
     let failed = errors.iter().map(|err| problem("attach", err.to_string()));
-    let none = roles.missing.is_empty() && !roles.has_uplink();
+    let none = roles.missing.is_empty() && !roles.has_uplink;
     let lonely = none.then(|| {
         problem(
             "--uplink",

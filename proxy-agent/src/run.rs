@@ -15,6 +15,7 @@ use agent_kit::{
     link::Links,
     mount,
     object::Loaded,
+    ports,
     table::{MapTable, OpenError, Table, TableError},
 };
 use datapath::settings::Settings;
@@ -261,7 +262,7 @@ impl Agent {
     fn reserve_ports(&self) {
         let range = self.args.nat_ports;
         let mut problems = Vec::new();
-        match settings::reserve_ports(range) {
+        match ports::reserve(range) {
             Ok(true) => info!(%range, "reserved source ports for masquerading"),
             Ok(false) => {}
             Err(err) => {

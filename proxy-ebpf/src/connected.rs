@@ -12,8 +12,8 @@ use datapath::{
 };
 
 use crate::{
+    known::mark_peer,
     maps::{MMAP, SOCKETS4, SOCKETS6},
-    marks::mark_peer,
 };
 
 type Sockets<A> = Array<Connected<A>, SOCKETS_CAPACITY, MMAP>;

@@ -10,9 +10,10 @@ use datapath::{
 };
 
 use crate::{
+    flows::MARKS,
+    known::is_foreign,
     linear::{at, word},
-    maps::MARKS,
-    marks::{is_foreign, is_set},
+    marks::is_set,
 };
 
 /// A family's addresses at their places in a packet.

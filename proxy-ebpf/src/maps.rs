@@ -1,23 +1,18 @@
-//! The maps of the proxy object. Their keys and values, and what they are for, stand in the
+//! The maps of the proxy object alone. Their keys and values, and what they are for, stand in the
 //! crate `datapath`.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LruHashMap},
     macros::btf_map,
 };
 use datapath::{
     address::{Ipv4, Ipv6},
     backend::Backend,
-    counter::DROPS_LEN,
-    device::Device,
-    flow::{Flow, FlowKey, Scratch, Walk},
-    fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
     maps::{
-        ADDRESSES_CAPACITY, BACKENDS_CAPACITY, DEVICES_CAPACITY, FLOWS_CAPACITY,
-        FRAGMENTS_CAPACITY, FRONTENDS_CAPACITY, MARKS_LEN, PEERMARKS_LEN, PEERS_CAPACITY,
-        PENDING_CAPACITY, SERVICES_CAPACITY, SOCKETS_CAPACITY,
+        ADDRESSES_CAPACITY, BACKENDS_CAPACITY, FRONTENDS_CAPACITY, MARKS_LEN, PEERMARKS_LEN,
+        PEERS_CAPACITY, SERVICES_CAPACITY, SOCKETS_CAPACITY,
     },
     service::{Service, ServiceCounters, ServiceName},
     settings::Settings,
@@ -39,24 +34,11 @@ maps! {
     BACKENDS6: Array<Backend<Ipv6>, BACKENDS_CAPACITY, MMAP>,
     STATS: Array<ServiceCounters, SERVICES_CAPACITY, MMAP>,
     NAMES: HashMap<u32, ServiceName, SERVICES_CAPACITY, LAZY>,
-    FLOWS4: HashMap<FlowKey<Ipv4>, Flow<Ipv4>, FLOWS_CAPACITY, LAZY>,
-    FLOWS6: HashMap<FlowKey<Ipv6>, Flow<Ipv6>, FLOWS_CAPACITY, LAZY>,
-    PENDING4: LruHashMap<FlowKey<Ipv4>, Flow<Ipv4>, PENDING_CAPACITY>,
-    PENDING6: LruHashMap<FlowKey<Ipv6>, Flow<Ipv6>, PENDING_CAPACITY>,
-    FRAGMENTS4: LruHashMap<FragmentKey<Ipv4>, Ports, FRAGMENTS_CAPACITY>,
-    FRAGMENTS6: LruHashMap<FragmentKey<Ipv6>, Ports, FRAGMENTS_CAPACITY>,
     SOCKETS4: Array<Connected<Ipv4>, SOCKETS_CAPACITY, MMAP>,
     SOCKETS6: Array<Connected<Ipv6>, SOCKETS_CAPACITY, MMAP>,
     PEERS4: LruHashMap<PeerKey<Ipv4>, Peer<Ipv4>, PEERS_CAPACITY>,
     PEERS6: LruHashMap<PeerKey<Ipv6>, Peer<Ipv6>, PEERS_CAPACITY>,
-    DEVICES: HashMap<u32, Device, DEVICES_CAPACITY, LAZY>,
     SETTINGS: Array<Settings, 1>,
-    DROPS: PerCpuArray<u64, DROPS_LEN>,
     ADDRESSMARKS: Array<[u8; MARKS_LEN], 1, MMAP>,
-    MARKS: Array<[u8; MARKS_LEN], 1>,
     PEERMARKS: Array<[u8; PEERMARKS_LEN], 1>,
-    SCRATCH4: PerCpuArray<Scratch<Ipv4>, 1>,
-    SCRATCH6: PerCpuArray<Scratch<Ipv6>, 1>,
-    /// By family: 0 is IPv4, 1 IPv6.
-    WALKS: Array<Walk, 2>,
 }

@@ -2,16 +2,8 @@
 //! "perhaps", and most are not.
 
 use aya_ebpf::btf_maps::Array;
-use datapath::{
-    address::{Address, Be16},
-    hash,
-    header::Network,
-};
 
-use crate::{
-    linear::modulo,
-    maps::{ADDRESSMARKS, PEERMARKS},
-};
+use crate::linear::modulo;
 
 pub type Marks<const LEN: usize, const FLAGS: usize> = Array<[u8; LEN], 1, FLAGS>;
 
@@ -33,23 +25,4 @@ pub fn set<const LEN: usize, const FLAGS: usize>(marks: &Marks<LEN, FLAGS>, numb
         // SAFETY: the place is below the row's length.
         unsafe { *bytes.cast::<u8>().add(modulo::<LEN>(number as usize)) = 1 };
     }
-}
-
-/// True if an address is certainly none of ours.
-#[inline(always)]
-pub fn is_foreign<F: Network>(address: F::Address) -> bool {
-    !is_set(&ADDRESSMARKS, hash::mix(address.fold()))
-}
-
-/// True if a socket may have been given a backend with this port. By ports and not by places:
-/// there are few, and so the marks of all the other ports that sockets have stay in the cache.
-#[inline(always)]
-pub fn is_peer(port: Be16) -> bool {
-    is_set(&PEERMARKS, port.raw().into())
-}
-
-/// Notes that a socket is given a backend with this port.
-#[inline(always)]
-pub fn mark_peer(port: Be16) {
-    set(&PEERMARKS, port.raw().into());
 }

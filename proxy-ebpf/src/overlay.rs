@@ -4,11 +4,18 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod drops;
+mod flows;
 mod frame;
+mod life;
 mod linear;
 mod map;
+mod marks;
+mod masq;
+mod policies;
 mod skb;
 mod steps;
+mod sweep;
 mod tunnels;
 
 use aya_ebpf::{
@@ -24,8 +31,12 @@ use datapath::{
     header::Network,
     tunnel::{Inner, Tunnels},
 };
+use policies::nat_ports;
 use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, protocol};
 use tunnels::{FamilyMaps, Maps, tunnel};
+
+/// Masqueraded flows are flows by themselves.
+const BARE_MASQUERADE: bool = true;
 
 #[classifier]
 pub fn tunnel_egress(context: TcContext) -> i32 {
@@ -98,6 +109,8 @@ fn act<F: FamilyMaps + Network>(skb: &mut Skb, fate: Fate, hook: Hook) -> i32 {
         Fate::Tunnel => unsafe { helper::bpf_redirect(tunnel().device, 0) as i32 },
         // SAFETY: the helper takes numbers.
         Fate::Home(device) => unsafe { helper::bpf_redirect(device, 0) as i32 },
+        // SAFETY: the helper takes numbers.
+        Fate::Pod(device) => unsafe { helper::bpf_redirect_peer(device, 0) as i32 },
     }
 }
 
@@ -106,6 +119,10 @@ fn act<F: FamilyMaps + Network>(skb: &mut Skb, fate: Fate, hook: Hook) -> i32 {
 fn ipv6_checksum_flags() -> u32 {
     tunnel().ipv6_checksum_flags
 }
+
+/// A flow's own row counts its packets, and there is no Service.
+#[inline(always)]
+fn count_packet(_service: u32, _bytes: u32) {}
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {

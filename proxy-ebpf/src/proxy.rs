@@ -6,7 +6,11 @@
 
 mod apart;
 mod connected;
+mod drops;
+mod flows;
 mod gate;
+mod known;
+mod life;
 mod linear;
 mod map;
 mod maps;
@@ -30,12 +34,16 @@ use datapath::{
     ingress::ingress,
     packet::Verdict,
     refusal::refuse,
-    tables::Tables,
+    tables::FlowTables,
 };
+use flows::Maps;
 use gate::{Peek, is_foreign_destination, is_foreign_pair};
-use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, PACKET_HOST, Skb, protocol};
+use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_for_this_node, protocol};
 use socket::{Operation, call4, call6, release};
-use tables::{FamilyMaps, Maps};
+use tables::{FamilyMaps, count_packet, nat_ports};
+
+/// Masqueraded flows are those of Services.
+const BARE_MASQUERADE: bool = false;
 
 #[cgroup_sock_addr(connect4)]
 pub fn sock_connect4(context: SockAddrContext) -> i32 {
@@ -166,15 +174,6 @@ fn refused<F: FamilyMaps>(context: &TcContext) -> i32 {
     act(&mut skb, &mut maps, HOOK, verdict)
 }
 
-/// Frames for others are seen by a device that listens to all, or where a switch floods: IP drops
-/// them later, and to refuse one would end somebody else's connection. On a device of a pod this
-/// does not tell: its frames are for the bridge that it is a port of.
-#[inline(always)]
-fn is_for_this_node(context: &TcContext) -> bool {
-    // SAFETY: the kernel's context.
-    unsafe { (*context.skb.skb).pkt_type == PACKET_HOST }
-}
-
 /// Flags for `bpf_l4_csum_replace` when an IPv6 address changes.
 #[inline(always)]
 fn ipv6_checksum_flags() -> u32 {
@@ -188,7 +187,7 @@ fn act(skb: &mut Skb, maps: &mut Maps, hook: Hook, verdict: Verdict) -> i32 {
         Verdict::Pass => NEXT,
         Verdict::Drop => TC_ACT_SHOT,
         Verdict::Answer => skb.send_back(toward_sender(hook)).unwrap_or_else(|| {
-            Tables::<V4>::count_drop(maps, hook, Reason::RewriteFailed);
+            FlowTables::<V4>::count_drop(maps, hook, Reason::RewriteFailed);
             TC_ACT_SHOT
         }),
     }

@@ -11,7 +11,7 @@ use datapath::{
     tables::Tables,
 };
 
-use crate::tables::{FamilyMaps, Maps};
+use crate::{flows::Maps, tables::FamilyMaps};
 
 /// What is looked for, and whether it was found.
 #[repr(C)]

@@ -43,6 +43,15 @@ pub fn protocol(context: &TcContext) -> u32 {
     unsafe { (*context.skb.skb).protocol }
 }
 
+/// Frames for others are seen by a device that listens to all, or where a switch floods: IP drops
+/// them later, and to refuse one would end somebody else's connection. On a device of a pod this
+/// does not tell: its frames are for the bridge that it is a port of.
+#[inline(always)]
+pub fn is_for_this_node(context: &TcContext) -> bool {
+    // SAFETY: the kernel's context.
+    unsafe { (*context.skb.skb).pkt_type == PACKET_HOST }
+}
+
 /// A packet on a device.
 pub struct Skb<'a> {
     pub context: &'a TcContext,

@@ -14,13 +14,14 @@ use datapath::{
     flow::Place,
     settings::socket_lb,
     socket::{PeerKey, side},
-    tables::Tables,
+    tables::{FlowTables, Tables},
 };
 
 use crate::{
     connected::{self, ConnectedMaps},
-    marks::{is_foreign, is_peer, mark_peer},
-    tables::{FamilyMaps, Maps, count_socket_connection, settings},
+    flows::Maps,
+    known::{is_foreign, is_peer, mark_peer},
+    tables::{FamilyMaps, count_socket_connection, settings},
 };
 
 /// The call goes on.
@@ -208,7 +209,7 @@ fn outward<F: Peerage>(
             ALLOW
         }
         Call::Refuse => {
-            Tables::<F>::count_drop(&mut maps, Hook::Socket, Reason::NoEndpoints);
+            FlowTables::<F>::count_drop(&mut maps, Hook::Socket, Reason::NoEndpoints);
             // SAFETY: the helper takes a number.
             unsafe { helper::bpf_set_retval(-ECONNREFUSED) };
             DENY

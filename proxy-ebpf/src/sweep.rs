@@ -9,17 +9,14 @@ use datapath::{
     flow::{Flow, FlowKey, Walk},
 };
 
-use crate::{
-    maps::WALKS,
-    tables::{FamilyMaps, expire, now},
-};
+use crate::flows::{FlowMaps, WALKS, expire, now};
 
 /// Callback of the walk over one family's flows.
 ///
 /// # Safety
 /// To be called by `bpf_for_each_map_elem` only, with pointers to a row of the map.
 #[inline(always)]
-unsafe fn visit<F: FamilyMaps>(key: *const c_void, row: *const c_void) -> i64 {
+unsafe fn visit<F: FlowMaps>(key: *const c_void, row: *const c_void) -> i64 {
     let Some(walk) = WALKS.get_ptr_mut(F::V6 as u32) else { return 1 };
     // SAFETY: the kernel passes the key and the value of a row; the walk is a row of numbers
     // that any processor may write, and a race costs one walk more.
@@ -49,7 +46,7 @@ extern "C" fn visit6(_map: *mut c_void, key: *mut c_void, row: *mut c_void) -> i
 /// Walks over the flows until `enough` of them are removed; returns how many were. The counts
 /// stand in a map and not on the stack, where the verifier would follow their every value.
 #[inline(always)]
-fn walk<F: FamilyMaps>(enough: u32) -> u32 {
+fn walk<F: FlowMaps>(enough: u32) -> u32 {
     let Some(walk) = WALKS.get_ptr_mut(F::V6 as u32) else { return 0 };
     let visit = if F::V6 { visit6 as *mut c_void } else { visit4 as *mut c_void };
     // SAFETY: the callback has the form that the helper asks for hash maps; the walk is a row
@@ -70,7 +67,7 @@ fn walk<F: FamilyMaps>(enough: u32) -> u32 {
 /// Makes room in a full table, if some of its flows have expired: 1 if it did. A table full of
 /// live flows is walked over once a second at most, or a flood would be made worse by looking.
 #[inline(always)]
-fn reclaim<F: FamilyMaps>() -> u32 {
+fn reclaim<F: FlowMaps>() -> u32 {
     let Some(last) = WALKS.get_ptr_mut(F::V6 as u32) else { return 0 };
     // SAFETY: a row of numbers, as above.
     unsafe {

@@ -3,21 +3,20 @@
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
     helpers::generated as helper,
     macros::btf_map,
 };
 use datapath::{
     address::{Ipv4, Ipv6, V4, V6},
-    counter::{DROPS_LEN, Hook, Reason, drop_index},
-    device::Device,
+    counter::{Hook, Reason},
     flow::TICK_NS,
     header::Network,
-    maps::{DEVICES_CAPACITY, HOMES_CAPACITY, SENDERS_CAPACITY, VTEPS_CAPACITY},
+    maps::{HOMES_CAPACITY, MARKS_LEN, SENDERS_CAPACITY, VTEPS_CAPACITY},
     tunnel::{Home, Sender, Tunnel, Tunnels, Vtep},
 };
 
-use crate::{map::LAZY, maps};
+use crate::{drops, map::LAZY, maps, marks::is_set};
 
 type Vteps<A> = LpmTrie<A, Vtep<A>, VTEPS_CAPACITY>;
 type Homes<A> = LruHashMap<A, Home, HOMES_CAPACITY>;
@@ -29,8 +28,8 @@ maps! {
     HOMES4: Homes<Ipv4>,
     HOMES6: Homes<Ipv6>,
     TUNNELS: Array<Tunnel, 1>,
-    DEVICES: HashMap<u32, Device, DEVICES_CAPACITY, LAZY>,
-    DROPS: PerCpuArray<u64, DROPS_LEN>,
+    /// `MARKS` of the proxy's object, where there is one.
+    PROXYMARKS: Array<[u8; MARKS_LEN], 1>,
 }
 
 /// The maps of one family.
@@ -101,10 +100,12 @@ impl<F: FamilyMaps> Tunnels<F> for Maps {
     }
 
     #[inline(always)]
+    fn is_translated(&mut self, pair: u32) -> bool {
+        is_set(&PROXYMARKS, pair)
+    }
+
+    #[inline(always)]
     fn count_drop(&mut self, hook: Hook, reason: Reason) {
-        if let Some(counter) = DROPS.get_ptr_mut(drop_index(hook, reason)) {
-            // SAFETY: the row is this processor's own.
-            unsafe { *counter += 1 };
-        }
+        drops::count_drop(hook, reason);
     }
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: two nodes, both agents, and every way to reach a Service, as a table.
+//! `cargo xtask demo`: two nodes joined by the overlay, both agents, and every way to reach a
+//! Service, as a table.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,6 +9,7 @@ use lab::{
     Lab, LabSpec, Lifetime, Place, Process, address,
     agent::{Agent, AgentOptions, SocketLb},
     manifests::{self, Port, Service},
+    overlay::{DUAL_STACK, Overlay, POD_MTU},
     peer::{self, Answer, Protocol},
 };
 
@@ -69,7 +71,8 @@ struct Trial {
     to: Target,
     /// Who may answer; nobody means that the request is refused.
     answers: &'static [&'static str],
-    /// Whose address the server may see as the source. `gateway1` is the pods' gateway on node1.
+    /// Whose address the server may see as the source. `gateway1` is the pods' gateway on node1,
+    /// `tunnel1` that node's end of the overlay.
     sources: &'static [&'static str],
 }
 
@@ -85,7 +88,7 @@ const fn trial(
 
 const TRIALS: &[Trial] = &[
     trial("pod to pod, no Service", "pod1a", Target::Direct("pod2a"), &["pod2a"], &["pod1a"]),
-    trial("pod to the outside", "pod1a", Target::Direct("fabric"), &["fabric"], &["pod1a"]),
+    trial("pod to the outside", "pod1a", Target::Direct("fabric"), &["fabric"], &["node1"]),
     trial("ClusterIP, other node", "pod1a", Target::ClusterIp(&FAR), FAR.pods, &["pod1a"]),
     trial("ClusterIP, same node", "pod1a", Target::ClusterIp(&NEAR), NEAR.pods, &["pod1a"]),
     trial(
@@ -95,7 +98,7 @@ const TRIALS: &[Trial] = &[
         WEB.pods,
         &["pod2b", "gateway2"],
     ),
-    trial("ClusterIP, host process", "pod1a", Target::ClusterIp(&HOST), HOST.pods, &["pod1a"]),
+    trial("ClusterIP, host process", "pod1a", Target::ClusterIp(&HOST), HOST.pods, &["node1"]),
     trial(
         "ClusterIP, pod to itself",
         "pod1a",
@@ -103,7 +106,7 @@ const TRIALS: &[Trial] = &[
         LOOP.pods,
         &["pod1a", "gateway1", "node1"],
     ),
-    trial("node to ClusterIP, remote", "node1", Target::ClusterIp(&FAR), FAR.pods, &["node1"]),
+    trial("node to ClusterIP, remote", "node1", Target::ClusterIp(&FAR), FAR.pods, &["tunnel1"]),
     trial("node to ClusterIP, local", "node1", Target::ClusterIp(&NEAR), NEAR.pods, &["gateway1"]),
     trial(
         "pod to own node's NodePort",
@@ -124,14 +127,14 @@ const TRIALS: &[Trial] = &[
         "client",
         Target::NodePort(&FAR, "node1"),
         FAR.pods,
-        &["node1"],
+        &["tunnel1"],
     ),
     trial(
         "client to NodePort, any",
         "client",
         Target::NodePort(&WEB, "node2"),
         WEB.pods,
-        &["client", "node2"],
+        &["client", "tunnel2"],
     ),
     trial("ClusterIP without pods", "pod1a", Target::ClusterIp(&EMPTY), &[], &[]),
     trial("NodePort without pods", "client", Target::NodePort(&EMPTY, "node1"), &[], &[]),
@@ -141,6 +144,7 @@ const TRIALS: &[Trial] = &[
 struct Stage {
     lab: Lab,
     agents: Vec<Agent>,
+    overlay: Overlay,
     servers: Vec<Process>,
 }
 
@@ -154,15 +158,15 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let stage = raise(args)?;
     let wrong = ask_all(&stage.lab)?;
     if wrong > 0 {
-        for agent in &stage.agents {
-            eprintln!("the agent of {} said last:\n{}\n", agent.node(), agent.log_tail());
+        for agent in stage.agents.iter().chain(&stage.overlay.agents) {
+            eprintln!("an agent of {} said last:\n{}\n", agent.node(), agent.log_tail());
         }
     }
     if args.keep {
         keep(stage)?;
     } else {
-        let Stage { lab, agents, servers } = stage;
-        drop((agents, servers));
+        let Stage { lab, agents, overlay, servers } = stage;
+        drop((agents, overlay, servers));
         lab.down()?;
     }
     if wrong > 0 {
@@ -172,13 +176,14 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
 }
 
 fn raise(args: &DemoArgs) -> Result<Stage> {
-    let spec = LabSpec::default();
+    let spec = LabSpec { overlay: true, pod_mtu: POD_MTU, ..LabSpec::default() };
     let lab =
         if args.keep { Lab::raise("lab".into(), spec, Lifetime::Kept)? } else { Lab::up(spec)? };
     lab.publish("nodes.yaml", &manifests::nodes(&lab))?;
     for sample in SAMPLES {
         publish(&lab, sample)?;
     }
+    let overlay = Overlay::join(&lab, DUAL_STACK, &["--ip-masq"])?;
     let mut servers = Vec::new();
     for name in ["pod1a", "pod1b", "pod2a", "pod2b", "node2", "fabric"] {
         let ports = ["--tcp=8080", "--udp=8080", "--http=8000"];
@@ -189,7 +194,7 @@ fn raise(args: &DemoArgs) -> Result<Stage> {
         let options = AgentOptions { socket_lb: args.socket_lb, ..AgentOptions::default() };
         agents.push(Agent::start(&lab, &node.name, options)?);
     }
-    Ok(Stage { lab, agents, servers })
+    Ok(Stage { lab, agents, overlay, servers })
 }
 
 fn publish(lab: &Lab, sample: &Sample) -> Result<()> {
@@ -341,17 +346,23 @@ fn source(lab: &Lab, name: &str, v6: bool) -> Result<IpAddr> {
     let gateway = |node| {
         if v6 { address::gateway6(node).into() } else { address::gateway4(node).into() }
     };
+    let tunnel = |node| {
+        if v6 { address::tunnel6(node).into() } else { address::tunnel4(node).into() }
+    };
     Ok(match name {
         "gateway1" => gateway(1),
         "gateway2" => gateway(2),
+        "tunnel1" => tunnel(1),
+        "tunnel2" => tunnel(2),
         name => lab.addresses(name)?.both()[usize::from(v6)],
     })
 }
 
 /// Leaves everything running, and says what to do with it.
 fn keep(stage: Stage) -> Result<()> {
-    let Stage { lab, agents, servers } = stage;
+    let Stage { lab, agents, overlay, servers } = stage;
     agents.into_iter().for_each(Agent::let_go);
+    overlay.let_go();
     servers.into_iter().for_each(Process::let_go);
     describe(&lab);
     let [v4, v6] = cluster_ips(&WEB);
@@ -363,6 +374,8 @@ fn keep(stage: Stage) -> Result<()> {
     println!("  {exec} pod1a -- lab-peer ask udp [{v6}]:7 --count 5");
     println!("  {exec} client -- lab-peer ask http {node}:{}", WEB.node_port);
     println!("  {exec} node1 -- proxy-agent services --bpffs {}", pins.display());
+    println!("  {exec} node1 -- flannel-agent peers");
+    println!("  {exec} node1 -- ip -d link show flannel.1");
     println!("  edit {}", lab.manifests("node1").join("web.yaml").display());
     println!("  cargo xtask lab down");
     Ok(())

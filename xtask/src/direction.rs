@@ -29,6 +29,7 @@ const PURE: &[&str] = &[
     "flannel-agent/src/json.rs",
     "flannel-agent/src/lease.rs",
     "flannel-agent/src/mac.rs",
+    "flannel-agent/src/masquerade.rs",
     "flannel-agent/src/net_config.rs",
     "flannel-agent/src/peers.rs",
     "flannel-agent/src/pool",

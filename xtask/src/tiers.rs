@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::MetadataCommand;
 use clap::ValueEnum;
 
-use crate::{agents, command, kernels, machine::Machine, object, setup, tally::Tally, tidy};
+use crate::{agents, command, kernels, machine::Machine, object, peers, setup, tally::Tally, tidy};
+
+/// Is there once the module `br_netfilter` is.
+const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// A line is printed after this long without one.
 const QUIET: Duration = Duration::from_secs(30);
@@ -27,7 +30,7 @@ pub(crate) enum Tier {
     Packet,
     /// Nodes and pods as namespaces, real sockets
     Lab,
-    /// Against a real Kubernetes
+    /// Beside what nodes of a real cluster run: flanneld, where Go is at hand to build it
     Cluster,
 }
 
@@ -42,9 +45,9 @@ pub(crate) fn run(machine: &Machine, tier: Option<Tier>) -> Result<()> {
     for tier in tiers {
         tally += match tier {
             Tier::Unit => unit(machine)?,
-            Tier::Packet => packet(machine, &prepared)?,
-            Tier::Lab => lab(machine, &prepared)?,
-            Tier::Cluster => cluster(),
+            Tier::Packet => packet(machine, &prepared.environment)?,
+            Tier::Lab => lab(machine, &prepared.environment)?,
+            Tier::Cluster => cluster(machine, &prepared)?,
         };
     }
     println!("\n{tally}");
@@ -58,17 +61,43 @@ pub(crate) fn run(machine: &Machine, tier: Option<Tier>) -> Result<()> {
 }
 
 /// What the privileged tiers load and run, so that building is no test's time.
-fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Vec<(&'static str, String)>> {
-    if !tiers.iter().any(|tier| matches!(tier, Tier::Packet | Tier::Lab)) {
-        return Ok(Vec::new());
+#[derive(Default)]
+struct Prepared {
+    environment: Vec<(&'static str, String)>,
+    /// Why the cluster tier cannot run.
+    no_peer: Option<String>,
+}
+
+fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
+    let has = |tier| tiers.contains(&tier);
+    let root = || setup::root("the tiers packet, lab and cluster load eBPF programs");
+    if has(Tier::Packet) || has(Tier::Lab) {
+        // Said before anything is built.
+        root()?;
     }
-    setup::root("the tiers packet and lab load eBPF programs")?;
+    let no_peer = has(Tier::Cluster).then(|| absent_peer(machine)).flatten();
+    let has_lab = has(Tier::Lab) || has(Tier::Cluster) && no_peer.is_none();
+    if !has_lab && !has(Tier::Packet) {
+        return Ok(Prepared { no_peer, ..Prepared::default() });
+    }
+    root()?;
     machine.provide(&setup::tiers())?;
     let objects = object::build(machine)?;
-    if tiers.contains(&Tier::Lab) {
+    if has_lab {
         agents::build_with_peer(machine, &objects)?;
     }
-    Ok(vec![("MILLRACE_BPF_OBJECTS", text(&objects)), ("MILLRACE_DIST", text(&machine.dist()))])
+    let environment =
+        vec![("MILLRACE_BPF_OBJECTS", text(&objects)), ("MILLRACE_DIST", text(&machine.dist()))];
+    Ok(Prepared { environment, no_peer })
+}
+
+/// Why there is no flanneld to run, if there is none. That is no failure: a machine without Go, or
+/// without a network to fetch modules by, can run all other tests.
+fn absent_peer(machine: &Machine) -> Option<String> {
+    if !Path::new(BRIDGE_NETFILTER).exists() {
+        return Some("flanneld needs the kernel's bridge netfilter: modprobe br_netfilter".into());
+    }
+    peers::provide(machine, &["flanneld"]).err().map(|err| format!("{err:#}"))
 }
 
 fn text(path: &Path) -> String {
@@ -117,10 +146,16 @@ fn lab(machine: &Machine, environment: &[(&str, String)]) -> Result<Tally> {
     Ok(services + cargo_test(test.args(["--", "--test-threads=2"]), "lab")?)
 }
 
-fn cluster() -> Tally {
+/// Cases measure gaps, which others at the same time would widen.
+fn cluster(machine: &Machine, prepared: &Prepared) -> Result<Tally> {
     heading("cluster");
-    println!("cluster: not run: there is nothing in this tier yet");
-    Tally::default()
+    if let Some(reason) = &prepared.no_peer {
+        println!("cluster: not run: {reason}");
+        return Ok(Tally::default());
+    }
+    let mut cargo = machine.cargo();
+    let test = privileged(&mut cargo, "interop", &prepared.environment);
+    cargo_test(test.args(["--", "--test-threads=1"]), "cluster")
 }
 
 fn heading(tier: &str) {

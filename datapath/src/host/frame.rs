@@ -15,6 +15,8 @@ pub trait Sample: Network {
     /// `10.net.host` and `fd00::net:host`.
     fn address(net: u8, host: u16) -> Self::Address;
     fn octets(address: Self::Address) -> Vec<u8>;
+    /// The group of mDNS (RFC 6762).
+    fn group() -> Self::Address;
 }
 
 impl Sample for V4 {
@@ -28,6 +30,10 @@ impl Sample for V4 {
     fn octets(address: Ipv4) -> Vec<u8> {
         address.bytes().to_vec()
     }
+
+    fn group() -> Ipv4 {
+        Ipv4::from_bytes([224, 0, 0, 251])
+    }
 }
 
 impl Sample for V6 {
@@ -40,6 +46,10 @@ impl Sample for V6 {
 
     fn octets(address: Ipv6) -> Vec<u8> {
         address.bytes().to_vec()
+    }
+
+    fn group() -> Ipv6 {
+        Ipv6::from_bytes([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfb])
     }
 }
 

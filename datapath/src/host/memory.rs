@@ -12,11 +12,13 @@ use crate::{
     frontend::{AddressUse, Frontend, FrontendKey},
     header::Network,
     host::lru::Lru,
+    ipmasq::PolicyTables,
     maps::{FLOWS_CAPACITY, FRAGMENTS_CAPACITY, MARKS_LEN, PENDING_CAPACITY},
+    policy::{Policed, Policy},
     service::{Service, ServiceCounters, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
-    tables::{KeepError, Opening, Scope, Store, Tables},
+    tables::{FlowTables, KeepError, Opening, Scope, Store, Tables},
     track,
 };
 
@@ -33,13 +35,15 @@ impl Default for Sizes {
     }
 }
 
-/// The tables of one family.
+/// The tables of one family: those of the proxy, or with `BARE` those of the overlay, where
+/// [`FlowTables::BARE_MASQUERADE`] holds.
 #[derive(Clone, Debug)]
-pub struct Memory<F: Network> {
+pub struct Memory<F: Network, const BARE: bool = false> {
     pub settings: Settings,
+    pub policy: Policy,
     /// In units of [`crate::flow::TICK_NS`].
     pub now: u32,
-    /// State of the generator behind [`Tables::random`].
+    /// State of the generator behind [`FlowTables::random`].
     pub seed: u64,
     pub addresses: HashMap<F::Address, AddressUse>,
     pub frontends: HashMap<FrontendKey<F::Address>, Frontend>,
@@ -62,11 +66,12 @@ pub struct Memory<F: Network> {
     parties: Parties<F::Address>,
 }
 
-impl<F: Network> Memory<F> {
+impl<F: Network, const BARE: bool> Memory<F, BARE> {
     #[must_use]
     pub fn new(sizes: Sizes) -> Self {
         Self {
             settings: Settings::default(),
+            policy: Policy::default(),
             now: 1_000_000,
             seed: 1,
             addresses: HashMap::new(),
@@ -115,10 +120,8 @@ impl<F: Network> Memory<F> {
     }
 }
 
-impl<F: Network> Tables<F> for Memory<F> {
-    fn settings(&mut self) -> Settings {
-        self.settings
-    }
+impl<F: Network, const BARE: bool> FlowTables<F> for Memory<F, BARE> {
+    const BARE_MASQUERADE: bool = BARE;
 
     fn now(&mut self) -> u32 {
         self.now
@@ -131,28 +134,6 @@ impl<F: Network> Tables<F> for Memory<F> {
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (x ^ (x >> 31)) as u32
-    }
-
-    fn address_use(&mut self, address: F::Address) -> Option<AddressUse> {
-        self.addresses.get(&address).copied()
-    }
-
-    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
-        self.frontends.get(key).copied()
-    }
-
-    fn service_flags(&mut self, service: u32) -> Option<u32> {
-        // A row of an array that was never written is all zero.
-        Some(self.services.get(&service).copied().unwrap_or_default().flags)
-    }
-
-    fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef> {
-        let row = self.services.get(&service).copied().unwrap_or_default();
-        Some(if scope == Scope::Local { row.local } else { row.cluster })
-    }
-
-    fn backend(&mut self, index: u32) -> Option<Backend<F::Address>> {
-        Some(self.backends.get(&index).copied().unwrap_or_default())
     }
 
     fn flow(&mut self, store: Store, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>> {
@@ -222,16 +203,16 @@ impl<F: Network> Tables<F> for Memory<F> {
         self.fragments.insert(*key, ports);
     }
 
-    fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>> {
-        self.peers.get(key).copied()
-    }
-
-    fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>) {
-        self.peers.insert(*key, *peer);
-    }
-
     fn device(&mut self) -> Option<Device> {
         self.device
+    }
+
+    fn nat_ports(&mut self) -> (u16, u16) {
+        if BARE {
+            (self.policy.nat_port_first, self.policy.nat_port_last)
+        } else {
+            (self.settings.nat_port_first, self.settings.nat_port_last)
+        }
     }
 
     fn socket_holds(&mut self, key: &FlowKey<F::Address>) -> bool {
@@ -249,13 +230,55 @@ impl<F: Network> Tables<F> for Memory<F> {
         self.drops[drop_index(hook, reason) as usize] += 1;
     }
 
-    fn count_connection(&mut self, service: u32) {
-        self.stats.entry(service).or_default().packet_connections += 1;
-    }
-
     fn count_packet(&mut self, service: u32, bytes: u32) {
         let row = self.stats.entry(service).or_default();
         row.packets += 1;
         row.bytes += u64::from(bytes);
+    }
+}
+
+impl<F: Network> Tables<F> for Memory<F> {
+    fn settings(&mut self) -> Settings {
+        self.settings
+    }
+
+    fn address_use(&mut self, address: F::Address) -> Option<AddressUse> {
+        self.addresses.get(&address).copied()
+    }
+
+    fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn service_flags(&mut self, service: u32) -> Option<u32> {
+        // A row of an array that was never written is all zero.
+        Some(self.services.get(&service).copied().unwrap_or_default().flags)
+    }
+
+    fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef> {
+        let row = self.services.get(&service).copied().unwrap_or_default();
+        Some(if scope == Scope::Local { row.local } else { row.cluster })
+    }
+
+    fn backend(&mut self, index: u32) -> Option<Backend<F::Address>> {
+        Some(self.backends.get(&index).copied().unwrap_or_default())
+    }
+
+    fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>> {
+        self.peers.get(key).copied()
+    }
+
+    fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>) {
+        self.peers.insert(*key, *peer);
+    }
+
+    fn count_connection(&mut self, service: u32) {
+        self.stats.entry(service).or_default().packet_connections += 1;
+    }
+}
+
+impl<F: Network + Policed> PolicyTables<F> for Memory<F, true> {
+    fn is_masqueraded(&mut self, src: F::Address, dst: F::Address) -> bool {
+        F::networks(&self.policy).masquerades(src, dst)
     }
 }

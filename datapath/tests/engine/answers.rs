@@ -10,11 +10,7 @@ use datapath::{
     service::{SetRef, service_flags},
 };
 
-use crate::{
-    bed::{Bed, same},
-    machine::Side,
-    plan::*,
-};
+use crate::{bed::Bed, machine::Side, plan::*, sender::same};
 
 both! {
     without_endpoints_port_unreachable,

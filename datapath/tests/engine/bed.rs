@@ -1,41 +1,45 @@
-//! A node to send packets through: tables filled by hand, and what holds of every packet
-//! checked at every packet.
+//! A node with Services to send packets through: tables filled by hand.
+
+use std::ops::{Deref, DerefMut};
 
 use datapath::{
-    address::Be16,
     backend::Backend,
-    counter::{Hook, Reason},
     device::Device,
     flow::Place,
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind},
-    host::verify::{Expect, checksums, describe, difference},
-    packet::Verdict,
     service::{Service, SetRef, service_flags},
     settings::Settings,
-    tables::Store,
 };
 
 use crate::{
     machine::{Machine, Side, Sizes},
-    plan::{self, Row},
+    plan,
+    sender::Sender,
 };
 
 /// First and last port to masquerade with.
 pub(crate) const NAT_PORTS: (u16, u16) = (59_000, 59_999);
 
 pub(crate) struct Bed<F: Side> {
-    pub(crate) machine: Machine<F>,
+    sender: Sender<F, Machine<F>>,
     settings: Settings,
     services: u32,
     blocks: u32,
     generation: u16,
 }
 
-/// What became of a packet.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Outcome {
-    pub(crate) verdict: Verdict,
-    pub(crate) bytes: Vec<u8>,
+impl<F: Side> Deref for Bed<F> {
+    type Target = Sender<F, Machine<F>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.sender
+    }
+}
+
+impl<F: Side> DerefMut for Bed<F> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.sender
+    }
 }
 
 impl<F: Side> Bed<F> {
@@ -45,7 +49,7 @@ impl<F: Side> Bed<F> {
 
     pub(crate) fn sized(sizes: Sizes) -> Self {
         let mut bed = Self {
-            machine: Machine::new(sizes),
+            sender: Sender::new(Machine::new(sizes)),
             settings: Settings::default(),
             services: 1,
             blocks: 16,
@@ -60,12 +64,12 @@ impl<F: Side> Bed<F> {
 
     pub(crate) fn nat_ports(&mut self, first: u16, last: u16) {
         (self.settings.nat_port_first, self.settings.nat_port_last) = (first, last);
-        self.machine.set_settings(self.settings);
+        self.sender.machine.set_settings(self.settings);
     }
 
     pub(crate) fn foreign_proxy(&mut self, is_there: bool) {
         self.settings.foreign_proxy = is_there.into();
-        self.machine.set_settings(self.settings);
+        self.sender.machine.set_settings(self.settings);
     }
 
     /// The address that the device under the packets masquerades with.
@@ -148,92 +152,4 @@ impl<F: Side> Bed<F> {
         self.frontend(plan::node::<F>(port), proto, service, kind::NODE_PORT);
         service
     }
-
-    /// Sends a packet over a hook. What goes on has right checksums if it came with such; what
-    /// does not is counted once.
-    #[track_caller]
-    pub(crate) fn run(&mut self, hook: Hook, bytes: &[u8]) -> Outcome {
-        let before: u64 = self.machine.drops(hook).iter().sum();
-        let (verdict, out) = self.machine.run(hook, bytes);
-        let counted = self.machine.drops(hook).iter().sum::<u64>() - before;
-        let expected = u64::from(verdict != Verdict::Pass);
-        assert_eq!(counted, expected, "{verdict:?} of {}", describe::<F>(bytes));
-        if checksums::<F>(bytes, Expect::Full).is_ok() && verdict != Verdict::Drop {
-            let sums = checksums::<F>(&out, Expect::Full);
-            assert_eq!(sums, Ok(()), "{}\nbecame {}", describe::<F>(bytes), describe::<F>(&out));
-        }
-        Outcome { verdict, bytes: out }
-    }
-
-    /// Sends a packet that must go on as another.
-    #[track_caller]
-    pub(crate) fn becomes(&mut self, hook: Hook, bytes: &[u8], expected: &[u8]) {
-        let outcome = self.run(hook, bytes);
-        assert_eq!(outcome.verdict, Verdict::Pass, "of {}", describe::<F>(bytes));
-        same::<F>(expected, &outcome.bytes);
-    }
-
-    /// Sends a packet that must go on as it is.
-    #[track_caller]
-    pub(crate) fn passes(&mut self, hook: Hook, bytes: &[u8]) {
-        self.becomes(hook, bytes, bytes);
-    }
-
-    /// Sends a packet that must be dropped for a reason.
-    #[track_caller]
-    pub(crate) fn drops(&mut self, hook: Hook, bytes: &[u8], reason: Reason) {
-        let before = self.dropped(hook, reason);
-        let outcome = self.run(hook, bytes);
-        assert_eq!(outcome.verdict, Verdict::Drop, "of {}", describe::<F>(bytes));
-        assert_eq!(self.dropped(hook, reason), before + 1, "counted as {reason:?}");
-    }
-
-    /// Sends a packet that must be answered for a reason, and returns the answer.
-    #[track_caller]
-    pub(crate) fn answers(&mut self, hook: Hook, bytes: &[u8], reason: Reason) -> Vec<u8> {
-        let before = self.dropped(hook, reason);
-        let outcome = self.run(hook, bytes);
-        assert_eq!(outcome.verdict, Verdict::Answer, "of {}", describe::<F>(bytes));
-        assert_eq!(self.dropped(hook, reason), before + 1, "counted as {reason:?}");
-        outcome.bytes
-    }
-
-    pub(crate) fn dropped(&mut self, hook: Hook, reason: Reason) -> u64 {
-        self.machine.drops(hook)[reason as usize]
-    }
-
-    pub(crate) fn pending(&mut self) -> Vec<Row<F>> {
-        self.sorted(Store::Pending)
-    }
-
-    pub(crate) fn flows(&mut self) -> Vec<Row<F>> {
-        self.sorted(Store::Answered)
-    }
-
-    fn sorted(&mut self, store: Store) -> Vec<Row<F>> {
-        let mut rows = self.machine.rows(store);
-        rows.sort_by_key(|(key, _)| *key);
-        rows
-    }
-
-    /// How many rows there are: pending, answered.
-    pub(crate) fn rows(&mut self) -> (usize, usize) {
-        (self.pending().len(), self.flows().len())
-    }
-}
-
-/// Compares packets, and shows them if they differ.
-#[track_caller]
-pub(crate) fn same<F: Side>(expected: &[u8], found: &[u8]) {
-    if let Some(difference) = difference::<F>(expected, found) {
-        panic!("{difference}");
-    }
-}
-
-/// The ports of a packet: source and destination.
-pub(crate) fn ports<F: Side>(bytes: &[u8]) -> (Be16, Be16) {
-    let buffer = datapath::host::buffer::Buffer::new(bytes.to_vec());
-    let header = F::header(&buffer, 0).expect("a header");
-    let transport = datapath::header::transport::<F, _>(&buffer, &header).expect("ports");
-    (transport.ports.src_port, transport.ports.dst_port)
 }

@@ -11,9 +11,10 @@ use datapath::{
 };
 
 use crate::{
-    bed::{Bed, ports, same},
+    bed::Bed,
     machine::Side,
     plan::*,
+    sender::{ports, same},
 };
 
 both! {

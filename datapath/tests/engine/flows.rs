@@ -10,9 +10,10 @@ use datapath::{
 };
 
 use crate::{
-    bed::{Bed, ports},
+    bed::Bed,
     machine::{Side, Sizes},
     plan::*,
+    sender::ports,
 };
 
 both! {

@@ -9,11 +9,7 @@ use datapath::{
     host::frame::{Datagram, Sample, Sum, icmp},
 };
 
-use crate::{
-    bed::{Bed, ports},
-    machine::Side,
-    plan::*,
-};
+use crate::{bed::Bed, machine::Side, plan::*, sender::ports};
 
 both! {
     about_a_request_by_a_router,

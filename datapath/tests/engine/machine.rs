@@ -9,7 +9,9 @@ use datapath::{
     frontend::{AddressUse, Frontend, FrontendKey},
     host::{buffer::Buffer, frame::Sample, memory::Memory},
     ingress::ingress,
+    ipmasq,
     packet::Verdict,
+    policy::{Policed, Policy},
     refusal::refuse,
     service::{Service, ServiceCounters},
     settings::Settings,
@@ -18,22 +20,21 @@ use datapath::{
 
 pub(crate) use datapath::host::memory::Sizes;
 
-use crate::plan::Row;
+use crate::{plan::Row, sender::Runs};
 
 /// What a test needs of a family, wherever it runs.
-pub(crate) trait Side: Sample {}
+pub(crate) trait Side: Sample + Policed {}
 
-impl<F: Sample> Side for F {}
+impl<F: Sample + Policed> Side for F {}
 
-pub(crate) struct Machine<F: Sample> {
-    pub(crate) memory: Memory<F>,
+/// With the tables and programs of the proxy, or of the overlay.
+pub(crate) struct Machine<F: Sample, const OVERLAY: bool = false> {
+    pub(crate) memory: Memory<F, OVERLAY>,
 }
 
-impl<F: Side> Machine<F> {
-    pub(crate) fn new(sizes: Sizes) -> Self {
-        Self { memory: Memory::new(sizes) }
-    }
+pub(crate) type Overlay<F> = Machine<F, true>;
 
+impl<F: Side> Machine<F> {
     pub(crate) fn put_address(&mut self, address: F::Address, usage: AddressUse) {
         self.memory.addresses.insert(address, usage);
     }
@@ -52,10 +53,6 @@ impl<F: Side> Machine<F> {
 
     pub(crate) fn set_settings(&mut self, settings: Settings) {
         self.memory.settings = settings;
-    }
-
-    pub(crate) fn set_device(&mut self, device: Option<Device>) {
-        self.memory.device = device;
     }
 
     pub(crate) fn run(&mut self, hook: Hook, bytes: &[u8]) -> (Verdict, Vec<u8>) {
@@ -81,14 +78,46 @@ impl<F: Side> Machine<F> {
         egress::<F, _, _>(buffer, &mut self.memory, hook)
     }
 
+    pub(crate) fn counters(&mut self, service: u32) -> ServiceCounters {
+        self.memory.stats.get(&service).copied().unwrap_or_default()
+    }
+}
+
+impl<F: Side> Overlay<F> {
+    pub(crate) fn set_policy(&mut self, policy: Policy) {
+        self.memory.policy = policy;
+    }
+
+    /// Sends a packet that has a mark.
+    pub(crate) fn run_marked(&mut self, hook: Hook, mark: u32, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        let mut buffer = Buffer::new(bytes.to_vec());
+        let verdict = self.decide(hook, mark, &mut buffer);
+        (verdict, buffer.bytes)
+    }
+
+    /// What the program of a hook decides.
+    pub(crate) fn decide(&mut self, hook: Hook, mark: u32, buffer: &mut Buffer) -> Verdict {
+        if matches!(hook, Hook::UplinkIngress) {
+            ipmasq::enter::<F, _, _>(buffer, &mut self.memory)
+        } else {
+            ipmasq::leave::<F, _, _>(buffer, &mut self.memory, mark)
+        }
+    }
+}
+
+impl<F: Side, const OVERLAY: bool> Machine<F, OVERLAY> {
+    pub(crate) fn new(sizes: Sizes) -> Self {
+        Self { memory: Memory::new(sizes) }
+    }
+
+    pub(crate) fn set_device(&mut self, device: Option<Device>) {
+        self.memory.device = device;
+    }
+
     /// What a hook has counted, by reason.
     pub(crate) fn drops(&mut self, hook: Hook) -> Vec<u64> {
         let count = |reason: &Reason| self.memory.drops[drop_index(hook, *reason) as usize];
         Reason::ALL.iter().map(count).collect()
-    }
-
-    pub(crate) fn counters(&mut self, service: u32) -> ServiceCounters {
-        self.memory.stats.get(&service).copied().unwrap_or_default()
     }
 
     pub(crate) fn rows(&mut self, store: Store) -> Vec<Row<F>> {
@@ -118,5 +147,33 @@ impl<F: Side> Machine<F> {
     /// is there.
     pub(crate) fn hold(&mut self, key: &FlowKey<F::Address>) {
         self.memory.sockets.insert(*key);
+    }
+}
+
+impl<F: Side> Runs<F> for Machine<F> {
+    fn run(&mut self, hook: Hook, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        Self::run(self, hook, bytes)
+    }
+
+    fn drops(&mut self, hook: Hook) -> Vec<u64> {
+        Self::drops(self, hook)
+    }
+
+    fn rows(&mut self, store: Store) -> Vec<Row<F>> {
+        Self::rows(self, store)
+    }
+}
+
+impl<F: Side> Runs<F> for Overlay<F> {
+    fn run(&mut self, hook: Hook, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        self.run_marked(hook, 0, bytes)
+    }
+
+    fn drops(&mut self, hook: Hook) -> Vec<u64> {
+        Self::drops(self, hook)
+    }
+
+    fn rows(&mut self, store: Store) -> Vec<Row<F>> {
+        Self::rows(self, store)
     }
 }

@@ -5,6 +5,7 @@
 mod bed;
 mod machine;
 mod plan;
+mod sender;
 
 mod answers;
 mod cluster_ip;
@@ -12,6 +13,7 @@ mod extensions;
 mod flows;
 mod fragments;
 mod icmp;
+mod ipmasq;
 mod node_port;
 
 mod partial;

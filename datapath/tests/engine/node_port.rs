@@ -13,9 +13,10 @@ use datapath::{
 };
 
 use crate::{
-    bed::{Bed, NAT_PORTS, ports, same},
+    bed::{Bed, NAT_PORTS},
     machine::Side,
     plan::*,
+    sender::{ports, same},
 };
 
 both! {

@@ -13,11 +13,7 @@ use datapath::{
     packet::Verdict,
 };
 
-use crate::{
-    bed::{Bed, same},
-    machine::Side,
-    plan::*,
-};
+use crate::{bed::Bed, machine::Side, plan::*, sender::same};
 
 both! {
     rewritten_both_ways,

@@ -11,11 +11,7 @@ use datapath::{
     service::SetRef,
 };
 
-use crate::{
-    bed::{Bed, ports},
-    machine::Side,
-    plan::*,
-};
+use crate::{bed::Bed, machine::Side, plan::*, sender::ports};
 
 both! {
     connections_spread_evenly,

@@ -55,11 +55,12 @@ impl Agent {
         // The store may have kept us waiting.
         let listing = kernel.listing().await?;
         let (mut overlay, mut macs) = (None, BTreeMap::new());
+        let has_tunnel = matches!(config.backend, Backend::Vxlan(_));
+        if args.datapath == Datapath::Ebpf && (has_tunnel || args.ip_masq) {
+            overlay = Some(Overlay::load(&args.pins.bpffs)?);
+        }
         if let Backend::Vxlan(vxlan) = &config.backend {
             let datapath = args.datapath;
-            if datapath == Datapath::Ebpf {
-                overlay = Some(Overlay::load(&args.pins.bpffs)?);
-            }
             macs = self::macs(&listing, &config, vxlan.vni, datapath, published.as_ref())?;
         }
         let attrs = attrs(&config, &uplink, &macs);

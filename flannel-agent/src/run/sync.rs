@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
+use agent_kit::ports::{self, PortRange};
+use datapath::{policy::Policy, tunnel::fast_path};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -16,9 +18,10 @@ use crate::{
     file,
     interface::{Listing, Traffic},
     kernel::KernelError,
+    masquerade,
     net_config::Backend,
     netfilter, notify,
-    overlay::{Node, attachments},
+    overlay::{Node, Overlay, Wish, attachments},
     peers::{Compiled, Site, compile},
     status::{DeviceStatus, Kind, Problem},
     subnet::Family,
@@ -89,7 +92,10 @@ impl Agent {
     }
 
     async fn provide_devices(&mut self, listing: &mut Listing) -> Result<u32, KernelError> {
-        let Backend::Vxlan(vxlan) = &self.config.backend else { return Ok(0) };
+        let Backend::Vxlan(vxlan) = &self.config.backend else {
+            self.attach(listing);
+            return Ok(0);
+        };
         let datapath = self.args.datapath;
         let is_first = self.subnet_env.is_none();
         let (config, uplink, macs) = (&self.config, &self.uplink, &self.macs);
@@ -117,39 +123,70 @@ impl Agent {
 
     /// Tells the programs what this node is, and has them run where they belong.
     fn attach(&mut self, listing: &Listing) {
-        let Backend::Vxlan(vxlan) = &self.config.backend else { return };
-        let (Some(overlay), Some(tunnel)) = (&mut self.overlay, self.tunnels.values().next())
-        else {
-            return;
-        };
-        let (fast_path, reason) = fast_path(self.args.fast_path);
-        {
+        let Some(overlay) = &mut self.overlay else { return };
+        let tunnel = self.tunnels.values().next().map(|tunnel| tunnel.device);
+        let fast_path = tunnel.is_some() && {
+            let (fast_path, reason) = is_fast(self.args.fast_path);
             let said = &mut self.board.state().status.fast_path;
             if *said != reason {
                 info!("fast path {reason}");
                 *said = reason;
             }
-        }
-        let node = Node {
-            vni: vxlan.vni,
-            mtu: pod_mtu(&self.config, &self.uplink),
-            uplink: &self.uplink,
-            subnet: self.held.subnet,
-            tunnels: &self.tunnels,
-            fast_path,
+            fast_path
         };
         let mut problems = Vec::new();
-        if let Err(err) = overlay.tell(&node) {
-            let message = format!("cannot tell the programs what this node is: {err}");
-            problems.push(Problem::new(Kind::Entry, "TUNNELS", message));
+        // Straight only past a proxy whose table the programs know.
+        let is_outdated = overlay.is_outdated();
+        let how = match (fast_path, is_outdated) {
+            (false, _) => fast_path::OFF,
+            (true, true) => fast_path::BY_DEVICE,
+            (true, false) => fast_path::STRAIGHT,
+        };
+        let mut node = None;
+        if let (Backend::Vxlan(vxlan), Some(_)) = (&self.config.backend, tunnel) {
+            node = Some(Node {
+                vni: vxlan.vni,
+                mtu: pod_mtu(&self.config, &self.uplink),
+                uplink: &self.uplink,
+                subnet: self.held.subnet,
+                tunnels: &self.tunnels,
+                fast_path: how,
+            });
         }
-        let devices = attachments(listing, tunnel.device, self.uplink.index, fast_path);
+        problems.extend(node.as_ref().and_then(|node| tell(overlay, node)));
+        if is_outdated && let Err(err) = overlay.refresh() {
+            let message = format!("cannot load the programs beside the Service proxy's: {err}");
+            problems.push(Problem::new(Kind::Device, "", message));
+        }
+        let masquerades = self.args.ip_masq;
+        let mut policy = Policy::default();
+        if masquerades {
+            let ports = self.args.nat_ports;
+            policy = masquerade::policy(&self.config, self.held.subnet, ports);
+            problems.extend(reserve(ports));
+        }
+        if let Err(err) = overlay.masquerade(&policy) {
+            let message = format!("cannot tell the programs what is masqueraded: {err}");
+            problems.push(Problem::new(Kind::Entry, "POLICIES", message));
+        }
+        let (uplink, subnet) = (&self.uplink, self.held.subnet);
+        let wish = Wish { tunnel, uplink, subnet, fast_path, masquerades };
+        let devices = attachments(listing, &wish);
         let outcome = overlay.attach(&devices);
         for device in outcome.attached {
             info!(device, "attached");
         }
         for device in outcome.detached {
             info!(device, "no longer attached");
+        }
+        if let Some(node) = &mut node
+            && is_outdated
+            && fast_path
+            && outcome.errors.is_empty()
+            && !overlay.is_outdated()
+        {
+            node.fast_path = fast_path::STRAIGHT;
+            problems.extend(tell(overlay, node));
         }
         problems.extend(outcome.errors.iter().map(|err| Problem::new(Kind::Device, "", err)));
         self.board.set_problems("programs", problems);
@@ -334,8 +371,31 @@ impl Agent {
     }
 }
 
+/// Has the kernel give our ports to no socket.
+fn reserve(range: PortRange) -> Option<Problem> {
+    match ports::reserve(range) {
+        Ok(true) => info!(%range, "reserved source ports for masquerading"),
+        Ok(false) => {}
+        Err(err) => {
+            let message = format!(
+                "cannot reserve {range}: {err}; sockets of the node may take ports that \
+                 masqueraded connections use; make /proc/sys writable or set it beforehand"
+            );
+            return Some(Problem::new(Kind::Node, "net.ipv4.ip_local_reserved_ports", message));
+        }
+    }
+    None
+}
+
+/// Tells the programs what this node is; a problem if they cannot be told.
+fn tell(overlay: &mut Overlay, node: &Node<'_>) -> Option<Problem> {
+    let err = overlay.tell(node).err()?;
+    let message = format!("cannot tell the programs what this node is: {err}");
+    Some(Problem::new(Kind::Entry, "TUNNELS", message))
+}
+
 /// Whether packets of pods pass bridge and IP stack by, and the reason in words.
-fn fast_path(wanted: FastPath) -> (bool, String) {
+fn is_fast(wanted: FastPath) -> (bool, String) {
     match wanted {
         FastPath::On => (true, "on, as told".into()),
         FastPath::Off => (false, "off, as told".into()),

@@ -16,21 +16,21 @@ use datapath::{
     address::{Ipv4, Ipv6},
     tunnel::{NetworkKey, Vtep},
 };
+pub(crate) use lab::overlay::{DUAL_STACK as DUAL, PREFIX};
 use lab::{
     Lab, LabSpec, NodeSpec, Process,
-    address::pod_cidrs,
     agent::Agent,
     etcd::Etcd,
+    overlay::{self, Overlay, POD_MTU},
     peer::{self, Protocol},
 };
 use serde_json::Value;
 
-pub(crate) const PREFIX: &str = "/coreos.com/network";
-
 /// The classic devices, with entries for each peer.
 pub(crate) const KERNEL: &str = "--datapath=kernel";
 
-pub(crate) const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/48","Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#;
+/// Datagrams that a load sends in a second.
+pub(crate) const DATAGRAMS: u64 = 500;
 
 pub(crate) struct Bed {
     // Dropped first: agents, then what they talk to, then the places.
@@ -59,11 +59,17 @@ pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T
 impl Bed {
     /// Two nodes with two pods each, joined, each with the subnet that its pods have.
     pub(crate) fn up(config: &str, arguments: &[&str]) -> Self {
+        let mut bed = Self::furnished(config, arguments);
+        bed.launch();
+        bed
+    }
+
+    /// The same before anything is started but the servers in the pods.
+    pub(crate) fn furnished(config: &str, arguments: &[&str]) -> Self {
         let mut bed = Self::prepare(config, LabSpec::default().nodes, arguments);
         for (number, node) in bed.lab.spec().clone().nodes() {
-            bed.remember(&node.name, number);
+            ok(overlay::remember(&bed.lab, &node.name, number));
         }
-        bed.launch();
         for pod in ["pod1a", "pod1b", "pod2a", "pod2b"] {
             let place = ok(bed.lab.place(pod));
             bed.servers.push(ok(peer::serve(&place, &["--tcp=80", "--udp=53"])));
@@ -73,25 +79,10 @@ impl Bed {
 
     /// Nodes whose agents are not started.
     pub(crate) fn prepare(config: &str, nodes: Vec<NodeSpec>, arguments: &[&str]) -> Self {
-        let spec = LabSpec { overlay: true, pod_mtu: 1430, nodes, ..LabSpec::default() };
+        let spec = LabSpec { overlay: true, pod_mtu: POD_MTU, nodes, ..LabSpec::default() };
         let lab = ok(Lab::up(spec));
-        let etcd = ok(Etcd::in_place(&lab, "fabric"));
-        ok(etcd.put(&format!("{PREFIX}/config"), config));
-        let endpoint = format!("-etcd-endpoints={}", etcd.endpoint());
-        let mut all = vec![endpoint];
-        all.extend(arguments.iter().map(ToString::to_string));
-        let names = lab.spec().nodes.iter().map(|node| node.name.clone());
-        let agents = names.map(|node| ok(Agent::prepare_overlay(&lab, &node, &all))).collect();
+        let Overlay { agents, etcd } = ok(Overlay::prepare(&lab, config, arguments));
         Self { agents, servers: Vec::new(), etcd, lab }
-    }
-
-    /// Leaves a `subnet.env` as an earlier start would have.
-    fn remember(&self, node: &str, number: u8) {
-        let [v4, v6] = pod_cidrs(number);
-        let text = format!("FLANNEL_SUBNET={v4}\nFLANNEL_IPV6_SUBNET={v6}\n");
-        let file = self.lab.subnet_file(node);
-        ok(std::fs::create_dir_all(file.parent().expect("it has a directory")));
-        ok(std::fs::write(file, text));
     }
 
     /// Starts all agents at once and waits until each is ready and knows all others.
@@ -190,7 +181,15 @@ where
 
 /// A load between pods of two nodes, by IPv4, that a case lets run while it does something.
 pub(crate) fn load(bed: &Bed) -> peer::Loading {
-    let target = ok(bed.lab.addresses("pod2a")).v4;
-    let (tcp, udp) = (format!("--tcp={target}:80"), format!("--udp={target}:53"));
-    ok(peer::load(&ok(bed.lab.place("pod1a")), &[&tcp, &udp, "--rate=50", "--lasting=2"]))
+    load_on(bed, ok(bed.lab.addresses("pod2a")).v4.into())
+}
+
+/// The same from the first pod of the first node to any address. A second has
+/// [`DATAGRAMS`] datagrams.
+pub(crate) fn load_on(bed: &Bed, target: IpAddr) -> peer::Loading {
+    let to = |port| SocketAddr::new(target, port);
+    let (tcp, udp) = (format!("--tcp={}", to(80)), format!("--udp={}", to(53)));
+    let datagrams = format!("--datagrams={DATAGRAMS}");
+    let arguments = [&*tcp, &udp, &datagrams, "--rate=50", "--lasting=2"];
+    ok(peer::load(&ok(bed.lab.place("pod1a")), &arguments))
 }

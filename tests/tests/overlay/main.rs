@@ -7,6 +7,7 @@
 mod bed;
 mod fault;
 mod kubernetes;
+mod masquerade;
 mod node;
 mod programs;
 mod store;

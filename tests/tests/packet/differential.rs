@@ -34,7 +34,7 @@ use crate::{
 const PACKETS: u64 = 100_000;
 /// Packets between two beginnings with empty tables of flows, which neither side fills then:
 /// what the kernel evicts first is its own affair.
-const ROUND: u64 = 5_000;
+pub(crate) const ROUND: u64 = 5_000;
 
 #[test]
 fn v4() {
@@ -47,10 +47,10 @@ fn v6() {
 }
 
 /// SplitMix64.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -58,11 +58,11 @@ impl Dice {
         ((x ^ (x >> 31)) % limit.max(1) as u64) as usize
     }
 
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub(crate) fn of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
 
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
         (0..length).map(|_| self.below(256) as u8).collect()
     }
 }
@@ -192,7 +192,7 @@ impl<F: Side> Pair<F> {
 }
 
 /// The programs' clock, when it will not change soon.
-fn tick() -> u32 {
+pub(crate) fn tick() -> u32 {
     loop {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: the call writes the structure given.
@@ -208,7 +208,7 @@ fn tick() -> u32 {
 type Rows<A> = Vec<(FlowKey<A>, Flow<A>)>;
 
 /// Rows without what depends on when they were written.
-fn timeless<F: Side>(mut rows: Rows<F::Address>) -> Rows<F::Address> {
+pub(crate) fn timeless<F: Side>(mut rows: Rows<F::Address>) -> Rows<F::Address> {
     rows.sort_by_key(|(key, _)| *key);
     for (_, row) in &mut rows {
         (row.last, row.since) = (0, 0);
@@ -217,7 +217,7 @@ fn timeless<F: Side>(mut rows: Rows<F::Address>) -> Rows<F::Address> {
 }
 
 /// A packet that goes back to where another came from.
-fn back<F: Side>(dice: &mut Dice, bytes: &[u8]) -> Option<Datagram<F>> {
+pub(crate) fn back<F: Side>(dice: &mut Dice, bytes: &[u8]) -> Option<Datagram<F>> {
     let buffer = Buffer::new(bytes.to_vec());
     let header = F::header(&buffer, 0)?;
     let found = header::transport::<F, _>(&buffer, &header).ok()?;
@@ -231,7 +231,7 @@ fn back<F: Side>(dice: &mut Dice, bytes: &[u8]) -> Option<Datagram<F>> {
 }
 
 /// An ICMP message about a packet.
-fn complaint<F: Side>(dice: &mut Dice, about: &[u8]) -> Option<Datagram<F>> {
+pub(crate) fn complaint<F: Side>(dice: &mut Dice, about: &[u8]) -> Option<Datagram<F>> {
     let header = F::header(&Buffer::new(about.to_vec()), 0)?;
     let by = if dice.below(2) == 0 { header.dst } else { router::<F>() };
     let kinds: &[[u8; 2]] = if F::V6 {
@@ -307,27 +307,8 @@ fn dress<F: Side>(dice: &mut Dice, packet: &mut Datagram<F>) {
     }
 }
 
-/// The next packet, and where it meets us.
-fn next<F: Side>(dice: &mut Dice, recent: &[Vec<u8>]) -> Option<(Hook, Vec<u8>)> {
-    let hooks = [Hook::PodIngress, Hook::PodEgress, Hook::UplinkIngress, Hook::UplinkEgress];
-    let (ins, outs) = ([hooks[0], hooks[2]], [hooks[1], hooks[3]]);
-    let (hook, mut packet) = match dice.below(10) {
-        // What came in goes out.
-        0..=2 if !recent.is_empty() => {
-            return Some((dice.of(&outs), recent[dice.below(recent.len())].clone()));
-        }
-        3 | 4 if !recent.is_empty() => {
-            let of = dice.below(recent.len());
-            (dice.of(&hooks), back::<F>(dice, &recent[of])?)
-        }
-        5 if !recent.is_empty() => {
-            let about = dice.below(recent.len());
-            (dice.of(&hooks), complaint::<F>(dice, &recent[about])?)
-        }
-        // A process of the node asks.
-        6 => (Hook::UplinkEgress, request(dice)),
-        _ => (dice.of(&ins), request(dice)),
-    };
+/// The bytes of a packet, dressed, cut into pieces or spoilt now and then.
+pub(crate) fn mangle<F: Side>(dice: &mut Dice, mut packet: Datagram<F>) -> Vec<u8> {
     dress(dice, &mut packet);
     let mut bytes = packet.bytes();
     if dice.below(8) == 0 && header::has_ports(packet.proto) {
@@ -348,12 +329,41 @@ fn next<F: Side>(dice: &mut Dice, recent: &[Vec<u8>]) -> Option<(Hook, Vec<u8>)>
         }
         _ => {}
     }
-    Some((hook, bytes))
+    bytes
+}
+
+/// The next packet, and where it meets us.
+fn next<F: Side>(dice: &mut Dice, recent: &[Vec<u8>]) -> Option<(Hook, Vec<u8>)> {
+    let hooks = [Hook::PodIngress, Hook::PodEgress, Hook::UplinkIngress, Hook::UplinkEgress];
+    let (ins, outs) = ([hooks[0], hooks[2]], [hooks[1], hooks[3]]);
+    let (hook, packet) = match dice.below(10) {
+        // What came in goes out.
+        0..=2 if !recent.is_empty() => {
+            return Some((dice.of(&outs), recent[dice.below(recent.len())].clone()));
+        }
+        3 | 4 if !recent.is_empty() => {
+            let of = dice.below(recent.len());
+            (dice.of(&hooks), back::<F>(dice, &recent[of])?)
+        }
+        5 if !recent.is_empty() => {
+            let about = dice.below(recent.len());
+            (dice.of(&hooks), complaint::<F>(dice, &recent[about])?)
+        }
+        // A process of the node asks.
+        6 => (Hook::UplinkEgress, request(dice)),
+        _ => (dice.of(&ins), request(dice)),
+    };
+    Some((hook, mangle(dice, packet)))
+}
+
+/// How many packets to compare.
+pub(crate) fn packets() -> u64 {
+    std::env::var("MILLRACE_PACKETS")
+        .map_or(PACKETS, |count| count.parse().expect("a number in MILLRACE_PACKETS"))
 }
 
 fn compare<F: Side>() {
-    let packets = std::env::var("MILLRACE_PACKETS")
-        .map_or(PACKETS, |count| count.parse().expect("a number in MILLRACE_PACKETS"));
+    let packets = packets();
     let mut pair = Pair::<F>::new();
     pair.expose(vip::<F>(80), TCP, Some(local(near::<F>(8080))), 0);
     pair.expose(vip::<F>(53), UDP, Some(local(near::<F>(5353))), 0);

@@ -27,10 +27,10 @@ fn frames_for_others_are_none_of_ours_on_an_uplink<F: Side>() {
         ethernet[..6].copy_from_slice(&to);
         for (packet, in_a_pod) in &packets {
             let passed = (Verdict::Pass, packet.clone());
-            assert_eq!(bed.machine.run_frame(UP_IN, ethernet, packet), passed);
+            assert_eq!(bed.machine.run_frame(UP_IN, ethernet, 0, packet), passed);
             assert_eq!(bed.machine.drops(UP_IN).iter().sum::<u64>(), 0);
             // The frames of pods are for the bridge.
-            assert_eq!(bed.machine.run_frame(POD_IN, ethernet, packet).0, *in_a_pod);
+            assert_eq!(bed.machine.run_frame(POD_IN, ethernet, 0, packet).0, *in_a_pod);
         }
         bed.machine.clear_flows();
     }

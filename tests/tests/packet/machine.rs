@@ -1,6 +1,9 @@
 //! The programs in the kernel, as the machine that cases run on.
 
-use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, UdpSocket},
+    ops::{Deref, DerefMut},
+};
 
 use agent_kit::table::{MapTable, Table};
 use datapath::{
@@ -14,6 +17,7 @@ use datapath::{
     host::frame::Sample,
     maps::MARKS_LEN,
     packet::Verdict,
+    policy::{Policed, Policy},
     service::{Service, ServiceCounters},
     settings::Settings,
     tables::Store,
@@ -22,14 +26,15 @@ use datapath::{
 pub(crate) use datapath::host::memory::Sizes;
 
 use crate::{
-    object::{ETHERNET, Loaded, Row, test_run},
+    object::{ETHERNET, Loaded, Object, Row, test_run},
     plan,
+    sender::Runs,
 };
 
 /// What a test needs of a family, wherever it runs.
-pub(crate) trait Side: Sample {}
+pub(crate) trait Side: Sample + Policed {}
 
-impl<F: Sample> Side for F {}
+impl<F: Sample + Policed> Side for F {}
 
 /// A table of one family.
 type Rows<K, V> = MapTable<Row<K>, Row<V>>;
@@ -49,23 +54,35 @@ static NO_MARKS: [u8; MARKS_LEN] = [0; MARKS_LEN];
 /// Rows of `SERVICES` and `STATS` that cases use.
 const SERVICES: u32 = 64;
 
-pub(crate) struct Machine<F: Sample> {
+/// One of the objects with its tables of flows.
+pub(crate) struct Node<F: Sample> {
     loaded: Option<Loaded>,
+    flows: Flows<F>,
+    pending: Flows<F>,
+    fragments: Rows<FragmentKey<F::Address>, Ports>,
+    devices: Rows<u32, Device>,
+    marks: Rows<u32, [u8; MARKS_LEN]>,
+    walks: Rows<u32, Walk>,
+    sockets: Vec<UdpSocket>,
+    counted_before: Vec<Vec<u64>>,
+}
+
+/// The proxy object, with the tables of Services.
+pub(crate) struct Machine<F: Sample> {
+    node: Node<F>,
     frontends: Rows<FrontendKey<F::Address>, Frontend>,
     addresses: Rows<F::Address, AddressUse>,
     backends: Rows<u32, Backend<F::Address>>,
     services: Rows<u32, Service>,
     stats: Rows<u32, ServiceCounters>,
-    flows: Flows<F>,
-    pending: Flows<F>,
-    fragments: Rows<FragmentKey<F::Address>, Ports>,
-    devices: Rows<u32, Device>,
     settings: Rows<u32, Settings>,
-    marks: Rows<u32, [u8; MARKS_LEN]>,
     address_marks: Rows<u32, [u8; MARKS_LEN]>,
-    walks: Rows<u32, Walk>,
-    sockets: Vec<UdpSocket>,
-    counted_before: Vec<Vec<u64>>,
+}
+
+/// The overlay object, with its policy.
+pub(crate) struct Overlay<F: Sample> {
+    node: Node<F>,
+    policies: Rows<u32, Policy>,
 }
 
 fn clear<K: Copy + 'static, V: Copy + 'static>(table: &mut Rows<K, V>) {
@@ -78,45 +95,26 @@ fn write<K: Copy + 'static, V: Copy + 'static>(table: &mut Rows<K, V>, key: K, v
     table.insert(&Row(key), &Row(value)).expect("room");
 }
 
-impl<F: Side> Machine<F> {
-    pub(crate) fn new(sizes: Sizes) -> Self {
-        let loaded = Loaded::take(sizes);
+impl<F: Side> Node<F> {
+    fn new(object: Object, sizes: Sizes) -> Self {
+        let loaded = Loaded::take(object, sizes);
         let of_family = |name: &str| loaded.map(&format!("{name}{}", F::SUFFIX));
-        let mut machine = Self {
-            frontends: MapTable::new(of_family("FRONTENDS")).expect("sizes"),
-            addresses: MapTable::new(of_family("ADDRESSES")).expect("sizes"),
-            backends: MapTable::new(of_family("BACKENDS")).expect("sizes"),
-            services: MapTable::new(loaded.map("SERVICES")).expect("sizes"),
-            stats: MapTable::new(loaded.map("STATS")).expect("sizes"),
+        let mut node = Self {
             flows: MapTable::new(of_family("FLOWS")).expect("sizes"),
             pending: MapTable::new(of_family("PENDING")).expect("sizes"),
             fragments: MapTable::new(of_family("FRAGMENTS")).expect("sizes"),
             devices: MapTable::new(loaded.map("DEVICES")).expect("sizes"),
-            settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             marks: MapTable::new(loaded.map("MARKS")).expect("sizes"),
-            address_marks: MapTable::new(loaded.map("ADDRESSMARKS")).expect("sizes"),
             walks: MapTable::new(loaded.map("WALKS")).expect("sizes"),
             sockets: Vec::new(),
             counted_before: Vec::new(),
             loaded: Some(loaded),
         };
-        machine.clear();
-        machine.counted_before = Hook::ALL.iter().map(|hook| machine.counted(*hook)).collect();
-        machine
-    }
-
-    /// Takes away what an earlier case has left.
-    fn clear(&mut self) {
-        clear(&mut self.frontends);
-        clear(&mut self.addresses);
-        clear(&mut self.devices);
-        self.clear_flows();
-        for index in 0..SERVICES {
-            write(&mut self.services, index, Service::default());
-            write(&mut self.stats, index, ServiceCounters::default());
-        }
-        write(&mut self.settings, 0, Settings::default());
-        write(&mut self.address_marks, 0, NO_MARKS);
+        // What an earlier case has left.
+        clear(&mut node.devices);
+        node.clear_flows();
+        node.counted_before = Hook::ALL.iter().map(|hook| node.counted(*hook)).collect();
+        node
     }
 
     /// Forgets all flows.
@@ -137,29 +135,6 @@ impl<F: Side> Machine<F> {
         self.loaded.as_ref().expect("given back at the end only")
     }
 
-    pub(crate) fn put_address(&mut self, address: F::Address, usage: AddressUse) {
-        let Row(mut marks) = self.address_marks.get(&Row(0)).expect("a row").expect("a row");
-        marks[address_mark(address)] = 1;
-        write(&mut self.address_marks, 0, marks);
-        write(&mut self.addresses, address, usage);
-    }
-
-    pub(crate) fn put_frontend(&mut self, key: FrontendKey<F::Address>, row: Frontend) {
-        write(&mut self.frontends, key, row);
-    }
-
-    pub(crate) fn put_service(&mut self, index: u32, row: Service) {
-        write(&mut self.services, index, row);
-    }
-
-    pub(crate) fn put_backend(&mut self, index: u32, row: Backend<F::Address>) {
-        write(&mut self.backends, index, row);
-    }
-
-    pub(crate) fn set_settings(&mut self, settings: Settings) {
-        write(&mut self.settings, 0, settings);
-    }
-
     pub(crate) fn set_device(&mut self, device: Option<Device>) {
         match device {
             Some(device) => write(&mut self.devices, LOOPBACK, device),
@@ -168,7 +143,12 @@ impl<F: Side> Machine<F> {
     }
 
     pub(crate) fn run(&mut self, hook: Hook, bytes: &[u8]) -> (Verdict, Vec<u8>) {
-        self.run_frame(hook, ETHERNET, bytes)
+        self.run_frame(hook, ETHERNET, 0, bytes)
+    }
+
+    /// Sends a packet that has a mark.
+    pub(crate) fn run_marked(&mut self, hook: Hook, mark: u32, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+        self.run_frame(hook, ETHERNET, mark, bytes)
     }
 
     /// Sends a packet behind the link layer's two addresses.
@@ -176,6 +156,7 @@ impl<F: Side> Machine<F> {
         &mut self,
         hook: Hook,
         ethernet: [u8; 12],
+        mark: u32,
         bytes: &[u8],
     ) -> (Verdict, Vec<u8>) {
         // The kernel runs nothing on a frame without a whole network header.
@@ -186,7 +167,7 @@ impl<F: Side> Machine<F> {
         frame.extend(F::ETHERTYPE.to_be_bytes());
         frame.extend(bytes);
         let mut out = vec![0; frame.len() + 256];
-        let (returned, length) = test_run(self.loaded().program(hook), &frame, &mut out);
+        let (returned, length) = test_run(self.loaded().program(hook), mark, &frame, &mut out);
         out.truncate(length);
         let verdict = match returned {
             NEXT => Verdict::Pass,
@@ -220,10 +201,6 @@ impl<F: Side> Machine<F> {
             self.loaded().drops.get(&index, 0).expect("a counter").iter().sum()
         };
         Reason::ALL.iter().map(count).collect()
-    }
-
-    pub(crate) fn counters(&mut self, service: u32) -> ServiceCounters {
-        self.stats.get(&Row(service)).expect("a row").expect("a row").0
     }
 
     fn table(&mut self, store: Store) -> &mut Flows<F> {
@@ -275,7 +252,115 @@ impl<F: Side> Machine<F> {
     }
 }
 
-impl<F: Sample> Drop for Machine<F> {
+impl<F: Side> Machine<F> {
+    pub(crate) fn new(sizes: Sizes) -> Self {
+        let node = Node::new(Object::Proxy, sizes);
+        let loaded = node.loaded();
+        let of_family = |name: &str| loaded.map(&format!("{name}{}", F::SUFFIX));
+        let mut machine = Self {
+            frontends: MapTable::new(of_family("FRONTENDS")).expect("sizes"),
+            addresses: MapTable::new(of_family("ADDRESSES")).expect("sizes"),
+            backends: MapTable::new(of_family("BACKENDS")).expect("sizes"),
+            services: MapTable::new(loaded.map("SERVICES")).expect("sizes"),
+            stats: MapTable::new(loaded.map("STATS")).expect("sizes"),
+            settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
+            address_marks: MapTable::new(loaded.map("ADDRESSMARKS")).expect("sizes"),
+            node,
+        };
+        machine.clear();
+        machine
+    }
+
+    /// Takes away what an earlier case has left.
+    fn clear(&mut self) {
+        clear(&mut self.frontends);
+        clear(&mut self.addresses);
+        for index in 0..SERVICES {
+            write(&mut self.services, index, Service::default());
+            write(&mut self.stats, index, ServiceCounters::default());
+        }
+        write(&mut self.settings, 0, Settings::default());
+        write(&mut self.address_marks, 0, NO_MARKS);
+    }
+
+    pub(crate) fn put_address(&mut self, address: F::Address, usage: AddressUse) {
+        let Row(mut marks) = self.address_marks.get(&Row(0)).expect("a row").expect("a row");
+        marks[address_mark(address)] = 1;
+        write(&mut self.address_marks, 0, marks);
+        write(&mut self.addresses, address, usage);
+    }
+
+    pub(crate) fn put_frontend(&mut self, key: FrontendKey<F::Address>, row: Frontend) {
+        write(&mut self.frontends, key, row);
+    }
+
+    pub(crate) fn put_service(&mut self, index: u32, row: Service) {
+        write(&mut self.services, index, row);
+    }
+
+    pub(crate) fn put_backend(&mut self, index: u32, row: Backend<F::Address>) {
+        write(&mut self.backends, index, row);
+    }
+
+    pub(crate) fn set_settings(&mut self, settings: Settings) {
+        write(&mut self.settings, 0, settings);
+    }
+
+    pub(crate) fn counters(&mut self, service: u32) -> ServiceCounters {
+        self.stats.get(&Row(service)).expect("a row").expect("a row").0
+    }
+}
+
+impl<F: Side> Overlay<F> {
+    pub(crate) fn new(sizes: Sizes) -> Self {
+        let node = Node::new(Object::Overlay, sizes);
+        let policies = MapTable::new(node.loaded().map("POLICIES")).expect("sizes");
+        let mut overlay = Self { node, policies };
+        overlay.set_policy(Policy::default());
+        overlay
+    }
+
+    pub(crate) fn set_policy(&mut self, policy: Policy) {
+        write(&mut self.policies, 0, policy);
+    }
+}
+
+/// Machines are nodes, and packets are sent through them as such.
+macro_rules! is_a_node {
+    ($($machine:ident)*) => {$(
+        impl<F: Sample> Deref for $machine<F> {
+            type Target = Node<F>;
+
+            fn deref(&self) -> &Node<F> {
+                &self.node
+            }
+        }
+
+        impl<F: Sample> DerefMut for $machine<F> {
+            fn deref_mut(&mut self) -> &mut Node<F> {
+                &mut self.node
+            }
+        }
+
+        impl<F: Side> Runs<F> for $machine<F> {
+            fn run(&mut self, hook: Hook, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+                self.node.run(hook, bytes)
+            }
+
+            fn drops(&mut self, hook: Hook) -> Vec<u64> {
+                self.node.drops(hook)
+            }
+
+            fn rows(&mut self, store: Store) -> Vec<plan::Row<F>> {
+                self.node.rows(store)
+            }
+        }
+    )*};
+}
+
+is_a_node!(Machine Overlay);
+
+impl<F: Sample> Drop for Node<F> {
     fn drop(&mut self) {
         if let Some(loaded) = self.loaded.take() {
             loaded.give_back();

@@ -10,6 +10,8 @@ mod machine;
 mod object;
 #[path = "../../../datapath/tests/engine/plan.rs"]
 mod plan;
+#[path = "../../../datapath/tests/engine/sender.rs"]
+mod sender;
 
 #[path = "../../../datapath/tests/engine/answers.rs"]
 mod answers;
@@ -23,10 +25,13 @@ mod flows;
 mod fragments;
 #[path = "../../../datapath/tests/engine/icmp.rs"]
 mod icmp;
+#[path = "../../../datapath/tests/engine/ipmasq.rs"]
+mod ipmasq;
 #[path = "../../../datapath/tests/engine/node_port.rs"]
 mod node_port;
 
 mod differential;
+mod differential_masq;
 mod frame;
 #[allow(dead_code, reason = "the comparison asks less of it than the cases do")]
 #[path = "../../../datapath/tests/engine/machine.rs"]

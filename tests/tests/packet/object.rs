@@ -38,28 +38,64 @@ pub(crate) struct Row<T>(pub(crate) T);
 unsafe impl<T: Copy + 'static> Pod for Row<T> {}
 
 pub(crate) struct Loaded {
+    object: Object,
     pub(crate) sizes: Sizes,
     ebpf: Ebpf,
     maps: HashMap<String, OwnedFd>,
     pub(crate) drops: PerCpuArray<MapData, u64>,
 }
 
-fn path() -> PathBuf {
-    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf");
-    let all = std::env::var_os("MILLRACE_BPF_OBJECTS").map_or_else(|| built.into(), PathBuf::from);
-    all.join("proxy.o")
+/// Which of the objects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Object {
+    Proxy,
+    Overlay,
 }
 
-/// The maps that cases fill and read.
-const MAPS: [&str; 20] = [
-    "FRONTENDS4",
-    "FRONTENDS6",
-    "ADDRESSES4",
-    "ADDRESSES6",
-    "SERVICES",
-    "BACKENDS4",
-    "BACKENDS6",
-    "STATS",
+impl Object {
+    fn path(self) -> PathBuf {
+        let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/bpf");
+        let all =
+            std::env::var_os("MILLRACE_BPF_OBJECTS").map_or_else(|| built.into(), PathBuf::from);
+        all.join(match self {
+            Self::Proxy => "proxy.o",
+            Self::Overlay => "overlay.o",
+        })
+    }
+
+    /// The programs that cases run.
+    fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Proxy => {
+                &["pod_ingress", "pod_egress", "uplink_ingress", "uplink_egress", "flow_sweep"]
+            }
+            Self::Overlay => &["masq_ingress", "masq_egress", "flow_sweep"],
+        }
+    }
+
+    /// The maps that cases fill and read, beside those of flows.
+    fn maps(self) -> &'static [&'static str] {
+        match self {
+            Self::Proxy => &[
+                "FRONTENDS4",
+                "FRONTENDS6",
+                "ADDRESSES4",
+                "ADDRESSES6",
+                "SERVICES",
+                "BACKENDS4",
+                "BACKENDS6",
+                "STATS",
+                "SETTINGS",
+                "ADDRESSMARKS",
+                "NAMES",
+            ],
+            Self::Overlay => &["POLICIES"],
+        }
+    }
+}
+
+/// The maps of flows, which both objects have.
+const FLOW_MAPS: [&str; 9] = [
     "FLOWS4",
     "FLOWS6",
     "PENDING4",
@@ -67,35 +103,33 @@ const MAPS: [&str; 20] = [
     "FRAGMENTS4",
     "FRAGMENTS6",
     "DEVICES",
-    "SETTINGS",
     "MARKS",
-    "ADDRESSMARKS",
     "WALKS",
-    "NAMES",
 ];
 
 impl Loaded {
     /// An object whose tables of flows have these sizes, used before or not; and the calling
     /// thread in a network namespace of its own, in which nobody else has sockets.
-    pub(crate) fn take(sizes: Sizes) -> Self {
+    pub(crate) fn take(object: Object, sizes: Sizes) -> Self {
         if !APART.replace(true) {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("needs root");
         }
         let mut idle = IDLE.lock().expect("no case panics while it holds the lock");
-        if let Some(at) = idle.iter().position(|loaded| loaded.sizes == sizes) {
+        let fits = |loaded: &Self| (loaded.object, loaded.sizes) == (object, sizes);
+        if let Some(at) = idle.iter().position(fits) {
             return idle.swap_remove(at);
         }
         drop(idle);
-        Self::load(sizes)
+        Self::load(object, sizes)
     }
 
     pub(crate) fn give_back(self) {
         IDLE.lock().expect("no case panics while it holds the lock").push(self);
     }
 
-    fn load(sizes: Sizes) -> Self {
-        let path = path();
-        let object = std::fs::read(&path)
+    fn load(object: Object, sizes: Sizes) -> Self {
+        let path = object.path();
+        let bytes = std::fs::read(&path)
             .unwrap_or_else(|err| panic!("{}: {err}; run `cargo xtask build`", path.display()));
         let mut loader = EbpfLoader::new();
         loader.btf(None);
@@ -107,8 +141,8 @@ impl Loaded {
                 loader.map_max_entries(name, size as u32);
             }
         }
-        let mut ebpf = loader.load(&object).expect("the object loads");
-        for name in ["pod_ingress", "pod_egress", "uplink_ingress", "uplink_egress", "flow_sweep"] {
+        let mut ebpf = loader.load(&bytes).expect("the object loads");
+        for name in object.programs() {
             let program: &mut SchedClassifier =
                 ebpf.program_mut(name).expect("a program").try_into().expect("a classifier");
             program.load().expect("the verifier accepts the program");
@@ -121,10 +155,14 @@ impl Loaded {
             };
             data.fd().as_fd().try_clone_to_owned().expect("a descriptor")
         };
-        let maps = MAPS.iter().map(|name| ((*name).to_owned(), duplicate(name))).collect();
+        let maps = FLOW_MAPS
+            .iter()
+            .chain(object.maps())
+            .map(|name| ((*name).to_owned(), duplicate(name)))
+            .collect();
         let drops = ebpf.take_map("DROPS").expect("a map");
         let drops = PerCpuArray::try_from(drops).expect("counters");
-        Self { sizes, ebpf, maps, drops }
+        Self { object, sizes, ebpf, maps, drops }
     }
 
     /// A descriptor of a map, for the caller to keep.
@@ -137,20 +175,37 @@ impl Loaded {
     }
 
     pub(crate) fn program(&self, hook: Hook) -> &SchedClassifier {
-        self.classifier(hook.name())
+        self.classifier(match (self.object, hook) {
+            (Object::Overlay, Hook::UplinkIngress) => "masq_ingress",
+            (Object::Overlay, Hook::UplinkEgress) => "masq_egress",
+            _ => hook.name(),
+        })
     }
 
     pub(crate) fn sweep(&self) {
-        test_run(self.classifier("flow_sweep"), &[0; 64], &mut [0; 64]);
+        test_run(self.classifier("flow_sweep"), 0, &[0; 64], &mut [0; 64]);
     }
 }
 
-/// Runs a program on a frame; what it returned, and how long the frame is in `out`.
-pub(crate) fn test_run(program: &SchedClassifier, frame: &[u8], out: &mut [u8]) -> (i32, usize) {
+/// Size of `struct __sk_buff`, and where its `mark` stands in it.
+const CONTEXT: usize = 192;
+const MARK: usize = 8;
+
+/// Runs a program on a frame that has a mark; what it returned, and how long the frame is in
+/// `out`.
+pub(crate) fn test_run(
+    program: &SchedClassifier,
+    mark: u32,
+    frame: &[u8],
+    out: &mut [u8],
+) -> (i32, usize) {
+    let mut context = [0; CONTEXT];
+    context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
     let result = program
         .test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(out),
+            ctx_in: (mark != 0).then_some(&context),
             repeat: 1,
             ..TestRunOptions::default()
         })

@@ -31,7 +31,7 @@ use datapath::{
 
 use crate::{
     machine::Sizes,
-    object::{ETHERNET, Loaded, Row, test_run},
+    object::{ETHERNET, Loaded, Object, Row, test_run},
     plan::vip,
 };
 
@@ -98,7 +98,7 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
-        let loaded = Loaded::take(Sizes { pending: 8192, ..Sizes::default() });
+        let loaded = Loaded::take(Object::Proxy, Sizes { pending: 8192, ..Sizes::default() });
         let place = vip::<V4>(53);
         let key = FrontendKey::new(place.addr, place.port, protocol::UDP);
         let frontend = Frontend { service: SERVICE, kind: kind::CLUSTER_IP, pad: [0; 3] };
@@ -146,7 +146,7 @@ fn read(loaded: &Loaded, board: &Board, reader: u64) -> Seen {
         frame[14 + 20..14 + 22].copy_from_slice(&(1 + (source >> 8) as u16).to_be_bytes());
         let oldest = board.done.load(SeqCst);
         let met = board.met.load(SeqCst);
-        let (verdict, _) = test_run(program, &frame, &mut out);
+        let (verdict, _) = test_run(program, 0, &frame, &mut out);
         let newest = board.begun.load(SeqCst);
         let address = [out[30], out[31], out[32], out[33]];
         if verdict != -1 || address == vip::<V4>(0).addr.bytes() {

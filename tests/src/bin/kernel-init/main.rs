@@ -58,16 +58,24 @@ fn run(report: &mut Report) {
     let Some(()) = report.check("file systems", machine::mount()) else { return };
     report.check("modules", machine::insert_modules());
     let Some(()) = report.check("addresses of lo", machine::raise_loopback()) else { return };
-    let Some(mut object) = programs::load(report) else { return };
+    let Some(mut object) = programs::load(report, "proxy") else { return };
     let Some(mut tables) = report.check("tables", tables::Tables::open(&object.maps)) else {
         return;
     };
-    programs::attach(report, &mut object);
+    programs::attach_proxy(report, &mut object);
     traffic::over_sockets(report, &mut tables);
     traffic::over_packets(report, &mut tables);
     report.check("flow_sweep", programs::sweep(&object));
     drop(object);
+    overlay(report);
     report.check("packet tier", packet_tier());
+}
+
+/// The overlay's programs, beside those that are there.
+fn overlay(report: &mut Report) {
+    let Some(mut object) = programs::load(report, "overlay") else { return };
+    programs::attach_overlay(report, &mut object);
+    report.check("flow_sweep of overlay", programs::sweep(&object));
 }
 
 /// Runs the packet tier's cases, but for those that only measure time.

@@ -1,4 +1,4 @@
-//! The object's programs: loaded as the agent does, with what the verifier has to say about
+//! The objects' programs: loaded as the agents do, with what the verifier has to say about
 //! each, and attached, by links where the kernel has them.
 
 use std::{
@@ -10,9 +10,9 @@ use std::{
 };
 
 use agent_kit::{
-    bpf::{self, Place, attach_type},
-    clsact::{self, Priority},
-    filter,
+    attach::{Hook, Layer},
+    bpf::{self, attach_type},
+    clsact, filter,
     link::Links,
     object::{self, Pins, Request},
     program,
@@ -20,7 +20,7 @@ use agent_kit::{
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::{
     Ebpf,
-    programs::{Program, ProgramError, SchedClassifier, TcAttachType},
+    programs::{Program, ProgramError, SchedClassifier},
 };
 
 use crate::Report;
@@ -47,24 +47,44 @@ const ON_CGROUPS: [(&str, u32); 9] = [
     ("sock_release", attach_type::CGROUP_INET_SOCK_RELEASE),
 ];
 
-/// Programs on devices: the pods' on `lo`, which has traffic, the uplink's on one without.
-const ON_DEVICES: [(&str, &str, bool); 4] = [
-    ("pod_ingress", "lo", true),
-    ("pod_egress", "lo", false),
-    ("uplink_ingress", "dummy0", true),
-    ("uplink_egress", "dummy0", false),
+/// The proxy's programs on devices: the pods' on `lo`, which has traffic, the uplink's on one
+/// without.
+const OF_PROXY: [Hook<&str>; 4] = [
+    hook("pod_ingress", "lo", true, Layer::Outer),
+    hook("pod_egress", "lo", false, Layer::Outer),
+    hook("uplink_ingress", "dummy0", true, Layer::Outer),
+    hook("uplink_egress", "dummy0", false, Layer::Outer),
 ];
 
-/// The object in the kernel.
+/// The overlay's, beside those.
+const OF_OVERLAY: [Hook<&str>; 5] = [
+    hook("bypass_ingress", "lo", true, Layer::Inner),
+    hook("tunnel_ingress", "dummy0", true, Layer::Inner),
+    hook("tunnel_egress", "dummy0", false, Layer::Inner),
+    hook("masq_ingress", "dummy0", true, Layer::Innermost),
+    hook("masq_egress", "dummy0", false, Layer::Innermost),
+];
+
+/// A hook with the name of its device as role.
+const fn hook(
+    program: &'static str,
+    device: &'static str,
+    is_ingress: bool,
+    layer: Layer,
+) -> Hook<&'static str> {
+    Hook { program, role: device, is_ingress, layer }
+}
+
+/// An object in the kernel.
 pub(crate) struct Object {
     ebpf: Ebpf,
     /// Where its maps are pinned.
     pub(crate) maps: PathBuf,
 }
 
-/// Loads the object and each of its programs; `None` if one is refused.
-pub(crate) fn load(report: &mut Report) -> Option<Object> {
-    let loaded = report.check("maps", load_maps())?;
+/// Loads an object and each of its programs; `None` if one is refused.
+pub(crate) fn load(report: &mut Report, name: &str) -> Option<Object> {
+    let loaded = report.check(format_args!("maps of {name}"), load_maps(name))?;
     let object::Loaded { mut ebpf, maps, .. } = loaded;
     let mut names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
     names.sort();
@@ -76,16 +96,17 @@ pub(crate) fn load(report: &mut Report) -> Option<Object> {
     all.then_some(Object { ebpf, maps })
 }
 
-fn load_maps() -> Result<object::Loaded> {
-    let path = Path::new(OBJECTS).join("proxy.o");
+fn load_maps(name: &str) -> Result<object::Loaded> {
+    let path = Path::new(OBJECTS).join(name).with_extension("o");
     let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
-    let pins = Pins::new(PINS.into());
+    let pins = Pins::new(Path::new(PINS).join(name));
     let request = Request {
         object: &bytes,
         pins: &pins,
         layout: datapath::maps::LAYOUT,
         capacities: &BTreeMap::new(),
         groups: &[],
+        shared: &[],
     };
     Ok(object::load(&request)?)
 }
@@ -118,17 +139,32 @@ fn last_words(err: ProgramError) -> anyhow::Error {
     anyhow!("{io_error}; the verifier's last words:\n{end}")
 }
 
-/// Attaches all programs.
-pub(crate) fn attach(report: &mut Report, object: &mut Object) {
-    let links = Links::new(Path::new(PINS).join("links"));
+/// Attaches all programs of the proxy.
+pub(crate) fn attach_proxy(report: &mut Report, object: &mut Object) {
+    let links = Links::new(Path::new(PINS).join("proxy/links"));
     for (name, hook) in ON_CGROUPS {
         let result = attach_to_cgroup(&object.ebpf, &links, name, hook);
         report.check(format_args!("{name} attaches"), result);
     }
-    for (name, device, is_ingress) in ON_DEVICES {
-        let result = attach_to_device(&mut object.ebpf, &links, name, device, is_ingress);
-        if let Some(kind) = report.check(format_args!("{name} attaches"), result) {
-            println!("program {name} is on {device} by {kind}");
+    attach_to_devices(report, object, &links, &OF_PROXY);
+}
+
+/// Attaches all programs of the overlay.
+pub(crate) fn attach_overlay(report: &mut Report, object: &mut Object) {
+    let links = Links::new(Path::new(PINS).join("overlay/links"));
+    attach_to_devices(report, object, &links, &OF_OVERLAY);
+}
+
+fn attach_to_devices(
+    report: &mut Report,
+    object: &mut Object,
+    links: &Links,
+    hooks: &[Hook<&str>],
+) {
+    for hook in hooks {
+        let result = attach_to_device(&mut object.ebpf, links, hook);
+        if let Some(kind) = report.check(format_args!("{} attaches", hook.program), result) {
+            println!("program {} is on {} by {kind}", hook.program, hook.role);
         }
     }
 }
@@ -141,36 +177,21 @@ fn attach_to_cgroup(ebpf: &Ebpf, links: &Links, name: &str, hook: u32) -> Result
 }
 
 /// Gives the way it went: tcx since Linux 6.6, clsact before.
-fn attach_to_device(
-    ebpf: &mut Ebpf,
-    links: &Links,
-    name: &str,
-    device: &str,
-    is_ingress: bool,
-) -> Result<&'static str> {
+fn attach_to_device(ebpf: &mut Ebpf, links: &Links, hook: &Hook<&str>) -> Result<&'static str> {
+    let (name, device) = (hook.program, hook.role);
     let program = classifier(ebpf, name)?;
-    let (tcx, place, hook) = if is_ingress {
-        (attach_type::TCX_INGRESS, Place::First, TcAttachType::Ingress)
-    } else {
-        (attach_type::TCX_EGRESS, Place::Last, TcAttachType::Egress)
-    };
     let ifindex = nix::net::if_::if_nametoindex(device)?;
-    match links.attach_device(name, program.fd()?.as_fd(), ifindex, tcx, place) {
+    match links.attach_device(name, program.fd()?.as_fd(), ifindex, hook.tcx(), hook.place()) {
         Ok(link) => {
             ensure!(link.is_attached(), "the link is on nothing");
             Ok("tcx")
         }
         Err(err) if err.is_unsupported() && !has_tcx()? => {
-            clsact::attach(
-                program,
-                device,
-                hook,
-                if is_ingress { Priority::First } else { Priority::Second },
-            )?;
+            clsact::attach(program, device, hook.clsact(), hook.priority())?;
             let listed = filter::filters()?;
             let is_listed = listed.iter().any(|filter| {
                 (filter.device.as_str(), filter.is_ingress, filter.program.as_str())
-                    == (device, is_ingress, name)
+                    == (device, hook.is_ingress, name)
                     && filter.program_id != 0
             });
             ensure!(is_listed, "the filter is not listed: {listed:?}");

@@ -1,0 +1,81 @@
+//! ICMP echo as a flow: what a port is to other protocols, the identifier is here (RFC 792,
+//! RFC 4443 §4). It stands for the port of the side that asks; the other side has none.
+
+use crate::{
+    address::{Address, Be16},
+    checksum::difference,
+    counter::Reason,
+    flow::Place,
+    fragment::Ports,
+    header::{IpHeader, Network, Part, Transport},
+    packet::{Covers, Packet},
+    rewrite::Side,
+};
+
+/// Offsets in the ICMP header.
+pub const CHECKSUM: u32 = 2;
+pub const IDENTIFIER: u32 = 4;
+
+/// ICMP types: request and reply.
+#[inline(always)]
+const fn kinds<F: Network>() -> (u8, u8) {
+    if F::V6 { (128, 129) } else { (8, 0) }
+}
+
+/// What stands for the ports of an ICMP message; `None` if it is neither request nor reply.
+#[inline(always)]
+pub fn ports<F: Network, P: Packet>(packet: &P, transport: &Transport) -> Option<Ports> {
+    let (request, reply) = kinds::<F>();
+    let [kind, _, _, _, a, b, _, _] = packet.load::<8>(transport.offset)?;
+    let identifier = Be16::from_bytes([a, b]);
+    if kind == request {
+        return Some(Ports { src_port: identifier, dst_port: Be16::ZERO });
+    }
+    if kind == reply {
+        return Some(Ports { src_port: Be16::ZERO, dst_port: identifier });
+    }
+    None
+}
+
+/// Replaces address and identifier of the side that asks, as [`crate::rewrite::rewrite`] does
+/// address and port.
+///
+/// # Errors
+/// As there.
+#[inline(always)]
+pub fn rewrite<F: Network, P: Packet>(
+    packet: &mut P,
+    header: &IpHeader<F::Address>,
+    transport: &Transport,
+    side: Side,
+    new: Place<F::Address>,
+) -> Result<(), Reason> {
+    let (old, old_port) = match side {
+        Side::Source => (header.src, transport.ports.src_port),
+        Side::Destination => (header.dst, transport.ports.dst_port),
+    };
+    write::<F, P>(packet, transport, side, old, old_port, new).ok_or(Reason::RewriteFailed)
+}
+
+#[inline(always)]
+fn write<F: Network, P: Packet>(
+    packet: &mut P,
+    transport: &Transport,
+    side: Side,
+    old: F::Address,
+    old_port: Be16,
+    new: Place<F::Address>,
+) -> Option<()> {
+    if transport.part != Part::Later {
+        let at = transport.offset + CHECKSUM;
+        if F::V6 {
+            // Of the two only ICMPv6 sums up a pseudo header (RFC 4443 §2.3).
+            let by = difference(old.sum(), new.addr.sum());
+            packet.change_transport_checksum(at, by, F::COVERS, false)?;
+        }
+        let by = difference(old_port.raw() as u32, new.port.raw() as u32);
+        packet.change_transport_checksum(at, by, Covers::Payload, false)?;
+        packet.store(transport.offset + IDENTIFIER, &new.port.bytes())?;
+    }
+    F::store_address(packet, 0, side.address_field::<F>(), old, new.addr)
+}

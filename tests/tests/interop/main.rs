@@ -1,0 +1,13 @@
+//! flannel-agent and a real flanneld in one network, with a real etcd: nodes of both kinds reach
+//! each other, and a node goes from one to the other and back under traffic.
+//!
+//! Needs root, the kernel's module `br_netfilter`, `etcd`, `etcdctl`, `iptables`, `nft`,
+//! `target/dist/flannel-agent`, `target/dist/lab-peer` and `target/peers/flanneld`
+//! (`cargo xtask build --peers`): `cargo xtask test --tier cluster`.
+
+#[allow(dead_code, reason = "the overlay's own cases use the rest")]
+#[path = "../overlay/bed.rs"]
+mod bed;
+mod mixed;
+mod shared;
+mod takeover;
