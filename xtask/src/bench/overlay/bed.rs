@@ -96,7 +96,7 @@ impl Bed {
             Way::FastPath => self.start_agents(&endpoint, "on")?,
             Way::SlowPath => self.start_agents(&endpoint, "off")?,
             Way::Classic => {
-                self.start_overlay(&endpoint, "--datapath=kernel")?;
+                self.start_overlay(&endpoint, &["--datapath=kernel"])?;
                 for (number, node) in (1..).zip(NODES) {
                     let [pods, _] = pod_cidrs(number);
                     let file = self.lab.directory(node).join("flanneld.nft");
@@ -111,6 +111,7 @@ impl Bed {
                     flanneld.launch()?;
                     self.flanneld.push(flanneld);
                 }
+                self.flanneld.iter_mut().try_for_each(Flanneld::wait_ready)?;
             }
         }
         self.await_joined()
@@ -125,7 +126,8 @@ impl Bed {
             fleet::write_bench(&manifests, self.target)?;
             self.proxies.push(Agent::start(&self.lab, node, AgentOptions::default())?);
         }
-        self.start_overlay(endpoint, &format!("--fast-path={fast_path}"))?;
+        // flanneld's manifest has it masquerade, too.
+        self.start_overlay(endpoint, &[&format!("--fast-path={fast_path}"), "--ip-masq"])?;
         for agent in &self.overlay {
             let said = show(agent, "status")?;
             let is_as_told = said["fast_path"] == format!("{fast_path}, as told");
@@ -134,8 +136,10 @@ impl Bed {
         Ok(())
     }
 
-    fn start_overlay(&mut self, endpoint: &str, argument: &str) -> Result<()> {
-        let arguments = [format!("-etcd-endpoints={endpoint}"), argument.to_owned()];
+    fn start_overlay(&mut self, endpoint: &str, arguments: &[&str]) -> Result<()> {
+        let endpoint = format!("-etcd-endpoints={endpoint}");
+        let arguments = arguments.iter().map(ToString::to_string);
+        let arguments: Vec<String> = std::iter::once(endpoint).chain(arguments).collect();
         for node in NODES {
             let mut agent = Agent::prepare_overlay(&self.lab, node, &arguments)?;
             agent.launch()?;

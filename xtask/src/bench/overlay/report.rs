@@ -90,7 +90,8 @@ const NOTE: &str = "Every figure of traffic is a ratio to the same traffic betwe
     has nodes of its own, all up at once, and all are raised anew several times: the interval \
     (95 %) is that of raisings, not of rounds. IPv4, one client and one server on one processor. \
     On all nodes bridged packets pass netfilter (`bridge-nf-call-iptables`), as Kubernetes asks \
-    for. With eBPF, proxy-agent runs on the nodes too, with ten Services and its socket path. A \
+    for. With eBPF, flannel-agent masquerades, as flanneld does, and proxy-agent runs on the \
+    nodes too, with ten Services and its socket path. A \
     datagram carries 64 bytes, and those are counted that arrive. flanneld elsewhere was measured \
     on this kind of machine at another time.\n\n";
 
