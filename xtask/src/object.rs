@@ -26,7 +26,9 @@ pub(crate) fn build(machine: &Machine) -> Result<PathBuf> {
         let built = compile(machine, &compiler, name)?;
         let programs = check(&built)?;
         let object = directory.join(name).with_extension("o");
-        strip(&compiler, &built, &object)?;
+        let fresh = object.with_extension("new");
+        strip(&compiler, &built, &fresh)?;
+        put(&fresh, &object)?;
         let bytes = fs::metadata(&object)?.len();
         eprintln!("target/bpf/{name}.o: {programs} programs, {bytes} bytes");
     }
@@ -88,6 +90,15 @@ fn strip(compiler: &Compiler, built: &Path, object: &Path) -> Result<()> {
         return Ok(());
     };
     command::run(clean(objcopy).arg("--strip-debug").arg(built).arg(object))
+}
+
+/// Puts a file in place of another, unless that says the same: agents are built anew around a file
+/// that was written.
+fn put(fresh: &Path, place: &Path) -> Result<()> {
+    if fs::read(place).is_ok_and(|old| fs::read(fresh).is_ok_and(|new| new == old)) {
+        return Ok(fs::remove_file(fresh)?);
+    }
+    fs::rename(fresh, place).with_context(|| format!("cannot write {}", place.display()))
 }
 
 fn objcopy(compiler: &Compiler) -> Option<PathBuf> {

@@ -12,7 +12,7 @@ pub(super) enum Kind {
     Datagrams,
 }
 
-// One slice, about 20 ms.
+// One slice, some tens of milliseconds.
 const CONNECTIONS: u32 = 400;
 const ROUND_TRIPS: u32 = 1_500;
 const PARTS: u32 = 12;

@@ -1,4 +1,4 @@
-//! Rounds: slices of about 20 ms by several ways that alternate, A B B A.
+//! Rounds: slices of some tens of milliseconds by several ways that alternate, A B B A.
 
 use anyhow::Result;
 use lab::bench::Round;

@@ -86,7 +86,7 @@ const TABLE: &str = "| figure | way | value | interval or spread | rounds | goal
 
 /// What a reader must know of the figures.
 const NOTE: &str = "Every figure of traffic is a ratio to the same traffic between the nodes \
-    themselves, in slices of 20 ms that alternate; a round is eleven slices of each way. Each way \
+    themselves, in slices of 20 to 130 ms that alternate; a round is eleven slices of each way. Each way \
     has nodes of its own, all up at once, and all are raised anew several times: the interval \
     (95 %) is that of raisings, not of rounds. IPv4, one client and one server on one processor. \
     On all nodes bridged packets pass netfilter (`bridge-nf-call-iptables`), as Kubernetes asks \
