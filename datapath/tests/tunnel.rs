@@ -51,8 +51,7 @@ impl Bed for V6 {
 }
 
 fn tables<F: Bed>() -> MemoryTunnels<F> {
-    let mut tables = MemoryTunnels::default();
-    tables.tunnel = Tunnel {
+    let tunnel = Tunnel {
         vni: 5,
         device: 3,
         mtu: 200,
@@ -61,6 +60,7 @@ fn tables<F: Bed>() -> MemoryTunnels<F> {
         fast_path: fast_path::STRAIGHT,
         ..Tunnel::default()
     };
+    let mut tables = MemoryTunnels { tunnel, ..MemoryTunnels::default() };
     F::own(&mut tables.tunnel);
     let underlay = F::address(9, 2);
     tables.vteps.push((network::<F>(2), Vtep { underlay, mac: PEER, pad: 0 }));

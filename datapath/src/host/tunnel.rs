@@ -123,12 +123,15 @@ impl Frame for Framed {
     }
 }
 
+/// A row of `VTEPS4/6`.
+pub type VtepRow<A> = (NetworkKey<A>, Vtep<A>);
+
 /// The tables of one family.
 #[derive(Debug)]
 pub struct MemoryTunnels<F: Network> {
     pub tunnel: Tunnel,
     pub now: u32,
-    pub vteps: Vec<(NetworkKey<F::Address>, Vtep<F::Address>)>,
+    pub vteps: Vec<VtepRow<F::Address>>,
     pub senders: Vec<Sender>,
     pub homes: HashMap<F::Address, Home>,
     /// Pairs of addresses between which the proxy translates.
