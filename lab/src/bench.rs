@@ -7,6 +7,7 @@ use std::{
     fs,
     io::{self, BufRead, BufReader, Write},
     net::{Ipv4Addr, SocketAddrV4},
+    path::PathBuf,
     process::{ChildStdin, ChildStdout, Command, Stdio},
 };
 
@@ -26,6 +27,9 @@ pub mod port {
     pub const BULK: u16 = 7003;
     /// UDP: the answer says which of the server's addresses was asked.
     pub const ECHO: u16 = 7004;
+    /// UDP: datagrams of [`super::FLOOD_BYTES`] are counted, any other is answered with the
+    /// count so far, as eight bytes of this machine's order.
+    pub const FLOOD: u16 = 7005;
 
     /// Where each of them listens a second time, for those who come through a Service: no
     /// connection through it has the tuple of one that is made directly.
@@ -44,23 +48,35 @@ pub enum Order {
     Latency { to: SocketAddrV4, count: u32 },
     /// Sends bytes on one connection, in so many parts of equal size.
     Bulk { to: SocketAddrV4, parts: u32, bytes: u32 },
+    /// Sends datagrams of [`FLOOD_BYTES`] one way as fast as they go, in so many parts, and has
+    /// the receiver count.
+    Flood { to: SocketAddrV4, parts: u32, datagrams: u32 },
     /// Sends datagrams, with a pause between two, until the backend with this address answers.
     Follow { to: SocketAddrV4, until: Ipv4Addr, pause_micros: u64, patience_millis: u64 },
     /// Sends datagrams until each of `count` addresses from `first` on, taken `step` apart,
     /// has answered.
     Scan { first: Ipv4Addr, count: u32, step: u32, port: u16, patience_millis: u64 },
+    /// Looks into a pinned table until each of the keys has a row, or none has.
+    Rows { table: PathBuf, keys: Vec<Vec<u8>>, present: bool, patience_millis: u64 },
 }
 
 /// Times of a round, in nanoseconds.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Round {
     /// One for each piece of the round, in the order they were done: ten connections, one
-    /// round trip, one part of the bulk.
+    /// round trip, one part of the bulk, or what a thousand datagrams took that arrived.
     pub pieces: Vec<u64>,
+    /// Datagrams that did not arrive.
+    #[serde(default)]
+    pub lost: u64,
 }
 
 /// Connections that make one piece of a round.
 pub const CONNECTIONS_A_PIECE: u32 = 10;
+/// Datagrams that arrived in one piece of a round.
+pub const DATAGRAMS_A_PIECE: u32 = 1_000;
+/// What a datagram of a flood carries, without headers.
+pub const FLOOD_BYTES: usize = 64;
 
 /// What came of waiting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -190,13 +206,13 @@ impl Driver {
             .map_err(|source| Error::Answer { what: format!("{line:?} of lab-bench"), source })
     }
 
-    /// A round of connections, round trips or bulk.
+    /// A round of connections, round trips, bulk or datagrams.
     pub fn round(&mut self, order: &Order) -> Result<Round> {
         self.order(order)?;
         self.report()
     }
 
-    /// Waits for answers.
+    /// Waits for answers, or for rows.
     pub fn see(&mut self, order: &Order) -> Result<Seen> {
         self.order(order)?;
         self.report()

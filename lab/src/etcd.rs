@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -11,13 +12,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+
 use crate::{
+    bench::clock,
     error::{At, Error, Result},
     lab::Lab,
     place::Place,
     process::{self, Process},
 };
 
+/// Keys put at once: fewer than `--max-txn-ops` (128).
+const CHUNK: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// etcd, running or stopped. Dropping it ends it.
@@ -235,9 +242,57 @@ impl Etcd {
         self.ctl(&["put", key, "--", value]).map(drop)
     }
 
+    /// Puts many keys, a hundred at a time; without TLS only.
+    pub fn put_all(&self, entries: &[(String, String)]) -> Result<()> {
+        for chunk in entries.chunks(CHUNK) {
+            let put = |entry: &(String, String)| json!({"requestPut": put_request(entry)});
+            let puts: Vec<Value> = chunk.iter().map(put).collect();
+            self.post("/v3/kv/txn", &json!({"success": puts}))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a key; returns when the request was sent, on [`clock`]. Without TLS only.
+    pub fn put_timed(&self, entry: &(String, String)) -> Result<u64> {
+        self.post("/v3/kv/put", &put_request(entry))
+    }
+
+    /// Asks etcd's JSON gateway on a connection of its own; returns when the request was sent.
+    fn post(&self, path: &str, body: &Value) -> Result<u64> {
+        let ask = || post(self.client, path, &body.to_string());
+        let asked = match &self.place {
+            Some(place) => place.enter(ask)?,
+            None => ask(),
+        };
+        asked.at("post to", format!("{}{path}", self.endpoint()))
+    }
+
     pub fn directory(&self) -> &Path {
         &self.directory
     }
+}
+
+/// Of `etcdserverpb.PutRequest` as JSON.
+fn put_request((key, value): &(String, String)) -> Value {
+    json!({"key": BASE64_STANDARD.encode(key), "value": BASE64_STANDARD.encode(value)})
+}
+
+/// A POST over HTTP/1.0; anything but 200 is an error. Returns when it was sent.
+fn post(to: SocketAddr, path: &str, body: &str) -> io::Result<u64> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    let length = body.len();
+    let request = format!("POST {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}");
+    let sent = clock();
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.lines().next().unwrap_or_default();
+    if status.split(' ').nth(1) == Some("200") {
+        return Ok(sent);
+    }
+    Err(io::Error::other(answer))
 }
 
 impl Drop for Etcd {

@@ -49,7 +49,12 @@ pub(crate) fn build_with_peer(machine: &Machine, objects: &Path) -> Result<()> {
 
 /// Builds the agents and the load of the benchmarks.
 pub(crate) fn build_with_load(machine: &Machine, objects: &Path) -> Result<()> {
-    build_binaries(machine, &["proxy-agent", "lab-bench"], Some(objects), Profile::Release)
+    build_binaries(
+        machine,
+        &["proxy-agent", "flannel-agent", "lab-bench"],
+        Some(objects),
+        Profile::Release,
+    )
 }
 
 fn build_binaries(

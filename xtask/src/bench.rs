@@ -5,13 +5,18 @@
 
 mod control;
 mod cost;
+mod files;
 mod fleet;
+mod host;
+mod kind;
+mod overlay;
 mod peer;
 mod peer_control;
 mod proxy;
 mod report;
 mod row;
 mod service;
+mod slices;
 mod stage;
 mod statistics;
 mod traffic;
@@ -44,7 +49,7 @@ pub(crate) struct Options {
 /// A part of a benchmark.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Part {
-    /// What a Service costs traffic.
+    /// What a Service, or the way between nodes, costs traffic.
     DataPath,
     /// How soon a change is in force, and memory.
     ControlPlane,
@@ -57,11 +62,18 @@ impl Options {
 }
 
 /// Every benchmark there is, in the order they run.
-const BENCHES: &[Bench] = &[Bench {
-    name: "service",
-    about: "what Services cost traffic, and how soon a change is in force",
-    run: service::run,
-}];
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "service",
+        about: "what Services cost traffic, and how soon a change is in force",
+        run: service::run,
+    },
+    Bench {
+        name: "overlay",
+        about: "what the way to other nodes' pods costs, and how soon a node is known",
+        run: overlay::run,
+    },
+];
 
 /// The names that the command line may give.
 pub(crate) fn names() -> PossibleValuesParser {

@@ -58,6 +58,20 @@ pub(crate) fn tiers() -> Vec<Need> {
     needs
 }
 
+/// For nodes that are joined in several ways.
+pub(crate) fn overlay_bench() -> Vec<Need> {
+    vec![
+        Need::program("nft", "loads rules as flanneld makes them", &["nftables"]),
+        Need::program("etcd", "keeps the leases of nodes in the lab", &["etcd-server"]),
+        Need::program("etcdctl", "tells whether etcd is up", &["etcd-client"]),
+    ]
+}
+
+/// For flanneld in a lab.
+pub(crate) fn iptables() -> Need {
+    Need::program("iptables", "is what flanneld writes its rules with", &["iptables"])
+}
+
 /// For kube-proxy and its API server in a lab.
 pub(crate) fn peers() -> Vec<Need> {
     vec![

@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use lab::{agent::SocketLb, bench};
+use lab::{Place, agent::SocketLb, bench};
 use serde_json::Value;
 
 use super::{
+    kind::Kind,
     stage::Stage,
-    traffic::{self, Kind, Way},
+    traffic::{self, KINDS, Way},
 };
 use crate::command;
 
@@ -25,6 +26,15 @@ pub(super) struct Cost {
     pub(super) nanos: f64,
 }
 
+/// What a program did while something happened.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Ran {
+    pub(super) program: String,
+    pub(super) runs: f64,
+    /// Of one run. Counting adds some of it.
+    pub(super) nanos: f64,
+}
+
 /// Runs and nanoseconds by program id.
 type Runs = BTreeMap<u64, (u64, u64)>;
 
@@ -34,25 +44,18 @@ pub(super) fn measure(stage: &mut Stage, socket_lb: SocketLb) -> Result<Vec<Cost
     let names = stage.programs()?;
     let place = stage.lab.place("node1")?;
     let mut costs = Vec::new();
-    for kind in Kind::ALL {
+    for kind in KINDS {
         for way in Way::MEASURED {
-            let counting = bench::count_runs(&place)?;
-            let before = runs()?;
-            traffic::single(stage, kind, way)?;
-            let after = runs()?;
-            drop(counting);
-            let found: Vec<Cost> = names
-                .iter()
-                .filter_map(|(id, program)| {
-                    let (count, nanos) = difference(&before, &after, *id)?;
-                    Some(Cost {
-                        kind,
-                        way,
-                        socket_lb,
-                        program: program.clone(),
-                        runs: count / kind.units(),
-                        nanos: nanos / count,
-                    })
+            let ran = counted(&place, &names, || traffic::single(stage, kind, way))?;
+            let found: Vec<Cost> = ran
+                .into_iter()
+                .map(|Ran { program, runs, nanos }| Cost {
+                    kind,
+                    way,
+                    socket_lb,
+                    program,
+                    runs: runs / kind.units(),
+                    nanos,
                 })
                 .collect();
             ensure!(
@@ -63,6 +66,34 @@ pub(super) fn measure(stage: &mut Stage, socket_lb: SocketLb) -> Result<Vec<Cost
         }
     }
     Ok(costs)
+}
+
+/// Does something with the kernel counting runs of the programs with these ids. Those of one name
+/// are taken together; those that did not run are left out.
+pub(super) fn counted(
+    place: &Place,
+    programs: &BTreeMap<u64, String>,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<Vec<Ran>> {
+    let counting = bench::count_runs(place)?;
+    let before = runs()?;
+    work()?;
+    let after = runs()?;
+    drop(counting);
+    let mut found: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    for (id, program) in programs {
+        if let Some((runs, nanos)) = difference(&before, &after, *id) {
+            let sum = found.entry(program).or_default();
+            sum.0 += runs;
+            sum.1 += nanos;
+        }
+    }
+    let ran = found.into_iter().map(|(program, (runs, nanos))| Ran {
+        program: program.to_owned(),
+        runs,
+        nanos: nanos / runs,
+    });
+    Ok(ran.collect())
 }
 
 fn difference(before: &Runs, after: &Runs, id: u64) -> Option<(f64, f64)> {

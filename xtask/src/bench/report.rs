@@ -1,58 +1,23 @@
 //! What was measured, as a table for people and as JSON for programs.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fmt::Write as _, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use lab::agent::SocketLb;
-use serde::Serialize;
 use serde_json::json;
 
 use super::{
     control,
     cost::Cost,
+    files,
+    host::Host,
+    kind::Kind,
     peer_control,
     proxy::Proxy,
     row::{Goal, Row, Unit},
     statistics::{median, quantile},
-    traffic::{self, Kind, Way},
+    traffic::{self, Way},
 };
-
-/// The machine it was measured on.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Host {
-    cpu: String,
-    cores: usize,
-    kernel: String,
-    /// Load averages of a minute, before and after.
-    load: [f64; 2],
-}
-
-impl Host {
-    pub(super) fn new() -> Self {
-        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let models: Vec<&str> = info
-            .lines()
-            .filter_map(|line| line.strip_prefix("model name")?.split_once(": "))
-            .map(|(_, model)| model)
-            .collect();
-        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        Self {
-            cpu: models.first().copied().unwrap_or("unknown").into(),
-            cores: models.len(),
-            kernel: kernel.trim().into(),
-            load: [load(), load()],
-        }
-    }
-
-    pub(super) fn finish(&mut self) {
-        self.load[1] = load();
-    }
-}
-
-fn load() -> f64 {
-    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(f64::NAN)
-}
 
 /// The lines about traffic: one for each figure of the agent, with kube-proxy's beside it.
 pub(super) fn traffic(found: &[traffic::Found]) -> Vec<Row> {
@@ -67,7 +32,7 @@ pub(super) fn traffic(found: &[traffic::Found]) -> Vec<Row> {
             traffic_row(one).beside(here.as_ref(), elsewhere(one.kind, one.way))
         })
         .collect();
-    for kind in Kind::ALL {
+    for kind in traffic::KINDS {
         let here = growth(found, kind, Proxy::KubeProxy);
         for socket_lb in [SocketLb::On, SocketLb::Host] {
             let row = growth(found, kind, Proxy::Agent(socket_lb));
@@ -96,11 +61,7 @@ fn growth(found: &[traffic::Found], kind: Kind, proxy: Proxy) -> Option<Row> {
 }
 
 fn name(kind: Kind, way: Way, proxy: Proxy) -> String {
-    let what = match kind {
-        Kind::Connections => "new connections per second",
-        Kind::Latency => "round trip time",
-        Kind::Bulk => "bulk throughput",
-    };
+    let what = kind.name();
     let whom = match proxy {
         Proxy::Agent(_) => "the agent",
         Proxy::KubeProxy => "kube-proxy",
@@ -126,7 +87,7 @@ fn elsewhere(kind: Kind, way: Way) -> Option<&'static str> {
     match (kind, way) {
         (Kind::Connections, Way::Service) => Some("0.83"),
         (Kind::Latency, Way::Service) => Some("1.15"),
-        (Kind::Bulk, Way::Service) | (_, Way::Backend | Way::Alone) => None,
+        (Kind::Bulk, Way::Service) | (Kind::Datagrams, _) | (_, Way::Backend | Way::Alone) => None,
         (Kind::Latency, Way::Beside) => Some("1.10–1.18"),
         (Kind::Connections | Kind::Bulk, Way::Beside) => Some("0.82–0.90"),
     }
@@ -135,7 +96,7 @@ fn elsewhere(kind: Kind, way: Way) -> Option<&'static str> {
 fn traffic_row(found: &traffic::Found) -> Row {
     let goal = match (found.kind, found.way) {
         (Kind::Connections, Way::Service) => Some(Goal::AtLeast(0.97)),
-        (Kind::Bulk, Way::Service) | (_, Way::Backend | Way::Alone) => None,
+        (Kind::Bulk, Way::Service) | (Kind::Datagrams, _) | (_, Way::Backend | Way::Alone) => None,
         (Kind::Latency, Way::Service | Way::Beside) => Some(Goal::AtMost(1.02)),
         (Kind::Connections | Kind::Bulk, Way::Beside) => Some(Goal::AtLeast(0.98)),
     };
@@ -154,10 +115,12 @@ pub(super) fn control(
     kube_proxy: Option<&peer_control::Found>,
 ) -> Vec<Row> {
     let services = found.services;
-    let time =
-        |figure, values: &[f64], part| Row::measured(figure, Unit::Seconds, values, part, services);
-    let bytes =
-        |figure, bytes: u64| Row::measured(figure, Unit::Bytes, &[bytes as f64], 0.5, services);
+    let time = |figure, values: &[f64], part| {
+        Row::measured(figure, Unit::Seconds, values, part).at(services, None)
+    };
+    let bytes = |figure, bytes: u64| {
+        Row::measured(figure, Unit::Bytes, &[bytes as f64], 0.5).at(services, None)
+    };
     let maps = found.maps.values().map(|(_, bytes)| bytes).sum();
     let cold = kube_proxy.map(|found| time("", &found.cold, 0.5));
     let changed = |part| kube_proxy.map(|found| time("", &found.changed, part));
@@ -213,15 +176,7 @@ const ELSEWHERE: &str = "kube-proxy's figures were measured on this kind of mach
 impl Report {
     /// Writes `service.md` and `service.json`; returns the former's text.
     pub(super) fn write(&self, directory: &Path) -> Result<String> {
-        fs::create_dir_all(directory)?;
-        let text = self.markdown();
-        let put = |name: &str, text: &str| {
-            let path = directory.join(name);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-        };
-        put("service.md", &text)?;
-        put("service.json", &serde_json::to_string_pretty(&self.json())?)?;
-        Ok(text)
+        files::write(directory, "service", self.markdown(), &self.json())
     }
 
     fn json(&self) -> serde_json::Value {
@@ -231,7 +186,7 @@ impl Report {
                 "services": found.services,
                 "proxy": if found.proxy == Proxy::KubeProxy { "kube-proxy" } else { "proxy-agent" },
                 "socket_lb": socket_lb(found.proxy),
-                "unit": absolute_unit(found.kind),
+                "unit": found.kind.absolute_unit(),
                 "value": found.value,
                 "reference": found.reference,
                 "ratio_of_means": {
@@ -284,12 +239,7 @@ impl Report {
     }
 
     fn markdown(&self) -> String {
-        let Host { cpu, cores, kernel, load } = &self.host;
-        let mut text = format!(
-            "Measured on {cpu}, {cores} cores, Linux {kernel}; load average {:.2} before, {:.2} \
-             after.\n\n",
-            load[0], load[1]
-        );
+        let mut text = format!("{}\n\n", self.host);
         if self.quick {
             text += "A smoke run (`--quick`): too few rounds for a verdict that counts.\n\n";
         }
@@ -314,8 +264,8 @@ impl Report {
                     name(found.kind, found.way, found.proxy),
                     found.services,
                     found.proxy.name(),
-                    absolute(found.kind, found.value),
-                    absolute(found.kind, found.reference),
+                    found.kind.absolute(found.value),
+                    found.kind.absolute(found.reference),
                 );
             }
         }
@@ -324,11 +274,7 @@ impl Report {
                      | traffic | socket-lb | program | runs | ns a run | ns in all |\n\
                      |---|---|---|--:|--:|--:|\n";
             for cost in &self.costs {
-                let each = match cost.kind {
-                    Kind::Connections => "a connection",
-                    Kind::Latency => "a round trip",
-                    Kind::Bulk => "a MiB",
-                };
+                let each = cost.kind.unit();
                 let _ = writeln!(
                     text,
                     "| {} | {} | `{}` | {:.2} {each} | {:.0} | {:.0} |",
@@ -360,22 +306,6 @@ impl Report {
             );
         }
         text
-    }
-}
-
-fn absolute_unit(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Connections => "connections per second",
-        Kind::Latency => "microseconds",
-        Kind::Bulk => "bytes per second",
-    }
-}
-
-fn absolute(kind: Kind, value: f64) -> String {
-    match kind {
-        Kind::Connections => format!("{value:.0}/s"),
-        Kind::Latency => format!("{value:.2} µs"),
-        Kind::Bulk => format!("{:.2} GB/s", value / 1e9),
     }
 }
 

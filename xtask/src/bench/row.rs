@@ -1,4 +1,5 @@
-//! One line of a report: a figure with its interval, its goal, and what kube-proxy came to.
+//! One line of a report: a figure with its interval, its goal, and what the program that the
+//! agent stands in for came to.
 
 use serde::Serialize;
 
@@ -29,7 +30,7 @@ enum Verdict {
     Missed,
 }
 
-/// What kube-proxy 1.35 in nftables mode came to.
+/// What kube-proxy 1.35 in nftables mode came to, or flanneld with its rules.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "snake_case", tag = "measured")]
 enum Compared {
@@ -39,14 +40,29 @@ enum Compared {
     InThisRun { value: f64, low: f64, high: f64, rounds: usize },
 }
 
+/// What a figure belongs to, and the other program's beside it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+enum Scope {
+    Service {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        services: Option<u32>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        socket_lb: Option<&'static str>,
+        kube_proxy: Option<Compared>,
+    },
+    Overlay {
+        way: &'static str,
+        flanneld: Option<Compared>,
+    },
+}
+
 /// One line of the table.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
     figure: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    services: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    socket_lb: Option<&'static str>,
+    #[serde(flatten)]
+    scope: Scope,
     unit: Unit,
     value: f64,
     /// The 95 % interval of a ratio; the smallest and the largest of anything else.
@@ -55,7 +71,6 @@ pub(super) struct Row {
     /// Rounds or times.
     rounds: usize,
     goal: Option<Goal>,
-    kube_proxy: Option<Compared>,
     verdict: Option<Verdict>,
 }
 
@@ -75,27 +90,19 @@ impl Row {
     pub(super) fn ratio(figure: String, ratio: Ratio, rounds: usize) -> Self {
         Self {
             figure,
-            services: None,
-            socket_lb: None,
+            scope: Scope::Service { services: None, socket_lb: None, kube_proxy: None },
             unit: Unit::Ratio,
             value: ratio.value,
             low: ratio.low,
             high: ratio.high,
             rounds,
             goal: None,
-            kube_proxy: None,
             verdict: None,
         }
     }
 
     /// A quantile of what was measured several times.
-    pub(super) fn measured(
-        figure: &str,
-        unit: Unit,
-        values: &[f64],
-        part: f64,
-        services: u32,
-    ) -> Self {
+    pub(super) fn measured(figure: &str, unit: Unit, values: &[f64], part: f64) -> Self {
         let value = quantile(values, part);
         let ratio = Ratio {
             value,
@@ -104,12 +111,18 @@ impl Row {
             pairs: values.len(),
         };
         let row = Self::ratio(figure.into(), ratio, values.len());
-        Self { unit, services: Some(services), ..row }
+        Self { unit, ..row }
     }
 
     /// Beside how many Services, and in which mode of the agent.
     pub(super) fn at(self, services: u32, socket_lb: Option<&'static str>) -> Self {
-        Self { services: Some(services), socket_lb, ..self }
+        let scope = Scope::Service { services: Some(services), socket_lb, kube_proxy: None };
+        Self { scope, ..self }
+    }
+
+    /// By which way between nodes.
+    pub(super) fn by(self, way: &'static str) -> Self {
+        Self { scope: Scope::Overlay { way, flanneld: None }, ..self }
     }
 
     pub(super) fn goal(mut self, goal: Goal) -> Self {
@@ -120,20 +133,32 @@ impl Row {
         self
     }
 
-    /// Puts beside it what kube-proxy came to in this run, or else what it came to elsewhere.
+    /// Puts beside it what the other program came to in this run, or else what it came to
+    /// elsewhere.
     pub(super) fn beside(mut self, here: Option<&Self>, elsewhere: Option<&'static str>) -> Self {
-        self.kube_proxy = match here {
+        let compared = match here {
             Some(Self { value, low, high, rounds, .. }) => {
                 Some(Compared::InThisRun { value: *value, low: *low, high: *high, rounds: *rounds })
             }
             None => elsewhere.map(|text| Compared::Elsewhere { text }),
         };
+        match &mut self.scope {
+            Scope::Service { kube_proxy: other, .. } | Scope::Overlay { flanneld: other, .. } => {
+                *other = compared;
+            }
+        }
         self
     }
 
     /// As a line of a Markdown table.
     pub(super) fn line(&self) -> String {
-        let services = self.services.map_or(String::new(), |services| services.to_string());
+        let (scope, compared) = match &self.scope {
+            Scope::Service { services, socket_lb, kube_proxy } => {
+                let services = services.map_or(String::new(), |services| services.to_string());
+                (format!("{services} | {}", socket_lb.unwrap_or_default()), kube_proxy)
+            }
+            Scope::Overlay { way, flanneld } => ((*way).to_owned(), flanneld),
+        };
         let goal = match self.goal {
             Some(Goal::AtLeast(goal)) => format!("≥ {}", self.unit.text(goal)),
             Some(Goal::AtMost(goal)) => format!("≤ {}", self.unit.text(goal)),
@@ -151,12 +176,11 @@ impl Row {
             None => "",
         };
         format!(
-            "| {} | {services} | {} | {} | {spread} | {} | {goal} | {} | {verdict} |",
+            "| {} | {scope} | {} | {spread} | {} | {goal} | {} | {verdict} |",
             self.figure,
-            self.socket_lb.unwrap_or_default(),
             self.unit.text(self.value),
             self.rounds,
-            self.kube_proxy.map_or(String::new(), |compared| compared.text(self.unit)),
+            compared.map_or(String::new(), |compared| compared.text(self.unit)),
         )
     }
 }
@@ -207,9 +231,21 @@ mod tests {
     #[test]
     fn what_is_no_ratio_is_judged_by_its_value() {
         let values = [0.012, 0.031, 0.009];
-        let row = Row::measured("a change", Unit::Seconds, &values, 0.99, 10_000);
+        let row = Row::measured("a change", Unit::Seconds, &values, 0.99);
         let row = row.goal(Goal::AtMost(0.02));
         assert_eq!(row.verdict, Some(Verdict::Missed));
         assert!(row.line().contains("| 31.0 ms | 9.0 ms – 31.0 ms | 3 | ≤ 20.0 ms |"));
+    }
+
+    #[test]
+    fn lines_of_both_benchmarks_have_columns_of_their_own() {
+        let ratio = Ratio { value: 0.5, low: 0.4, high: 0.6, pairs: 3 };
+        let row = Row::ratio("bulk".into(), ratio, 3).by("eBPF").beside(None, Some("0.43"));
+        assert_eq!(row.line(), "| bulk | eBPF | 0.500 | 0.400 – 0.600 | 3 |  | 0.43 |  |");
+        let json = serde_json::to_value(&row).unwrap();
+        assert_eq!((&json["way"], &json["flanneld"]["text"]), (&"eBPF".into(), &"0.43".into()));
+        assert!(json.get("kube_proxy").is_none());
+        let row = Row::ratio("bulk".into(), ratio, 3).at(10, Some("on"));
+        assert!(row.line().starts_with("| bulk | 10 | on | 0.500 |"), "{}", row.line());
     }
 }

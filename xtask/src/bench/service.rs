@@ -7,9 +7,11 @@ use anyhow::Result;
 use lab::agent::SocketLb;
 
 use super::{
-    Options, Part, control, peer_control,
+    Options, Part, control,
+    host::Host,
+    peer_control,
     proxy::Proxy,
-    report::{self, Host, Report},
+    report::{self, Report},
     stage::Stage,
     traffic,
 };

@@ -5,32 +5,22 @@
 //! half of them the agent moves to the other node, so that what makes the nodes differ by
 //! chance (where their memory lies) falls out of the ratio.
 
-use std::{
-    net::{Ipv4Addr, SocketAddrV4},
-    thread,
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
 use anyhow::{Result, ensure};
-use lab::{
-    agent::SocketLb,
-    bench::{CONNECTIONS_A_PIECE, Order, port},
-};
+use lab::agent::SocketLb;
 
 use super::{
     cost::{self, Cost},
+    kind::Kind,
     proxy::Proxy,
+    slices::{SLICES, Time, alternate},
     stage::Stage,
-    statistics::{Ratio, mean, median},
+    statistics::{Ratio, median},
 };
 
 /// What is measured of traffic.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Kind {
-    Connections,
-    Latency,
-    Bulk,
-}
+pub(super) const KINDS: [Kind; 3] = [Kind::Connections, Kind::Latency, Kind::Bulk];
 
 /// Whose traffic a slice is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,16 +56,7 @@ pub(super) struct Plan {
 pub(super) const REACH: f64 = 0.015;
 
 /// One round, by [`Way`].
-type Times = [Time; 4];
-
-/// What a round says of one way, in seconds for each piece.
-#[derive(Clone, Copy, Debug, Default)]
-struct Time {
-    median: f64,
-    mean: f64,
-    /// Logarithm of the time over that of the reference in the slices beside it.
-    over_alone: f64,
-}
+type Times = Vec<Time>;
 
 /// What was found about one kind of traffic.
 #[derive(Clone, Debug)]
@@ -94,59 +75,6 @@ pub(super) struct Found {
     pub(super) reference: f64,
 }
 
-impl Kind {
-    pub(super) const ALL: [Self; 3] = [Self::Connections, Self::Latency, Self::Bulk];
-
-    fn port(self) -> u16 {
-        match self {
-            Self::Connections => port::CONNECT,
-            Self::Latency => port::LATENCY,
-            Self::Bulk => port::BULK,
-        }
-    }
-
-    /// One slice, about 20 ms, to an address.
-    fn order(self, address: Ipv4Addr) -> Order {
-        let to = SocketAddrV4::new(address, self.port());
-        match self {
-            Self::Connections => Order::Connect { to, count: CONNECTIONS },
-            Self::Latency => Order::Latency { to, count: ROUND_TRIPS },
-            Self::Bulk => Order::Bulk { to, parts: PARTS, bytes: PART },
-        }
-    }
-
-    /// Connections that a slice opens.
-    fn connections(self) -> u64 {
-        if self == Self::Connections { CONNECTIONS.into() } else { 1 }
-    }
-
-    /// What is counted in a slice: connections, round trips, mebibytes.
-    pub(super) fn units(self) -> f64 {
-        match self {
-            Self::Connections => CONNECTIONS.into(),
-            Self::Latency => ROUND_TRIPS.into(),
-            Self::Bulk => f64::from(PARTS) * f64::from(PART) / f64::from(1 << 20),
-        }
-    }
-
-    /// A piece's time as what is reported.
-    fn value(self, seconds: f64) -> f64 {
-        match self {
-            Self::Connections => f64::from(CONNECTIONS_A_PIECE) / seconds,
-            Self::Latency => seconds * 1e6,
-            Self::Bulk => f64::from(PART) / seconds,
-        }
-    }
-}
-
-/// A round is cut into slices, and those of all ways alternate: what the machine does
-/// beside changes little within so short a time.
-const SLICES: usize = 11;
-const CONNECTIONS: u32 = 400;
-const ROUND_TRIPS: u32 = 1_500;
-const PARTS: u32 = 12;
-const PART: u32 = 4 << 20;
-
 /// Measures all there is in the plan.
 pub(super) fn measure(plan: &Plan, stages: &mut [Stage; 2]) -> Result<(Vec<Found>, Vec<Cost>)> {
     // The pods change parts as the nodes do, for the same reason.
@@ -161,7 +89,7 @@ pub(super) fn measure(plan: &Plan, stages: &mut [Stage; 2]) -> Result<(Vec<Found
         for &proxy in &plan.proxies {
             let mut cell = Cell { services, proxy, rounds: Default::default() };
             cell.measure(plan, stages)?;
-            for kind in Kind::ALL {
+            for kind in KINDS {
                 for way in Way::MEASURED {
                     found.extend(cell.found(kind, way));
                 }
@@ -197,7 +125,7 @@ impl Cell {
     fn measure(&mut self, plan: &Plan, stages: &mut [Stage; 2]) -> Result<()> {
         loop {
             let left: Vec<Kind> =
-                Kind::ALL.into_iter().filter(|&kind| self.is_wanting(plan, kind)).collect();
+                KINDS.into_iter().filter(|&kind| self.is_wanting(plan, kind)).collect();
             if left.is_empty() {
                 return Ok(());
             }
@@ -276,10 +204,10 @@ impl Cell {
         let log = |times: &Times| {
             let [time, alone] = [way, Way::Alone].map(|way| times[way as usize]);
             let log = match by {
-                Measure::Medians => time.over_alone,
+                Measure::Medians => time.over_reference,
                 Measure::Means => (time.mean / alone.mean).ln(),
             };
-            if kind == Kind::Latency { log } else { -log }
+            kind.log(log)
         };
         let [left, right] = &self.rounds[kind as usize];
         let logs: Vec<f64> =
@@ -338,44 +266,29 @@ fn counted(socket_lb: SocketLb, stage: &Stage) -> Result<u64> {
 /// kube-proxy counts nothing. But its rules have the kernel track every connection that meets
 /// them, on each of the ways, and without them it tracks none.
 fn prove_tracking(stage: &mut Stage) -> Result<()> {
+    let opened = Kind::Connections.connections();
     for way in Way::MEASURED {
         let before = stage.tracked()?;
         single(stage, Kind::Connections, way)?;
         let found = stage.tracked()?.saturating_sub(before);
         // Others come to their end meanwhile, and a port that is used again is no new row.
         ensure!(
-            found >= u64::from(CONNECTIONS) / 2,
-            "{found} of {CONNECTIONS} connections ({way:?}) have met kube-proxy's rules: the \
+            found >= opened / 2,
+            "{found} of {opened} connections ({way:?}) have met kube-proxy's rules: the \
              figures are not its"
         );
     }
     Ok(())
 }
 
-/// A B B A: what drifts over a round meets all ways alike.
+/// A round by all ways.
 fn round(stages: &mut [Stage; 2], side: usize, kind: Kind) -> Result<Times> {
-    let mut ways = Way::ALL;
-    let mut slices: [Vec<Time>; 4] = Default::default();
-    for _ in 0..SLICES {
-        for way in ways {
-            let address = stages[side].address(way)?;
-            let stage = &mut stages[if way == Way::Alone { 1 - side } else { side }];
-            let pieces = stage.round(&kind.order(address))?.pieces;
-            let seconds: Vec<f64> = pieces.iter().map(|&nanos| nanos as f64 / 1e9).collect();
-            let time = Time { median: median(&seconds), mean: mean(&seconds), over_alone: 0.0 };
-            slices[way as usize].push(time);
-        }
-        ways.reverse();
-    }
-    let alone = &slices[Way::Alone as usize];
-    Ok(Way::ALL.map(|way| {
-        let own = &slices[way as usize];
-        let medians: Vec<f64> = own.iter().map(|slice| slice.median).collect();
-        let means: Vec<f64> = own.iter().map(|slice| slice.mean).collect();
-        let beside = own.iter().zip(alone).map(|(own, alone)| (own.median / alone.median).ln());
-        let over_alone = median(&beside.collect::<Vec<_>>());
-        Time { median: median(&medians), mean: mean(&means), over_alone }
-    }))
+    alternate(Way::ALL.len(), Way::Alone as usize, |way| {
+        let way = Way::ALL[way];
+        let address = stages[side].address(way)?;
+        let stage = &mut stages[if way == Way::Alone { 1 - side } else { side }];
+        stage.round(&kind.order(address))
+    })
 }
 
 /// One slice, for those who count what it makes run.

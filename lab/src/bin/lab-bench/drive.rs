@@ -7,7 +7,7 @@ use std::{
 
 use lab::bench::Order;
 
-use crate::{rounds, watch};
+use crate::{rounds, rows, watch};
 
 /// Does as it is told until its input ends.
 pub(crate) fn run() -> io::Result<()> {
@@ -29,12 +29,16 @@ fn report(order: &Order) -> io::Result<String> {
         Order::Connect { to, count } => round(rounds::connect(to, count)),
         Order::Latency { to, count } => round(rounds::latency(to, count)),
         Order::Bulk { to, parts, bytes } => round(rounds::bulk(to, parts, bytes)),
+        Order::Flood { to, parts, datagrams } => round(rounds::flood(to, parts, datagrams)),
         Order::Follow { to, until, pause_micros, patience_millis } => {
             let pause = Duration::from_micros(pause_micros);
             seen(Ok(watch::follow(to, until, pause, patience_millis)))
         }
         Order::Scan { first, count, step, port, patience_millis } => {
             seen(watch::scan(first, count, step, port, patience_millis))
+        }
+        Order::Rows { ref table, ref keys, present, patience_millis } => {
+            seen(rows::watch(table, keys, present, patience_millis))
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The load of the benchmarks: a server and a driver that spend as little as they can beside
 //! the system calls that are measured.
 
+mod bpf;
 mod drive;
 mod rounds;
+mod rows;
 mod runs;
 mod serve;
 mod watch;

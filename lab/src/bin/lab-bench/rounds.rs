@@ -2,14 +2,20 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddrV4, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream, UdpSocket},
+    thread,
     time::Duration,
 };
 
-use lab::bench::{CONNECTIONS_A_PIECE, Round, clock};
+use lab::bench::{CONNECTIONS_A_PIECE, DATAGRAMS_A_PIECE, FLOOD_BYTES, Round, clock};
 
 /// What bulk is written and read by.
 pub(crate) const BULK_BUFFER: usize = 128 << 10;
+/// Datagrams after which the receiver may run where it shares the sender's processor: well
+/// below what its buffer holds.
+const BURST: u32 = 128;
+/// How often the receiver is asked for its count, in case the question was lost.
+const QUESTIONS: usize = 5;
 /// Longer than any step of a round may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -35,7 +41,7 @@ pub(crate) fn connect(to: SocketAddrV4, count: u32) -> io::Result<Round> {
             began = now;
         }
     }
-    Ok(Round { pieces })
+    Ok(Round { pieces, lost: 0 })
 }
 
 /// Round trips on one connection; a piece is the time of one.
@@ -52,7 +58,7 @@ pub(crate) fn latency(to: SocketAddrV4, count: u32) -> io::Result<Round> {
         pieces.push(now - began);
         began = now;
     }
-    Ok(Round { pieces })
+    Ok(Round { pieces, lost: 0 })
 }
 
 /// Bytes in one direction; a piece is the time of one part.
@@ -73,5 +79,49 @@ pub(crate) fn bulk(to: SocketAddrV4, parts: u32, bytes: u32) -> io::Result<Round
     // The next round begins when this one's last byte has been read.
     stream.shutdown(Shutdown::Write)?;
     stream.read_exact(&mut [0])?;
-    Ok(Round { pieces })
+    Ok(Round { pieces, lost: 0 })
+}
+
+/// Datagrams in one direction; a piece is the time in which so many arrived.
+pub(crate) fn flood(to: SocketAddrV4, parts: u32, datagrams: u32) -> io::Result<Round> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(PATIENCE / QUESTIONS as u32))?;
+    let payload = [7; FLOOD_BYTES];
+    let mut round = Round::default();
+    let mut counted = arrived(&socket)?;
+    let mut began = clock();
+    for _ in 0..parts {
+        for number in 1..=datagrams {
+            socket.send(&payload)?;
+            if number % BURST == 0 {
+                thread::yield_now();
+            }
+        }
+        // Behind them in every queue, so the answer counts all that will ever arrive.
+        let count = arrived(&socket)?;
+        let now = clock();
+        let came = count - counted;
+        if came == 0 {
+            return Err(io::Error::other("no datagram arrived"));
+        }
+        round.pieces.push((now - began) * u64::from(DATAGRAMS_A_PIECE) / came);
+        round.lost += u64::from(datagrams).saturating_sub(came);
+        (counted, began) = (count, now);
+    }
+    Ok(round)
+}
+
+/// Datagrams that the receiver has counted in its life.
+fn arrived(socket: &UdpSocket) -> io::Result<u64> {
+    let mut answer = [0; 8];
+    let mut outcome = Ok(0);
+    for _ in 0..QUESTIONS {
+        socket.send(&[0])?;
+        outcome = socket.recv(&mut answer);
+        if outcome.is_ok() {
+            return Ok(u64::from_ne_bytes(answer));
+        }
+    }
+    outcome.map(|_| 0)
 }

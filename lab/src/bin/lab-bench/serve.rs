@@ -8,16 +8,22 @@ use std::{
     time::Duration,
 };
 
-use lab::bench::port;
+use lab::bench::{FLOOD_BYTES, port};
 use nix::{
     cmsg_space,
     sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt,
-        sockopt::Ipv4PacketInfo,
+        ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, recvmsg,
+        sendmsg, sendto, setsockopt,
+        sockopt::{Ipv4PacketInfo, RcvBufForce},
     },
 };
 
 use crate::rounds::BULK_BUFFER;
+
+/// Datagrams taken in by one system call.
+const ABREAST: usize = 64;
+/// The receive buffer of a flood; a small datagram takes up about 800 bytes of it.
+const FLOOD_BUFFER: usize = 4 << 20;
 
 /// Listens, says `ready`, and serves until ended.
 pub(crate) fn run() -> io::Result<()> {
@@ -29,6 +35,9 @@ pub(crate) fn run() -> io::Result<()> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, at(port::ECHO)))?;
         setsockopt(&socket, Ipv4PacketInfo, &true)?;
         thread::spawn(move || echo(&socket));
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, at(port::FLOOD)))?;
+        setsockopt(&socket, RcvBufForce, &FLOOD_BUFFER)?;
+        thread::spawn(move || count(&socket));
     }
     println!("ready");
     io::stdout().flush()?;
@@ -104,4 +113,34 @@ fn echo_one(socket: &UdpSocket, buffer: &mut [u8; 64]) -> nix::Result<()> {
     let slices = [IoSlice::new(&buffer[..length + 4])];
     let control = [ControlMessage::Ipv4PacketInfo(&asked)];
     sendmsg(socket.as_raw_fd(), &slices, &control, MsgFlags::empty(), Some(&source)).map(drop)
+}
+
+/// Counts datagrams, and tells who asks how many there were.
+fn count(socket: &UdpSocket) {
+    let mut arrived = 0;
+    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(ABREAST, None);
+    let mut buffers = [[0; FLOOD_BYTES]; ABREAST];
+    loop {
+        let _ = count_some(socket, &mut headers, &mut buffers, &mut arrived);
+    }
+}
+
+/// Waits for a datagram and takes in those that are there with it.
+fn count_some(
+    socket: &UdpSocket,
+    headers: &mut MultiHeaders<SockaddrIn>,
+    buffers: &mut [[u8; FLOOD_BYTES]; ABREAST],
+    arrived: &mut u64,
+) -> nix::Result<()> {
+    let mut slices = buffers.each_mut().map(|buffer| [IoSliceMut::new(buffer)]);
+    let flags = MsgFlags::MSG_WAITFORONE;
+    for message in recvmmsg(socket.as_raw_fd(), headers, slices.iter_mut(), flags, None)? {
+        if message.bytes == FLOOD_BYTES {
+            *arrived += 1;
+        } else if let Some(asker) = message.address {
+            let answer = arrived.to_ne_bytes();
+            sendto(socket.as_raw_fd(), &answer, &asker, MsgFlags::empty())?;
+        }
+    }
+    Ok(())
 }
