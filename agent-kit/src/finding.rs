@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde::Serialize;
 
-use crate::print;
+use crate::{mount, print};
 
 /// How a thing stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -106,4 +106,27 @@ pub fn print(findings: &[Finding]) -> String {
             vec![mark.into(), finding.subject.into(), finding.found.clone(), advice]
         }),
     )
+}
+/// Whether pins have a place.
+pub fn bpffs(path: &Path) -> Finding {
+    // The path need not exist yet; what counts is the file system it will lie in.
+    let existing = path.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    match mount::is_bpffs(existing) {
+        Ok(true) => ok("bpf file system", format!("{} lies in one", path.display())),
+        Ok(false) => lacking(
+            "bpf file system",
+            Verdict::Warning,
+            format!("{} lies in none", path.display()),
+            format!(
+                "the agent mounts one, which takes CAP_SYS_ADMIN; or: mount -t bpf bpf {}",
+                path.display()
+            ),
+        ),
+        Err(err) => lacking(
+            "bpf file system",
+            Verdict::Unknown,
+            err.to_string(),
+            format!("make {} readable", existing.display()),
+        ),
+    }
 }

@@ -204,7 +204,7 @@ pub fn load(request: &Request<'_>) -> Result<Loaded, ObjectError> {
         loader.map_pin_path(name, maps.join(name));
     }
     for (name, path) in shared {
-        loader.map_pin_path(*name, path);
+        loader.map_pin_path(name, path);
     }
     for (name, rows) in request.capacities {
         loader.map_max_entries(name, *rows);

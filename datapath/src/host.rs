@@ -7,4 +7,5 @@ pub mod buffer;
 pub mod frame;
 pub mod lru;
 pub mod memory;
+pub mod tunnel;
 pub mod verify;

@@ -2,22 +2,34 @@
 
 use std::{path::Path, process::Command};
 
-use agent_kit::finding::{Finding, Verdict, capabilities, forwarding, lacking, ok};
+use agent_kit::finding::{Finding, Verdict, bpffs, capabilities, forwarding, lacking, ok};
 
 use crate::{
     config::InterfaceSettings,
     device,
     interface::{Choice, Listing, select},
     kernel::Kernel,
+    netfilter, object,
     subnet::Family,
 };
 
-const CAPABILITIES: [(&str, u32, Verdict, &str); 1] =
-    [("CAP_NET_ADMIN", 12, Verdict::Missing, "no device and no route can be made")];
+const CAPABILITIES: [(&str, u32, Verdict, &str); 3] = [
+    ("CAP_NET_ADMIN", 12, Verdict::Missing, "no device and no route can be made"),
+    ("CAP_BPF", 39, Verdict::Missing, "no program can be loaded; --datapath kernel needs none"),
+    (
+        "CAP_PERFMON",
+        38,
+        Verdict::Missing,
+        "the kernel refuses programs that use pointers as ours do",
+    ),
+];
 
 /// Looks at everything. Needs a tokio runtime.
-pub async fn check(settings: &InterfaceSettings) -> Vec<Finding> {
+pub async fn check(settings: &InterfaceSettings, path: &Path) -> Vec<Finding> {
     let mut findings = capabilities(&CAPABILITIES);
+    findings.push(bpffs(path));
+    findings.push(programs());
+    findings.push(fast_path());
     findings.push(vxlan());
     findings.extend(forwarding());
     findings.push(forward_chain());
@@ -36,6 +48,32 @@ pub async fn check(settings: &InterfaceSettings) -> Vec<Finding> {
         }
     }
     findings
+}
+
+fn programs() -> Finding {
+    match object::verify() {
+        Ok(()) => ok("programs", "the kernel accepts them"),
+        Err(err) => {
+            let advice = "only --datapath kernel can be used; see capabilities above";
+            lacking("programs", Verdict::Missing, err.to_string(), advice)
+        }
+    }
+}
+
+fn fast_path() -> Finding {
+    let subject = "fast path";
+    match netfilter::obstacle() {
+        Ok(None) => ok(subject, "nothing on this node filters or translates what is forwarded"),
+        Ok(Some(obstacle)) => {
+            let advice = "packets of pods take the way over bridge and IP stack, which costs time; \
+                          --fast-path on if the rules are none of theirs";
+            lacking(subject, Verdict::Warning, obstacle, advice)
+        }
+        Err(err) => {
+            let advice = "it stays off; --fast-path on does not ask";
+            lacking(subject, Verdict::Unknown, err.to_string(), advice)
+        }
+    }
 }
 
 fn vxlan() -> Finding {

@@ -76,6 +76,8 @@ pub struct CheckArgs {
     #[command(flatten)]
     pub output: OutputArgs,
     #[command(flatten)]
+    pub pins: PinArgs,
+    #[command(flatten)]
     pub interface: InterfaceArgs,
 }
 

@@ -49,7 +49,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         }
         Some(Command::Check(args)) => {
             let settings = args.interface.settings()?;
-            let findings = block_on(check::check(&settings))?;
+            let findings = block_on(check::check(&settings, &args.pins.bpffs))?;
             print(args.output.output, &findings, |findings| finding::print(findings))?;
             Ok(if finding::is_fit(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }

@@ -25,7 +25,7 @@ use crate::{attach::DEVICE_HOOKS, config::CheckArgs, object};
 pub fn check(args: &CheckArgs) -> Vec<Finding> {
     let mut findings = vec![kernel()];
     findings.extend(capabilities());
-    findings.push(bpffs(&args.show.pins.bpffs));
+    findings.push(finding::bpffs(&args.show.pins.bpffs));
     findings.push(cgroup(args.cgroup_root.as_deref()));
     findings.extend(socket_path(&args.show.pins.bpffs));
     findings.push(btf());
@@ -90,29 +90,6 @@ const CAPABILITIES: [(&str, u32, Verdict, &str); 4] = [
 
 fn capabilities() -> Vec<Finding> {
     finding::capabilities(&CAPABILITIES)
-}
-
-fn bpffs(path: &Path) -> Finding {
-    // The path need not exist yet; what counts is the file system it will lie in.
-    let existing = path.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
-    match mount::is_bpffs(existing) {
-        Ok(true) => ok("bpf file system", format!("{} lies in one", path.display())),
-        Ok(false) => lacking(
-            "bpf file system",
-            Verdict::Warning,
-            format!("{} lies in none", path.display()),
-            format!(
-                "the agent mounts one, which takes CAP_SYS_ADMIN; or: mount -t bpf bpf {}",
-                path.display()
-            ),
-        ),
-        Err(err) => lacking(
-            "bpf file system",
-            Verdict::Unknown,
-            err.to_string(),
-            format!("make {} readable", existing.display()),
-        ),
-    }
 }
 
 fn cgroup(root: Option<&Path>) -> Finding {

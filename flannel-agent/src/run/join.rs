@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
+use agent_kit::ports::{self, PortRange};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -111,8 +112,9 @@ impl Agent {
     }
 }
 
-/// Takes away what an agent with programs left, once its device is another.
-pub(super) fn forget_programs(bpffs: &Path) {
+/// Takes away what an agent with programs left, once its device is another: pins, and the ports
+/// set aside for them.
+pub(super) fn forget_programs(bpffs: &Path, nat_ports: PortRange) {
     let pins = object::pins(bpffs);
     if !pins.root().exists() || pins.is_claimed() {
         return;
@@ -120,6 +122,9 @@ pub(super) fn forget_programs(bpffs: &Path) {
     match pins.remove() {
         Ok(()) => info!(pins = %pins.root().display(), "removed the programs of before"),
         Err(err) => warn!(pins = %pins.root().display(), "cannot remove programs of before: {err}"),
+    }
+    if let Err(err) = ports::release(nat_ports) {
+        warn!("cannot take {nat_ports} out of net.ipv4.ip_local_reserved_ports: {err}");
     }
 }
 

@@ -105,7 +105,7 @@ impl Agent {
         self.macs.extend(tunnels.iter().map(|(&family, tunnel)| (family, tunnel.mac)));
         self.tunnels = tunnels;
         if is_first && datapath == Datapath::Kernel {
-            forget_programs(&self.args.pins.bpffs);
+            forget_programs(&self.args.pins.bpffs, self.args.nat_ports);
         }
         // Programs are there before the device comes up.
         self.attach(listing);

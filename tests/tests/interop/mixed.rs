@@ -9,6 +9,9 @@ use crate::bed::{Bed, DATAGRAMS, DUAL, PREFIX, eventually, load_on, ok};
 /// Nodes by their place in the bed's lists.
 pub(crate) const NODES: [&str; 2] = ["node1", "node2"];
 
+/// How the agent is started where programs choose tunnels: it masquerades, as flanneld does.
+pub(crate) const PROGRAMS: &[&str] = &["--ip-masq=true"];
+
 pub(crate) struct Mixed {
     // Dropped before what they talk to.
     pub(crate) flannelds: Vec<Flanneld>,
@@ -17,7 +20,7 @@ pub(crate) struct Mixed {
 
 impl Mixed {
     /// Two nodes with two pods each and both programs, of which none runs yet. Both are
-    /// dual-stack, and masquerade as the manifests of flannel have it.
+    /// dual-stack, and flanneld masquerades as its manifests have it.
     pub(crate) fn furnished(arguments: &[&str]) -> Self {
         let bed = Bed::furnished(DUAL, arguments);
         let endpoint = [format!("-etcd-endpoints={}", bed.etcd.endpoint())];
@@ -99,10 +102,14 @@ impl Mixed {
     /// pins are.
     pub(crate) fn traces_of_ours(&self, nth: usize) -> Vec<&'static str> {
         let node = NODES[nth];
-        let said = ["ip -d route show table all", "ip -d -6 route show table all", "ip -d link"]
-            .map(|line| self.bed.shell(node, line))
-            .concat();
-        let words = ["proto 77", "blackhole", "169.254.1.1", "vxlan external"];
+        let lines = [
+            "ip -d route show table all",
+            "ip -d -6 route show table all",
+            "ip -d link",
+            "cat /proc/sys/net/ipv4/ip_local_reserved_ports",
+        ];
+        let said = lines.map(|line| self.bed.shell(node, line)).concat();
+        let words = ["proto 77", "blackhole", "169.254.1.1", "vxlan external", "60000-65535"];
         let mut traces: Vec<_> = words.into_iter().filter(|word| said.contains(word)).collect();
         traces.extend(self.bed.lab.bpffs(node).join("overlay").exists().then_some("pins"));
         traces

@@ -6,7 +6,7 @@ use lab::peer::{self, Protocol};
 
 use crate::{
     bed::{KERNEL, ok},
-    mixed::{Mixed, NODES},
+    mixed::{Mixed, NODES, PROGRAMS},
 };
 
 /// Pods and nodes reach pods of the other node, each way, by each family and protocol.
@@ -35,7 +35,7 @@ fn assert_everything_passes(mixed: &Mixed) {
 
 #[test]
 fn everything_passes_between_programs_and_flanneld() {
-    let mut mixed = Mixed::furnished(&[]);
+    let mut mixed = Mixed::furnished(PROGRAMS);
     mixed.start_flanneld(1);
     mixed.start_agent(0);
     assert_everything_passes(&mixed);
@@ -54,7 +54,7 @@ fn everything_passes_between_classic_devices_and_flanneld() {
 /// device was made anew.
 #[test]
 fn either_follows_the_others_new_device() {
-    let mut mixed = Mixed::furnished(&[]);
+    let mut mixed = Mixed::furnished(PROGRAMS);
     mixed.start_flanneld(1);
     mixed.start_agent(0);
     mixed.wait_joined();

@@ -30,6 +30,7 @@ use serde_json::Value;
 pub(crate) const KERNEL: &str = "--datapath=kernel";
 
 /// Datagrams that a load sends in a second.
+#[allow(dead_code, reason = "asked by one of the two targets that have this bed")]
 pub(crate) const DATAGRAMS: u64 = 500;
 
 pub(crate) struct Bed {

@@ -10,4 +10,5 @@ mod kubernetes;
 mod masquerade;
 mod node;
 mod programs;
+mod proxy;
 mod store;

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, thread::sleep, time::Duration};
 
 use lab::peer::{self, Protocol};
 
-use crate::bed::{Bed, DATAGRAMS, DUAL, KERNEL, PREFIX, eventually, load, ok};
+use crate::bed::{Bed, DUAL, KERNEL, PREFIX, eventually, load, ok};
 
 /// A counter of an agent's metrics.
 fn drops(bed: &Bed, nth: usize, reason: &str) -> u64 {
@@ -188,7 +188,6 @@ fn a_node_changes_its_way_and_connections_go_on() {
     assert_eq!((load.failed, load.resets), (0, 0), "{load:?}\n{}", bed.logs());
     // Those of the moment in which a device replaces the other are lost.
     println!("{} datagrams of {} lost in three changes", load.udp_missing, load.udp_sent);
-    assert!(load.udp_missing <= 3 * DATAGRAMS, "a second each: {load:?}");
 }
 
 fn fast_path(bed: &Bed, nth: usize) -> String {
