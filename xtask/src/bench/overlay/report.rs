@@ -86,14 +86,14 @@ const TABLE: &str = "| figure | way | value | interval or spread | rounds | goal
 
 /// What a reader must know of the figures.
 const NOTE: &str = "Every figure of traffic is a ratio to the same traffic between the nodes \
-    themselves, in slices of 20 to 130 ms that alternate; a round is eleven slices of each way. Each way \
-    has nodes of its own, all up at once, and all are raised anew several times: the interval \
-    (95 %) is that of raisings, not of rounds. IPv4, one client and one server on one processor. \
-    On all nodes bridged packets pass netfilter (`bridge-nf-call-iptables`), as Kubernetes asks \
-    for. With eBPF, flannel-agent masquerades, as flanneld does, and proxy-agent runs on the \
-    nodes too, with ten Services and its socket path. A \
-    datagram carries 64 bytes, and those are counted that arrive. flanneld elsewhere was measured \
-    on this kind of machine at another time.\n\n";
+    themselves, in slices of 20 to 130 ms that alternate; a round is eleven slices of each way. \
+    Each way has nodes of its own, all up at once, and all are raised anew several times: the \
+    interval (95 %) is that of raisings, not of rounds. IPv4, one client and one server on one \
+    processor. On all nodes bridged packets pass netfilter (`bridge-nf-call-iptables`), as \
+    Kubernetes asks for. With eBPF, flannel-agent masquerades, as flanneld does, and proxy-agent \
+    runs on the nodes too, with ten Services and its socket path. A datagram carries 64 bytes, \
+    and those are counted that arrive. flanneld elsewhere was measured on this kind of machine at \
+    another time.\n\n";
 
 impl Report {
     /// Writes `overlay.md` and `overlay.json`; returns the former's text.
