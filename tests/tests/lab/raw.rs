@@ -3,6 +3,8 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    thread::sleep,
+    time::Duration,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -12,6 +14,11 @@ const RAW: i32 = 255;
 const TCP: u8 = 6;
 const SYN: u8 = 2;
 const TCP_HEADER: usize = 20;
+
+/// A processor's queue of packets that were received takes a thousand (`netdev_max_backlog`) and is
+/// one for all namespaces: a flood without a breath takes it from every other case.
+const BURST: u32 = 256;
+const BREATH: Duration = Duration::from_millis(1);
 
 /// Sends so many SYNs to an address, each from another forged address and port. Returns how
 /// many the kernel took.
@@ -30,6 +37,9 @@ pub(crate) fn syn_flood(to: SocketAddr, count: u32) -> io::Result<u32> {
             Ok(_) => sent += 1,
             Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => {}
             Err(err) => return Err(err),
+        }
+        if number % BURST == BURST - 1 {
+            sleep(BREATH);
         }
     }
     Ok(sent)

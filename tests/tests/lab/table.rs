@@ -42,6 +42,7 @@ fn spoofed_syn_flood_leaves_new_connections_working(mode: SocketLb) {
         let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let udp = format!("--udp={}", targets[0]);
         arguments.extend([udp.as_str(), "--rate=20", "--requests=20", "--datagrams=20"]);
+        arguments.push("--timeout=20");
         let established = ok(peer::load(&client, &arguments));
         eventually("the load is under way", || {
             let sockets = ok(cluster.lab.shell("client", "ss -Htn state established | wc -l"));
@@ -152,10 +153,12 @@ fn table_full_of_expired_rows_leaves_new_connections_working(mode: SocketLb) {
         for family in FAMILIES {
             let to = target.address(&cluster.lab, family);
             let question = Question { count: Some(20), ..Question::default() };
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
-                for answer in cluster.ask_with(from, protocol, to, &question) {
-                    assert!(answer.answer.is_some(), "with no agent: {answer:?}");
-                }
+            // A datagram that is lost in a queue of the kernel's own, which cases share, is not
+            // sent again.
+            for (protocol, may_be_lost) in [(Protocol::Tcp, 0), (Protocol::Udp, 1)] {
+                let mut answers = cluster.ask_with(from, protocol, to, &question);
+                answers.retain(|answer| answer.answer.is_none());
+                assert!(answers.len() <= may_be_lost, "with no agent: {answers:?}");
             }
         }
     }
