@@ -14,7 +14,6 @@ use lab::{
 };
 
 use crate::{
-    change::assert_nothing_lost,
     cluster::{Cluster, Plan, eventually, ok},
     raw,
     service::{FAMILIES, Family, TARGET, Target, expose, name},
@@ -55,7 +54,11 @@ fn spoofed_syn_flood_leaves_new_connections_working(mode: SocketLb) {
                 assert!(answer.answer.is_some(), "during the flood: {answer:?}");
             }
         }
-        assert_nothing_lost(&ok(established.stop()));
+        let load = ok(established.stop());
+        assert!(load.connections > 0 && load.requests > 0, "{load:?}");
+        assert_eq!((load.failed, load.resets), (0, 0), "{load:?}");
+        // Datagrams lost in those queues are not sent again; one in twenty is more than that takes.
+        assert!(load.udp_missing * 20 <= load.udp_sent, "{load:?}");
     }
     // The flood was seen: what it left stands in the table of unanswered flows.
     let status = cluster.show(&["status"]);
