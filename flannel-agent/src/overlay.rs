@@ -19,6 +19,7 @@ use agent_kit::{
     object::{Loaded, ObjectError},
     table::{MapTable, OpenError, TableError},
 };
+use aya::maps::Map;
 use datapath::{
     device::Device,
     policy::Policy,
@@ -75,6 +76,8 @@ pub enum OverlayError {
     Version(io::Error),
     #[error("cannot keep the lock on the pins: {0}")]
     Claim(io::Error),
+    #[error("cannot ask for the number of table PROXYMARKS: {0}")]
+    Marks(io::Error),
     #[error(transparent)]
     Object(#[from] ObjectError),
 }
@@ -89,8 +92,10 @@ pub struct Overlay {
     ipv6_checksum_flags: u32,
     sweep: Arc<Sweep>,
     bpffs: PathBuf,
-    /// The proxy's table that the programs read, by the kernel's number.
+    /// The proxy's table when the programs were loaded, by the kernel's number.
     marks: Option<u32>,
+    /// The table that they read in its place, or as it: the proxy's may be of another make.
+    read_marks: u32,
     /// Nobody else writes the tables meanwhile.
     claim: File,
 }
@@ -127,6 +132,7 @@ impl Overlay {
         let table = MapTable::open(&loaded.maps, "DEVICES")?;
         let ipv6_checksum_flags = kernel::ipv6_checksum_flags().map_err(OverlayError::Version)?;
         let devices = attach::Devices::new(&HOOKS, links, table);
+        let read_marks = read_marks(&loaded).map_err(OverlayError::Marks)?;
         Ok(Self {
             loaded,
             tables,
@@ -135,6 +141,7 @@ impl Overlay {
             sweep,
             bpffs: bpffs.into(),
             marks,
+            read_marks,
             claim,
         })
     }
@@ -142,6 +149,12 @@ impl Overlay {
     /// True if the proxy has come, gone or made its table anew since the programs were loaded.
     pub fn is_outdated(&self) -> bool {
         marks(&self.bpffs) != self.marks
+    }
+
+    /// True if there is no proxy, or the programs read the table that it has now: then they may
+    /// pass its programs by.
+    pub fn knows_proxy(&self) -> bool {
+        marks(&self.bpffs).is_none_or(|marks| marks == self.read_marks)
     }
 
     /// Loads the programs with the proxy's table as it is now. They are to be attached in place of
@@ -201,6 +214,14 @@ impl Overlay {
 fn marks(bpffs: &Path) -> Option<u32> {
     let map = bpf::obj_get(&object::proxy_marks(bpffs)).ok()?;
     bpf::map_id(map.as_fd()).ok()
+}
+
+/// The number of the table that the programs read for it.
+fn read_marks(loaded: &Loaded) -> io::Result<u32> {
+    match loaded.ebpf.map("PROXYMARKS") {
+        Some(Map::Array(map)) => bpf::map_id(map.fd().as_fd()),
+        _ => Err(io::ErrorKind::NotFound.into()),
+    }
 }
 
 /// The row of `TUNNELS`.

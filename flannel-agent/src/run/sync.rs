@@ -136,11 +136,10 @@ impl Agent {
         };
         let mut problems = Vec::new();
         // Straight only past a proxy whose table the programs know.
-        let is_outdated = overlay.is_outdated();
-        let how = match (fast_path, is_outdated) {
+        let how = |overlay: &Overlay| match (fast_path, overlay.knows_proxy()) {
             (false, _) => fast_path::OFF,
-            (true, true) => fast_path::BY_DEVICE,
-            (true, false) => fast_path::STRAIGHT,
+            (true, false) => fast_path::BY_DEVICE,
+            (true, true) => fast_path::STRAIGHT,
         };
         let mut node = None;
         if let (Backend::Vxlan(vxlan), Some(_)) = (&self.config.backend, tunnel) {
@@ -150,11 +149,13 @@ impl Agent {
                 uplink: &self.uplink,
                 subnet: self.held.subnet,
                 tunnels: &self.tunnels,
-                fast_path: how,
+                fast_path: how(overlay),
             });
         }
         problems.extend(node.as_ref().and_then(|node| tell(overlay, node)));
-        if is_outdated && let Err(err) = overlay.refresh() {
+        if overlay.is_outdated()
+            && let Err(err) = overlay.refresh()
+        {
             let message = format!("cannot load the programs beside the Service proxy's: {err}");
             problems.push(Problem::new(Kind::Device, "", message));
         }
@@ -180,12 +181,10 @@ impl Agent {
             info!(device, "no longer attached");
         }
         if let Some(node) = &mut node
-            && is_outdated
-            && fast_path
             && outcome.errors.is_empty()
-            && !overlay.is_outdated()
         {
-            node.fast_path = fast_path::STRAIGHT;
+            // Those that are attached now may know more.
+            node.fast_path = how(overlay);
             problems.extend(tell(overlay, node));
         }
         problems.extend(outcome.errors.iter().map(|err| Problem::new(Kind::Device, "", err)));
