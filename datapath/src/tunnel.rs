@@ -136,6 +136,13 @@ impl Inner for V6 {
     }
 }
 
+impl<A> NetworkKey<A> {
+    /// Of a network by its first address and its length in bits.
+    pub fn new(network: impl Into<A>, prefix: u8) -> Self {
+        Self { prefix_len: prefix.into(), network: network.into() }
+    }
+}
+
 impl<A: Address> NetworkKey<A> {
     /// False for the network of length zero, which stands for none.
     #[inline(always)]

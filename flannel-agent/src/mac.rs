@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use datapath::tunnel;
+
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
 
@@ -36,6 +38,12 @@ impl Mac {
     /// One that a device can have and a peer can send to.
     pub fn is_usable(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
+    }
+}
+
+impl From<Mac> for tunnel::Mac {
+    fn from(mac: Mac) -> Self {
+        Self(mac.0)
     }
 }
 

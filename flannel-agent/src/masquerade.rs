@@ -24,16 +24,16 @@ pub fn policy(config: &NetConfig, own: Subnet, ports: PortRange) -> Policy {
         (config.network(Family::V4), own.of(Family::V4))
     {
         policy.v4 = Networks {
-            all: NetworkKey { prefix_len: all.prefix().into(), network: all.network().into() },
-            own: NetworkKey { prefix_len: own.prefix().into(), network: own.network().into() },
+            all: NetworkKey::new(all.network(), all.prefix()),
+            own: NetworkKey::new(own.network(), own.prefix()),
         };
     }
     if let (Some(IpNetwork::V6(all)), Some(IpNetwork::V6(own))) =
         (config.network(Family::V6), own.of(Family::V6))
     {
         policy.v6 = Networks {
-            all: NetworkKey { prefix_len: all.prefix().into(), network: all.network().into() },
-            own: NetworkKey { prefix_len: own.prefix().into(), network: own.network().into() },
+            all: NetworkKey::new(all.network(), all.prefix()),
+            own: NetworkKey::new(own.network(), own.prefix()),
         };
     }
     policy

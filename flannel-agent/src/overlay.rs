@@ -30,7 +30,6 @@ use ipnetwork::IpNetwork;
 use crate::{
     entries::{Entries, Op},
     interface::{Listing, Uplink},
-    mac::Mac,
     masquerade,
     object::{self, LoadError},
     peers::Tunnel,
@@ -167,14 +166,14 @@ impl Overlay {
         Ok(())
     }
 
-    /// Tells the programs what this node is; true if that is news.
-    pub fn tell(&mut self, node: &Node<'_>) -> Result<bool, TableError> {
+    /// Tells the programs what this node is.
+    pub fn tell(&mut self, node: &Node<'_>) -> Result<(), TableError> {
         let row = row(node, self.ipv6_checksum_flags);
         self.tables.set_tunnel(&row)
     }
 
-    /// Tells the programs what is masqueraded; true if that is news.
-    pub fn masquerade(&mut self, policy: &Policy) -> Result<bool, TableError> {
+    /// Tells the programs what is masqueraded.
+    pub fn masquerade(&mut self, policy: &Policy) -> Result<(), TableError> {
         self.tables.set_policy(policy)
     }
 
@@ -228,7 +227,7 @@ fn read_marks(loaded: &Loaded) -> io::Result<u32> {
 fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
     let tunnel = |family| node.tunnels.get(&family).copied();
     let any = tunnel(Family::V4).or(tunnel(Family::V6));
-    let mac = |family| mac(tunnel(family).or(any).map_or(Mac([0; 6]), |tunnel| tunnel.mac));
+    let mac = |family| tunnel(family).or(any).map(|tunnel| tunnel.mac.into()).unwrap_or_default();
     let mut row = Row {
         vni: node.vni,
         device: any.map_or(0, |tunnel| tunnel.device),
@@ -242,16 +241,12 @@ fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
     row.underlay4 = node.uplink.public_ip.map(Into::into).unwrap_or_default();
     row.underlay6 = node.uplink.public_ipv6.map(Into::into).unwrap_or_default();
     if let Some(IpNetwork::V4(own)) = node.subnet.of(Family::V4) {
-        row.pods4 = NetworkKey { prefix_len: own.prefix().into(), network: own.network().into() };
+        row.pods4 = NetworkKey::new(own.network(), own.prefix());
     }
     if let Some(IpNetwork::V6(own)) = node.subnet.of(Family::V6) {
-        row.pods6 = NetworkKey { prefix_len: own.prefix().into(), network: own.network().into() };
+        row.pods6 = NetworkKey::new(own.network(), own.prefix());
     }
     row
-}
-
-fn mac(mac: Mac) -> datapath::tunnel::Mac {
-    datapath::tunnel::Mac(mac.0)
 }
 
 /// What decides which devices get programs.

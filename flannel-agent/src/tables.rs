@@ -67,10 +67,10 @@ impl Tables {
         let result = match *op {
             Op::SetVtep { network, to } => self.set_vtep(network, to),
             Op::RemoveVtep { network: IpNetwork::V4(net) } => {
-                self.vteps4.remove(&key(net.network(), net.prefix()))
+                self.vteps4.remove(&NetworkKey::new(net.network(), net.prefix()))
             }
             Op::RemoveVtep { network: IpNetwork::V6(net) } => {
-                self.vteps6.remove(&key(net.network(), net.prefix()))
+                self.vteps6.remove(&NetworkKey::new(net.network(), net.prefix()))
             }
             Op::SetSender { mac } => self.senders.insert(&sender(mac), &1),
             Op::RemoveSender { mac } => self.senders.remove(&sender(mac)),
@@ -84,37 +84,37 @@ impl Tables {
     }
 
     fn set_vtep(&mut self, network: IpNetwork, to: Remote) -> Result<(), TableError> {
-        let mac = datapath::tunnel::Mac(to.mac.0);
+        let mac = to.mac.into();
         match (network, to.address) {
             (IpNetwork::V4(net), IpAddr::V4(underlay)) => {
                 let vtep = Vtep { underlay: underlay.into(), mac, pad: 0 };
-                self.vteps4.insert(&key(net.network(), net.prefix()), &vtep)
+                self.vteps4.insert(&NetworkKey::new(net.network(), net.prefix()), &vtep)
             }
             (IpNetwork::V6(net), IpAddr::V6(underlay)) => {
                 let vtep = Vtep { underlay: underlay.into(), mac, pad: 0 };
-                self.vteps6.insert(&key(net.network(), net.prefix()), &vtep)
+                self.vteps6.insert(&NetworkKey::new(net.network(), net.prefix()), &vtep)
             }
             _ => Err(TableError::Kernel(io::ErrorKind::InvalidInput.into())),
         }
     }
 
-    /// Tells the programs what this node is; true if they were told otherwise before.
-    pub fn set_tunnel(&mut self, tunnel: &Tunnel) -> Result<bool, TableError> {
-        if self.tunnels.get(&0)? == Some(*tunnel) {
-            return Ok(false);
-        }
-        self.tunnels.insert(&0, tunnel)?;
-        Ok(true)
+    /// Tells the programs what this node is.
+    pub fn set_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), TableError> {
+        set(&mut self.tunnels, tunnel)
     }
 
-    /// Tells the programs what is masqueraded; true if they were told otherwise before.
-    pub fn set_policy(&mut self, policy: &Policy) -> Result<bool, TableError> {
-        if self.policies.get(&0)? == Some(*policy) {
-            return Ok(false);
-        }
-        self.policies.insert(&0, policy)?;
-        Ok(true)
+    /// Tells the programs what is masqueraded.
+    pub fn set_policy(&mut self, policy: &Policy) -> Result<(), TableError> {
+        set(&mut self.policies, policy)
     }
+}
+
+/// Writes the one row of an array, unless it stands there: programs read it meanwhile.
+fn set<V: Pod + PartialEq>(table: &mut MapTable<u32, V>, row: &V) -> Result<(), TableError> {
+    if table.get(&0)?.as_ref() == Some(row) {
+        return Ok(());
+    }
+    table.insert(&0, row)
 }
 
 /// Adds the rows of one family.
@@ -134,12 +134,8 @@ where
     Ok(())
 }
 
-fn key<A>(network: impl Into<A>, prefix: u8) -> NetworkKey<A> {
-    NetworkKey { prefix_len: prefix.into(), network: network.into() }
-}
-
 fn sender(mac: Mac) -> Sender {
-    Sender { mac: datapath::tunnel::Mac(mac.0), pad: 0 }
+    Sender { mac: mac.into(), pad: 0 }
 }
 
 fn network(address: IpAddr, prefix: u32) -> Option<IpNetwork> {
