@@ -3,6 +3,7 @@
 use std::{fmt, fs, io, str::FromStr};
 
 use serde::{Serialize, Serializer};
+use tracing::info;
 
 /// Neighbouring ports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,15 +118,31 @@ impl fmt::Display for ReservedPorts {
     }
 }
 
-/// Sets our ports aside; true if they were not yet.
-pub fn reserve(range: PortRange) -> io::Result<bool> {
-    let mut ports = ReservedPorts::read()?;
+/// What says which ports are set aside, as `sysctl` calls it.
+pub const SYSCTL: &str = "net.ipv4.ip_local_reserved_ports";
+
+/// Why sockets may come to have our ports.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot reserve {range}: {source}; sockets of the node may take ports that masqueraded \
+     connections use; make /proc/sys writable or set it beforehand"
+)]
+pub struct ReserveError {
+    range: PortRange,
+    source: io::Error,
+}
+
+/// Sets our ports aside, where they are not yet.
+pub fn reserve(range: PortRange) -> Result<(), ReserveError> {
+    let failed = |source| ReserveError { range, source };
+    let mut ports = ReservedPorts::read().map_err(failed)?;
     if ports.contains(range) {
-        return Ok(false);
+        return Ok(());
     }
     ports.insert(range);
-    ports.write()?;
-    Ok(true)
+    ports.write().map_err(failed)?;
+    info!(%range, "reserved source ports for masquerading");
+    Ok(())
 }
 
 /// Gives our ports back; true if they were set aside.

@@ -15,7 +15,7 @@ use agent_kit::{
     link::Links,
     mount,
     object::Loaded,
-    ports,
+    ports::{self, ReserveError, SYSCTL},
     table::{MapTable, OpenError, Table, TableError},
 };
 use datapath::settings::Settings;
@@ -260,21 +260,9 @@ impl Agent {
     }
 
     fn reserve_ports(&self) {
-        let range = self.args.nat_ports;
-        let mut problems = Vec::new();
-        match ports::reserve(range) {
-            Ok(true) => info!(%range, "reserved source ports for masquerading"),
-            Ok(false) => {}
-            Err(err) => {
-                let message = format!(
-                    "cannot reserve {range}: {err}; sockets of the node may take ports that \
-                     masqueraded connections use; make /proc/sys writable or set it beforehand"
-                );
-                let object = "net.ipv4.ip_local_reserved_ports";
-                problems.push(Problem::new(Problem::NODE, object, message));
-            }
-        }
-        self.board.set_problems("ports", problems);
+        let failed = ports::reserve(self.args.nat_ports).err();
+        let problem = |err: ReserveError| Problem::new(Problem::NODE, SYSCTL, err.to_string());
+        self.board.set_problems("ports", failed.map(problem).into_iter().collect());
     }
 
     async fn list_devices(&mut self, netlink: &Netlink) {

@@ -317,24 +317,28 @@ fn route_network(message: &RouteMessage) -> Option<IpNetwork> {
     IpNetwork::new(address, prefix).ok()
 }
 
-pub(super) fn route_of(network: IpNetwork, hop: &Hop) -> RouteMessage {
+/// A route of ours in the main table, with nothing of where it leads.
+fn route_to(network: IpNetwork, kind: RouteType) -> RouteMessage {
     let mut message = RouteMessage::default();
     let header = &mut message.header;
     header.address_family = inet(Family::of(network.network()));
     header.destination_prefix_length = network.prefix();
     header.table = RouteHeader::RT_TABLE_MAIN;
     header.scope = RouteScope::Universe;
-    header.kind = RouteType::Unicast;
+    header.kind = kind;
     header.protocol = RouteProtocol::Other(DIRECT_PROTOCOL);
+    message.attributes.push(RouteAttribute::Destination(network.network().into()));
+    message
+}
+
+pub(super) fn route_of(network: IpNetwork, hop: &Hop) -> RouteMessage {
+    let mut message = route_to(network, RouteType::Unicast);
     if hop.is_onlink {
         // As flanneld's, so that it finds its own when it comes back.
-        header.protocol = RouteProtocol::Boot;
-        header.flags = RouteFlags::Onlink;
+        message.header.protocol = RouteProtocol::Boot;
+        message.header.flags = RouteFlags::Onlink;
     }
-    message.attributes = vec![
-        RouteAttribute::Destination(network.network().into()),
-        RouteAttribute::Oif(hop.device),
-    ];
+    message.attributes.push(RouteAttribute::Oif(hop.device));
     message.attributes.extend(hop.via.map(|via| RouteAttribute::Gateway(via.into())));
     message
 }
@@ -343,18 +347,8 @@ pub(super) fn route_of(network: IpNetwork, hop: &Hop) -> RouteMessage {
 const BLACKHOLE_METRIC: u32 = 4096;
 
 pub(super) fn blackhole_of(network: IpNetwork) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    let header = &mut message.header;
-    header.address_family = inet(Family::of(network.network()));
-    header.destination_prefix_length = network.prefix();
-    header.table = RouteHeader::RT_TABLE_MAIN;
-    header.scope = RouteScope::Universe;
-    header.kind = RouteType::BlackHole;
-    header.protocol = RouteProtocol::Other(DIRECT_PROTOCOL);
-    message.attributes = vec![
-        RouteAttribute::Destination(network.network().into()),
-        RouteAttribute::Priority(BLACKHOLE_METRIC),
-    ];
+    let mut message = route_to(network, RouteType::BlackHole);
+    message.attributes.push(RouteAttribute::Priority(BLACKHOLE_METRIC));
     message
 }
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
-use agent_kit::ports::{self, PortRange};
+use agent_kit::ports::{self, SYSCTL};
 use datapath::{policy::Policy, tunnel::fast_path};
 use tracing::{debug, info, warn};
 
@@ -162,9 +162,10 @@ impl Agent {
         let masquerades = self.args.ip_masq;
         let mut policy = Policy::default();
         if masquerades {
-            let ports = self.args.nat_ports;
-            policy = masquerade::policy(&self.config, self.held.subnet, ports);
-            problems.extend(reserve(ports));
+            let range = self.args.nat_ports;
+            policy = masquerade::policy(&self.config, self.held.subnet, range);
+            let failed = ports::reserve(range).err();
+            problems.extend(failed.map(|err| Problem::new(Kind::Node, SYSCTL, err)));
         }
         if let Err(err) = overlay.masquerade(&policy) {
             let message = format!("cannot tell the programs what is masqueraded: {err}");
@@ -368,22 +369,6 @@ impl Agent {
         }
         self.board.set_problems("subnet.env", problems);
     }
-}
-
-/// Has the kernel give our ports to no socket.
-fn reserve(range: PortRange) -> Option<Problem> {
-    match ports::reserve(range) {
-        Ok(true) => info!(%range, "reserved source ports for masquerading"),
-        Ok(false) => {}
-        Err(err) => {
-            let message = format!(
-                "cannot reserve {range}: {err}; sockets of the node may take ports that \
-                 masqueraded connections use; make /proc/sys writable or set it beforehand"
-            );
-            return Some(Problem::new(Kind::Node, "net.ipv4.ip_local_reserved_ports", message));
-        }
-    }
-    None
 }
 
 /// Tells the programs what this node is; a problem if they cannot be told.
