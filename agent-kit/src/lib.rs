@@ -14,6 +14,7 @@ pub mod bpf;
 pub mod clsact;
 pub mod drops;
 pub mod dump;
+pub mod embedded;
 pub mod filter;
 pub mod finding;
 pub mod kernel;

@@ -51,8 +51,8 @@ pub async fn check(settings: &InterfaceSettings, path: &Path) -> Vec<Finding> {
 }
 
 fn programs() -> Finding {
-    match object::verify() {
-        Ok(()) => ok("programs", "the kernel accepts them"),
+    match object::EMBEDDED.verify() {
+        Ok(_) => ok("programs", "the kernel accepts them"),
         Err(err) => {
             let advice = "only --datapath kernel can be used; see capabilities above";
             lacking("programs", Verdict::Missing, err.to_string(), advice)

@@ -14,6 +14,7 @@ use agent_kit::{
     attach::{self, Hook, Layer, Outcome, Sweep},
     bpf,
     drops::Drops,
+    embedded::LoadError,
     kernel,
     link::Links,
     object::{Loaded, ObjectError},
@@ -30,8 +31,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     entries::{Entries, Op},
     interface::{Listing, Uplink},
-    masquerade,
-    object::{self, LoadError},
+    masquerade, object,
     peers::Tunnel,
     subnet::{Family, Subnet},
     tables::{RefusedError, Tables},

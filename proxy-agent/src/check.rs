@@ -10,6 +10,7 @@ use agent_kit::{
     attach::has_tcx,
     barrier::Barrier,
     bpf::{self, MapLayout, map_type},
+    embedded::LoadError,
     finding::{self, Finding, Verdict, lacking, ok},
     kernel, mount,
     ports::ReservedPorts,
@@ -30,7 +31,7 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
     findings.extend(socket_path(&args.show.pins.bpffs));
     findings.push(btf());
     findings.extend(maps());
-    let programs = object::verify();
+    let programs = object::EMBEDDED.verify();
     findings.push(device_hooks(programs.as_ref().ok()));
     findings.push(verified(programs));
     findings.extend(finding::forwarding());
@@ -177,14 +178,14 @@ fn device_hooks(programs: Option<&Ebpf>) -> Finding {
 }
 
 /// Has the kernel verify every program, without attaching any.
-fn verified(programs: Result<Ebpf, object::LoadError>) -> Finding {
+fn verified(programs: Result<Ebpf, LoadError>) -> Finding {
     match programs {
         Ok(ebpf) => ok("programs", format!("the kernel accepts all {}", ebpf.programs().count())),
-        Err(object::LoadError::NotEmbedded) => lacking(
+        Err(LoadError::NotEmbedded) => lacking(
             "programs",
             Verdict::Missing,
             "not in this binary",
-            object::LoadError::NotEmbedded.to_string(),
+            LoadError::NotEmbedded.to_string(),
         ),
         Err(err) => lacking(
             "programs",

@@ -3,12 +3,9 @@
 use std::{collections::BTreeMap, fs::File, path::Path};
 
 use agent_kit::{
-    attach::{self, AttachError},
-    mount::{self, MountError},
-    object::{self, Loaded, ObjectError, Pins, Request},
+    embedded::{Embedded, LoadError},
+    object::{Loaded, Pins},
 };
-
-use aya::Ebpf;
 
 #[cfg(has_object)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BPF_OBJECT"));
@@ -34,56 +31,17 @@ const GROUPS: &[&[&str]] = &[
     &["SOCKETS4", "SOCKETS6", "PEERS4", "PEERS6", "PEERMARKS"],
 ];
 
-/// Why there are no programs.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    #[error("built without the eBPF programs: use `cargo xtask build`")]
-    NotEmbedded,
-    #[error(transparent)]
-    Mount(#[from] MountError),
-    #[error(transparent)]
-    Object(#[from] ObjectError),
-    #[error(transparent)]
-    Program(#[from] AttachError),
-}
-
 /// The object, if this binary holds it.
-pub fn embedded() -> Option<&'static [u8]> {
-    (!OBJECT.is_empty()).then_some(OBJECT)
-}
+pub const EMBEDDED: Embedded = Embedded { bytes: OBJECT, groups: GROUPS };
 
 /// Pins of the proxy below the path of `--bpffs`.
 pub fn pins(bpffs: &Path) -> Pins {
     Pins::new(bpffs.join("proxy"))
 }
 
-/// Loads the object with its maps pinned, and has the kernel verify its programs. Nobody else
-/// may do so while the file lives.
+/// Loads the object, with tables that nobody else may write while the file lives.
 pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<(Loaded, File), LoadError> {
-    let object = embedded().ok_or(LoadError::NotEmbedded)?;
-    mount::provide_bpffs(bpffs)?;
     let pins = pins(bpffs);
-    let claim = pins.claim()?;
-    let request = Request {
-        object,
-        pins: &pins,
-        layout: datapath::maps::LAYOUT,
-        capacities,
-        groups: GROUPS,
-        shared: &[],
-    };
-    let mut loaded = object::load(&request)?;
-    if let Err(err) = attach::load_programs(&mut loaded.ebpf) {
-        loaded.discard();
-        return Err(err.into());
-    }
-    Ok((loaded, claim))
-}
-
-/// Has the kernel verify the programs with small tables that are pinned nowhere.
-pub fn verify() -> Result<Ebpf, LoadError> {
-    let object = embedded().ok_or(LoadError::NotEmbedded)?;
-    let mut ebpf = object::load_private(object)?;
-    attach::load_programs(&mut ebpf)?;
-    Ok(ebpf)
+    let claim = EMBEDDED.claim(bpffs, &pins)?;
+    Ok((EMBEDDED.load(&pins, capacities, &[])?, claim))
 }

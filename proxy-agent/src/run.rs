@@ -12,6 +12,7 @@ use std::{
 use agent_kit::{
     attach::{AttachError, Sweep},
     barrier::Barrier,
+    embedded::LoadError,
     link::Links,
     mount,
     object::Loaded,
@@ -41,8 +42,7 @@ use crate::{
     health,
     metrics::Metrics,
     netlink::{Netlink, NetlinkError, Network},
-    object::{self, LoadError},
-    report, settings,
+    object, report, settings,
     source::{Feed, Source, node_addresses},
     status::{Board, Problem},
 };
