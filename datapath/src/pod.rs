@@ -52,7 +52,7 @@ pod! {
     PeerKey<Ipv6>: 28,
     Peer<Ipv4>: 12,
     Peer<Ipv6>: 24,
-    Device: 20,
+    Device: 28,
     Settings: 24,
     Policy: 60,
     NetworkKey<Ipv4>: 8,

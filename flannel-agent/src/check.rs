@@ -2,14 +2,17 @@
 
 use std::{path::Path, process::Command};
 
-use agent_kit::finding::{Finding, Verdict, bpffs, capabilities, forwarding, lacking, ok};
+use agent_kit::{
+    finding::{Finding, Verdict, bpffs, capabilities, forwarding, lacking, ok},
+    netfilter,
+};
 
 use crate::{
     config::InterfaceSettings,
     device,
     interface::{Choice, Listing, select},
     kernel::Kernel,
-    netfilter, object,
+    object,
     subnet::Family,
 };
 

@@ -19,7 +19,6 @@ pub mod mac;
 pub mod masquerade;
 pub mod metrics;
 pub mod net_config;
-pub mod netfilter;
 pub mod notify;
 pub mod object;
 pub mod overlay;

@@ -12,7 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_kit::{attach::AttachError, notice::Notices};
+use agent_kit::{
+    attach::AttachError,
+    netfilter::{self, RuleNotices},
+    notice::Notices,
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -32,7 +36,6 @@ use crate::{
     mac::Mac,
     metrics::Metrics,
     net_config::NetConfig,
-    netfilter::RuleNotices,
     overlay::{Overlay, OverlayError},
     peers::Tunnel,
     status::{Board, Kind, Problem},
@@ -129,7 +132,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         let renewal = agent.renewal;
         tokio::select! {
             Some(event) = events.recv() => agent.take(event, &mut events).await,
-            true = changed(&mut rules) => agent.sync(false).await,
+            true = netfilter::changed(&mut rules) => agent.sync(false).await,
             _ = proxy.tick() => {
                 if agent.overlay.as_ref().is_some_and(Overlay::is_outdated) {
                     agent.sync(false).await;
@@ -148,14 +151,6 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     }
     info!("stopping; what is programmed stays in force (`flannel-agent cleanup` removes it)");
     Ok(())
-}
-
-/// Waits for word of changed rules; false if there will be none.
-async fn changed(rules: &mut Option<RuleNotices>) -> bool {
-    match rules {
-        Some(rules) => rules.changed().await.is_ok(),
-        None => std::future::pending().await,
-    }
 }
 
 async fn until(at: Option<Instant>) {

@@ -23,7 +23,7 @@ mod sweep;
 mod tables;
 
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
+    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT},
     macros::{cgroup_sock, cgroup_sock_addr, classifier},
     programs::{SockAddrContext, SockContext, TcContext},
 };
@@ -35,10 +35,11 @@ use datapath::{
     packet::Verdict,
     refusal::refuse,
     tables::FlowTables,
+    tunnel::Mac,
 };
 use flows::Maps;
 use gate::{Peek, is_foreign_destination, is_foreign_pair};
-use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_for_this_node, protocol};
+use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, destination, is_for_this_node, protocol};
 use socket::{Operation, call4, call6, release};
 use tables::{FamilyMaps, count_packet, nat_ports};
 
@@ -131,12 +132,18 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn enters<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
-    if is_foreign_destination::<F>(context) {
-        return NEXT;
+    if !is_foreign_destination::<F>(context) {
+        let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
+        let verdict = ingress::<F, _, _>(&mut skb, &mut maps, hook);
+        let action = act(&mut skb, &mut maps, hook, verdict);
+        if action != NEXT {
+            return action;
+        }
     }
-    let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
-    let verdict = ingress::<F, _, _>(&mut skb, &mut maps, hook);
-    act(&mut skb, &mut maps, hook, verdict)
+    if matches!(hook, Hook::PodIngress) && !is_foreign_pair::<F>(context) {
+        return cross::<F>(context);
+    }
+    NEXT
 }
 
 #[inline(always)]
@@ -162,6 +169,35 @@ fn leaves<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
     let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
     let verdict = egress::<F, _, _>(&mut skb, &mut maps, hook);
     act(&mut skb, &mut maps, hook, verdict)
+}
+
+/// A pod's frame that the bridge hands on to another port leaves the node here, if the bridge has
+/// the hook that sees the others leave.
+#[inline(always)]
+fn cross<F: FamilyMaps>(context: &TcContext) -> i32 {
+    let skb = context.skb.skb;
+    (if F::V6 { cross6(skb) } else { cross4(skb) }) as i32
+}
+
+fn crosses<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
+    const HOOK: Hook = Hook::PodIngress;
+    let context = &TcContext::new(skb);
+    let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
+    let bridge = FlowTables::<F>::device(&mut maps).map(|device| device.bridge);
+    let is_routed = match (bridge, destination(context)) {
+        (Some(bridge), Some(to)) => bridge == Mac::default() || to == bridge,
+        _ => true,
+    };
+    if is_routed || is_for_this_node(context) {
+        return NEXT as u32;
+    }
+    let verdict = egress::<F, _, _>(&mut skb, &mut maps, HOOK);
+    act(&mut skb, &mut maps, HOOK, verdict) as u32
+}
+
+global! {
+    cross4(skb: *mut __sk_buff) = crosses::<V4>(skb);
+    cross6(skb: *mut __sk_buff) = crosses::<V6>(skb);
 }
 
 /// Refuses a packet that leaves for a cluster IP without a way to it. A function of its own, so

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
-use agent_kit::ports::{self, SYSCTL};
+use agent_kit::{
+    netfilter,
+    ports::{self, SYSCTL},
+};
 use datapath::{policy::Policy, tunnel::fast_path};
 use tracing::{debug, info, warn};
 
@@ -20,7 +23,7 @@ use crate::{
     kernel::KernelError,
     masquerade,
     net_config::Backend,
-    netfilter, notify,
+    notify,
     overlay::{Node, Overlay, Wish, attachments},
     peers::{Compiled, Site, compile},
     status::{DeviceStatus, Kind, Problem},

@@ -4,12 +4,13 @@
 
 use std::{fs, io, os::fd::OwnedFd};
 
-use agent_kit::dump::{Dump, attribute, text};
 use rustix::{
     io::Errno,
     net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, recv, socket_with},
 };
 use tokio::io::unix::AsyncFd;
+
+use crate::dump::{Dump, attribute, text};
 
 /// `NFNL_SUBSYS_NFTABLES` in a message's kind, with `NFT_MSG_NEWCHAIN` and `NFT_MSG_GETCHAIN`
 /// (include/uapi/linux/netfilter/nf_tables.h).
@@ -123,6 +124,14 @@ impl RuleNotices {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Waits for word of changed rules; false if there will be none.
+pub async fn changed(notices: &mut Option<RuleNotices>) -> bool {
+    match notices {
+        Some(notices) => notices.changed().await.is_ok(),
+        None => std::future::pending().await,
     }
 }
 
