@@ -38,8 +38,8 @@ use datapath::{
     tunnel::Mac,
 };
 use flows::Maps;
-use gate::{Peek, is_foreign_destination, is_foreign_pair};
-use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, destination, is_for_this_node, protocol};
+use gate::{Peek, destination, is_foreign_destination, is_foreign_pair, is_no_cluster_ip};
+use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_for_this_node, protocol};
 use socket::{Operation, call4, call6, release};
 use tables::{FamilyMaps, count_packet, nat_ports};
 
@@ -157,7 +157,7 @@ fn leave(context: &TcContext, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn leaves<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
-    if matches!(hook, Hook::UplinkEgress) && !is_foreign_destination::<F>(context) {
+    if matches!(hook, Hook::UplinkEgress) && !is_no_cluster_ip::<F>(context) {
         let action = refused::<F>(context);
         if action != NEXT {
             return action;

@@ -11,12 +11,11 @@ use aya_ebpf::{
 use datapath::{
     header::Network,
     packet::{Covers, Packet},
-    tunnel::Mac,
 };
 
 use crate::{
     ipv6_checksum_flags,
-    linear::{self, opaque, word},
+    linear::{self, opaque},
     steps::{extensions, reset4, reset6, unreachable4, unreachable6},
 };
 
@@ -51,18 +50,6 @@ pub fn protocol(context: &TcContext) -> u32 {
 pub fn is_for_this_node(context: &TcContext) -> bool {
     // SAFETY: the kernel's context.
     unsafe { (*context.skb.skb).pkt_type == PACKET_HOST }
-}
-
-/// The hardware address that a frame is for.
-#[inline(always)]
-pub fn destination(context: &TcContext) -> Option<Mac> {
-    let network = linear::at(context, 0, 0)?;
-    // SAFETY: `at` has checked that all before the network header is there.
-    let [a, b] = unsafe {
-        let start = network.sub(ETHERNET as usize);
-        [word(start), word(start.add(4))].map(u32::to_ne_bytes)
-    };
-    Some(Mac([a[0], a[1], a[2], a[3], b[0], b[1]]))
 }
 
 /// A packet on a device.

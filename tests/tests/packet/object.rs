@@ -87,6 +87,7 @@ impl Object {
                 "STATS",
                 "SETTINGS",
                 "ADDRESSMARKS",
+                "PORTMARKS",
                 "NAMES",
             ],
             Self::Overlay => &["POLICIES"],
