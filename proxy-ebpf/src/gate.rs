@@ -81,15 +81,28 @@ fn header<F: Peek>(context: &TcContext) -> Option<*const u8> {
 pub fn is_foreign_destination<F: Peek>(context: &TcContext) -> bool {
     let Some(header) = header::<F>(context) else { return false };
     // SAFETY: `header` has checked that the whole fixed header is there.
-    let (source, destination) =
-        unsafe { (F::peek(header.add(F::SRC as usize)), F::peek(header.add(F::DST as usize))) };
+    let destination = unsafe { F::peek(header.add(F::DST as usize)) };
     match uses::<F>(destination) {
         0 => true,
-        mark::PORTS => {
-            has_foreign_port::<F>(context) && !is_set(&MARKS, hash::pair(source, destination))
-        }
+        mark::PORTS => is_foreign_tuple::<F>(context),
         _ => false,
     }
+}
+
+/// The same by port and source. A function of its own, for what it needs of the stack.
+#[inline(never)]
+fn is_foreign_tuple<F: Peek>(context: &TcContext) -> bool {
+    has_foreign_port::<F>(context)
+        && header::<F>(context).is_some_and(|header| !is_marked_pair::<F>(header))
+}
+
+/// True if there may have been flows between a packet's addresses.
+#[inline(always)]
+fn is_marked_pair<F: Peek>(header: *const u8) -> bool {
+    // SAFETY: `header` has checked that the whole fixed header is there.
+    let (source, destination) =
+        unsafe { (F::peek(header.add(F::SRC as usize)), F::peek(header.add(F::DST as usize))) };
+    is_set(&MARKS, hash::pair(source, destination))
 }
 
 /// True if a packet has the port of no frontend; false if it cannot be told from its first bytes.
@@ -120,14 +133,20 @@ pub fn is_no_cluster_ip<F: Peek>(context: &TcContext) -> bool {
 pub fn is_foreign_pair<F: Peek>(context: &TcContext) -> bool {
     let Some(header) = header::<F>(context) else { return false };
     // SAFETY: `header` has checked that the whole fixed header is there.
-    let (source, destination, next) = unsafe {
-        (
-            F::peek(header.add(F::SRC as usize)),
-            F::peek(header.add(F::DST as usize)),
-            *header.add(F::NEXT),
-        )
-    };
-    !F::may_be_icmp(next) && !is_set(&MARKS, hash::pair(source, destination))
+    let next = unsafe { *header.add(F::NEXT) };
+    !F::may_be_icmp(next) && !is_marked_pair::<F>(header)
+}
+
+/// The same, beside a program that needs the stack: two IPv6 addresses take more registers than
+/// there are.
+#[inline(always)]
+pub fn is_foreign_pair_apart<F: Peek>(context: &TcContext) -> bool {
+    if F::V6 { is_foreign_pair6(context) } else { is_foreign_pair::<V4>(context) }
+}
+
+#[inline(never)]
+fn is_foreign_pair6(context: &TcContext) -> bool {
+    is_foreign_pair::<V6>(context)
 }
 
 /// The hardware address that a frame is for.
