@@ -241,24 +241,34 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
     }
 
     /// Brings devices to their roles, by interface index. A device that fails is tried again the
-    /// next time. Where roles change, what has the new ones is there before what had the old ones
-    /// goes.
+    /// next time. Where roles change, all that have the new ones are there before any that had the
+    /// old ones goes, and before a row says so: what is seen is seen twice for a moment, and not
+    /// never.
     pub fn sync(&mut self, ebpf: &mut Ebpf, devices: &BTreeMap<u32, Attachment<R, V>>) -> Outcome {
         let mut outcome = Outcome::default();
         self.forget(&mut outcome);
+        let mut ready = Vec::new();
         for (&ifindex, wanted) in devices {
             if self.attached.get(&ifindex) == Some(wanted) {
                 continue;
             }
             match self.attach(ebpf, ifindex, wanted) {
-                Ok(()) => {
+                Ok(()) => ready.push((ifindex, wanted)),
+                // It went while it was attached to; the next list does not name it.
+                Err(AttachError::Link(err)) if err.is_gone() => {}
+                Err(err) => outcome.errors.push(err),
+            }
+        }
+        let is_whole = outcome.errors.is_empty();
+        for (ifindex, wanted) in ready {
+            match self.tell(ifindex, wanted, is_whole) {
+                Ok(true) => {
                     self.changed.insert(ifindex);
                     if self.attached.insert(ifindex, wanted.clone()).is_none() {
                         outcome.attached.push(wanted.name.clone());
                     }
                 }
-                // It went while it was attached to; the next list does not name it.
-                Err(AttachError::Link(err)) if err.is_gone() => {}
+                Ok(false) => {}
                 Err(err) => outcome.errors.push(err),
             }
         }
@@ -269,8 +279,7 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
         outcome
     }
 
-    /// The programs must find a row when their first packet comes. One that changes may say that
-    /// something is seen elsewhere, or no longer: then it is there twice, and not never.
+    /// The programs must find a row when their first packet comes.
     fn attach(
         &mut self,
         ebpf: &mut Ebpf,
@@ -278,15 +287,30 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
         wanted: &Attachment<R, V>,
     ) -> Result<(), AttachError> {
         let failed = |source| AttachError::Device { ifindex, source };
-        let row = self.table.get(&ifindex).map_err(failed)?;
-        if row.is_none() {
+        if self.table.get(&ifindex).map_err(failed)?.is_none() {
             self.table.insert(&ifindex, &wanted.device).map_err(failed)?;
         }
-        self.attach_hooks(ebpf, ifindex, wanted)?;
-        if row.is_some_and(|row| row != wanted.device) {
-            self.table.insert(&ifindex, &wanted.device).map_err(failed)?;
+        self.attach_hooks(ebpf, ifindex, wanted)
+    }
+
+    /// Writes a row that is another now; false if that must wait, because the device changes its
+    /// role and others have not got theirs.
+    fn tell(
+        &mut self,
+        ifindex: u32,
+        wanted: &Attachment<R, V>,
+        is_whole: bool,
+    ) -> Result<bool, AttachError> {
+        let failed = |source| AttachError::Device { ifindex, source };
+        if self.table.get(&ifindex).map_err(failed)? == Some(wanted.device) {
+            return Ok(true);
         }
-        Ok(())
+        let has_role = |before: &Attachment<R, V>| before.role == wanted.role;
+        if !is_whole && !self.attached.get(&ifindex).is_some_and(has_role) {
+            return Ok(false);
+        }
+        self.table.insert(&ifindex, &wanted.device).map_err(failed)?;
+        Ok(true)
     }
 
     fn attach_hooks(
