@@ -13,13 +13,14 @@ use super::{
 };
 use crate::{
     config::{Datapath, FastPath},
-    device::{self, Plan, pod_mtu},
+    device::{self, Plan, overhead, pod_mtu},
     entries::diff,
     file,
-    interface::{Listing, Traffic},
+    interface::{Listing, Traffic, Uplink},
+    ipsec,
     kernel::KernelError,
     masquerade,
-    net_config::Backend,
+    net_config::{Backend, NetConfig, Vxlan},
     netfilter, notify,
     overlay::{Node, Overlay, Wish, attachments},
     peers::{Compiled, Site, compile},
@@ -150,6 +151,10 @@ impl Agent {
                 subnet: self.held.subnet,
                 tunnels: &self.tunnels,
                 fast_path: how(overlay),
+                encapsulates: fast_path
+                    && encapsulates(vxlan, &self.config, &self.uplink)
+                    && listing.at(self.uplink.index).is_some_and(|uplink| uplink.mac.is_some()),
+                port: device::port(vxlan),
             });
         }
         problems.extend(node.as_ref().and_then(|node| tell(overlay, node)));
@@ -213,7 +218,7 @@ impl Agent {
         }
     }
 
-    async fn site(&self) -> Site {
+    async fn site(&mut self) -> Site {
         Site {
             config: self.config.clone(),
             subnet: self.held.subnet,
@@ -222,7 +227,28 @@ impl Agent {
             has_blackhole: self.args.ip_blackhole_route,
             uplink: self.uplink.index,
             neighbours: self.neighbours().await,
+            by_uplink: self.by_uplink().await,
         }
+    }
+
+    /// Peers whose packets leave by the uplink, as they are. What was found is asked again when
+    /// routes may have changed.
+    async fn by_uplink(&mut self) -> BTreeSet<IpAddr> {
+        let (Some(_), Some(own)) = (&self.overlay, self.uplink.public_ip) else {
+            return BTreeSet::new();
+        };
+        let leases = self.leases.values().flatten();
+        let addresses: BTreeSet<IpAddr> =
+            leases.filter_map(|lease| lease.attrs.public(Family::V4)).collect();
+        self.ways.retain(|address, _| addresses.contains(address));
+        let least = pod_mtu(&self.config, &self.uplink) + overhead(Family::V4);
+        for &address in &addresses {
+            if !self.ways.contains_key(&address) {
+                let device = self.kernel.plain_device(own.into(), address, least).await;
+                self.ways.insert(address, device == Some(self.uplink.index));
+            }
+        }
+        self.ways.iter().filter(|(_, by_uplink)| **by_uplink).map(|(&address, _)| address).collect()
     }
 
     /// Peers that no router is in between, asked anew each time: routes change.
@@ -304,7 +330,7 @@ impl Agent {
         let problems =
             faults.map(|fault| Problem::new(Kind::Peer, fault.name, fault.message)).collect();
         self.board.set_problems("peers", problems);
-        let mut traffic = Traffic::default();
+        let mut traffic = self.overlay.as_ref().map_or(Traffic::default(), Overlay::traffic);
         let mut devices = Vec::new();
         for (family, tunnel) in &self.tunnels {
             let Some(found) = listing.at(tunnel.device) else { continue };
@@ -376,6 +402,15 @@ fn tell(overlay: &mut Overlay, node: &Node<'_>) -> Option<Problem> {
     let err = overlay.tell(node).err()?;
     let message = format!("cannot tell the programs what this node is: {err}");
     Some(Problem::new(Kind::Entry, "TUNNELS", message))
+}
+
+/// Whether programs may do on IPv4 what the tunnel device does. Not where it would have to divide
+/// packets for the uplink, nor where the kernel does more with them than to send them.
+fn encapsulates(vxlan: &Vxlan, config: &NetConfig, uplink: &Uplink) -> bool {
+    let fits = pod_mtu(config, uplink) + overhead(Family::V4) <= uplink.mtu;
+    // Where it cannot be asked, it may encrypt.
+    let is_plain = ipsec::has_policies().is_ok_and(|encrypts| !encrypts);
+    fits && is_plain && !vxlan.gbp && uplink.public_ip.is_some()
 }
 
 /// Whether packets of pods pass bridge and IP stack by, and the reason in words.
