@@ -7,9 +7,7 @@ use crate::{
     counter::{Hook, Reason},
     header::Network,
     packet::{Covers, Packet},
-    tunnel::{
-        Frame, Home, Inner, Mac, NetworkKey, Sender, Traffic, Tunnel, Tunnels, Vtep,
-    },
+    tunnel::{Frame, Home, Inner, Mac, NetworkKey, Sender, Traffic, Tunnel, Tunnels, Vtep},
     vxlan::{OVERHEAD, Outer},
 };
 
