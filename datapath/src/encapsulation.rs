@@ -153,7 +153,9 @@ fn deliver<F: Network, P: Frame, T: Tunnels<F>>(
     }
     let words = F::forwarded(start(frame)?)?;
     frame.store_hardware(home.mac, tunnel.mac4, words)?;
+    // An error may be about a flow of the proxy, whoever sends it.
     let is_seen = tunnel.fast_path != fast_path::STRAIGHT
+        || F::may_be_icmp(header.next)
         || tables.is_translated(hash::pair(header.src, header.dst));
     Some(if is_seen { Fate::Home(home.device) } else { Fate::Pod(home.device) })
 }
@@ -183,6 +185,10 @@ fn receive<P: Frame, T: Tunnels<V4>>(
         return None;
     }
     let header = &wrapped.header;
+    // An error may be about a flow of the proxy, whoever sends it.
+    if V4::may_be_icmp(header.next) {
+        return None;
+    }
     // The kernel's helper leaves a GSO packet's note that it is in a tunnel. TCP never asks; the
     // segments of UDP would come out as what they are not.
     if frame.segment() != 0 && header.next != protocol::TCP {

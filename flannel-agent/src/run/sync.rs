@@ -21,7 +21,8 @@ use crate::{
     kernel::KernelError,
     masquerade,
     net_config::{Backend, NetConfig, Vxlan},
-    netfilter, notify,
+    netfilter::{self, Obstacles},
+    notify,
     overlay::{Node, Overlay, Wish, attachments},
     peers::{Compiled, Site, compile},
     status::{DeviceStatus, Kind, Problem},
@@ -126,15 +127,17 @@ impl Agent {
     fn attach(&mut self, listing: &Listing) {
         let Some(overlay) = &mut self.overlay else { return };
         let tunnel = self.tunnels.values().next().map(|tunnel| tunnel.device);
-        let fast_path = tunnel.is_some() && {
-            let (fast_path, reason) = is_fast(self.args.fast_path);
+        let mut fast_path = FastPathState::default();
+        if let (Backend::Vxlan(vxlan), Some(_)) = (&self.config.backend, tunnel) {
+            let plan = (vxlan, &self.config, &self.uplink);
+            fast_path = state(self.args.fast_path, plan, listing);
             let said = &mut self.board.state().status.fast_path;
-            if *said != reason {
-                info!("fast path {reason}");
-                *said = reason;
+            if *said != fast_path.said {
+                info!("fast path {}", fast_path.said);
+                said.clone_from(&fast_path.said);
             }
-            fast_path
-        };
+        }
+        let FastPathState { is_on: fast_path, encapsulates, .. } = fast_path;
         let mut problems = Vec::new();
         // Straight only past a proxy whose table the programs know.
         let how = |overlay: &Overlay| match (fast_path, overlay.knows_proxy()) {
@@ -151,9 +154,7 @@ impl Agent {
                 subnet: self.held.subnet,
                 tunnels: &self.tunnels,
                 fast_path: how(overlay),
-                encapsulates: fast_path
-                    && encapsulates(vxlan, &self.config, &self.uplink)
-                    && listing.at(self.uplink.index).is_some_and(|uplink| uplink.mac.is_some()),
+                encapsulates,
                 port: device::port(vxlan),
             });
         }
@@ -404,24 +405,63 @@ fn tell(overlay: &mut Overlay, node: &Node<'_>) -> Option<Problem> {
     Some(Problem::new(Kind::Entry, "TUNNELS", message))
 }
 
-/// Whether programs may do on IPv4 what the tunnel device does. Not where it would have to divide
-/// packets for the uplink, nor where the kernel does more with them than to send them.
-fn encapsulates(vxlan: &Vxlan, config: &NetConfig, uplink: &Uplink) -> bool {
-    let fits = pod_mtu(config, uplink) + overhead(Family::V4) <= uplink.mtu;
-    // Where it cannot be asked, it may encrypt.
-    let is_plain = ipsec::has_policies().is_ok_and(|encrypts| !encrypts);
-    fits && is_plain && !vxlan.gbp && uplink.public_ip.is_some()
+/// Whether packets of pods pass bridge and IP stack by.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct FastPathState {
+    is_on: bool,
+    /// Whether programs do on IPv4 what else the tunnel device does.
+    encapsulates: bool,
+    /// Both, with the reason.
+    said: String,
 }
 
-/// Whether packets of pods pass bridge and IP stack by, and the reason in words.
-fn is_fast(wanted: FastPath) -> (bool, String) {
-    match wanted {
-        FastPath::On => (true, "on, as told".into()),
-        FastPath::Off => (false, "off, as told".into()),
-        FastPath::Auto => match netfilter::obstacle() {
-            Ok(None) => (true, "on, nothing on this node filters or translates".into()),
-            Ok(Some(obstacle)) => (false, format!("off: {obstacle}")),
-            Err(err) => (false, format!("off: netfilter cannot be asked: {err}")),
+fn state(
+    wanted: FastPath,
+    (vxlan, config, uplink): (&Vxlan, &NetConfig, &Uplink),
+    listing: &Listing,
+) -> FastPathState {
+    let (is_on, mut said, mut obstacle) = match wanted {
+        FastPath::On => (true, "on, as told".to_owned(), None),
+        FastPath::Off => (false, "off, as told".into(), None),
+        FastPath::Auto => match netfilter::obstacles() {
+            Ok(Obstacles { forwarded: Some(obstacle), .. }) => {
+                (false, format!("off: {obstacle}"), None)
+            }
+            Ok(Obstacles { forwarded: None, local }) => {
+                (true, "on, nothing on this node filters or translates".into(), local)
+            }
+            Err(err) => (false, format!("off: netfilter cannot be asked: {err}"), None),
         },
+    };
+    obstacle = obstacle.or_else(|| hindrance(vxlan, config, uplink, listing));
+    if let (true, Some(reason)) = (is_on, &obstacle) {
+        said = format!("{said}; tunnels by the device: {reason}");
+    }
+    FastPathState { is_on, encapsulates: is_on && obstacle.is_none(), said }
+}
+
+/// Why programs cannot do on IPv4 what the tunnel device does: where it would have to divide
+/// packets for the uplink, and where the kernel does more with them than to send them.
+fn hindrance(
+    vxlan: &Vxlan,
+    config: &NetConfig,
+    uplink: &Uplink,
+    listing: &Listing,
+) -> Option<String> {
+    let needed = pod_mtu(config, uplink) + overhead(Family::V4);
+    if needed > uplink.mtu {
+        return Some(format!("{} carries {} bytes and not {needed}", uplink.name, uplink.mtu));
+    }
+    if vxlan.gbp {
+        return Some("GBP is on".into());
+    }
+    if listing.at(uplink.index).is_none_or(|found| found.mac.is_none()) {
+        return Some(format!("{} is no Ethernet device", uplink.name));
+    }
+    match ipsec::has_policies() {
+        Ok(false) => None,
+        Ok(true) => Some("the kernel has policies of IPsec".into()),
+        // It may encrypt.
+        Err(err) => Some(format!("the kernel cannot be asked for policies of IPsec: {err}")),
     }
 }
