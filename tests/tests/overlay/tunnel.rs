@@ -1,7 +1,12 @@
 //! Packets that programs put into the tunnel and take out of it, past its device: that they do,
 //! that nothing is lost when they begin or end to, and what they leave to the device.
 
-use std::{collections::BTreeMap, net::IpAddr, process::Command};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, UdpSocket},
+    process::Command,
+    time::Duration,
+};
 
 use agent_kit::table::{MapTable, Table};
 use datapath::{
@@ -9,6 +14,7 @@ use datapath::{
     tunnel::{NetworkKey, Vtep},
 };
 use lab::peer::{self, Exchange, Protocol};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::bed::{Bed, DUAL, KERNEL, eventually, load, ok};
 
@@ -260,4 +266,50 @@ fn a_pod_passes_bulk_data_on() {
         assert!(carried < 100, "{carried} packets by the device");
     }
     drop((server, inner));
+}
+
+/// The same for a router whose next hop is a node again: what is marked as out of a tunnel goes
+/// into one.
+#[test]
+fn a_pod_passes_bulk_data_back() {
+    let bed = Bed::up(DUAL, &[]);
+    bed.assert_joined();
+    let rules = "add table ip t; \
+                 add chain ip t pre { type nat hook prerouting priority dstnat; }; \
+                 add chain ip t post { type nat hook postrouting priority srcnat; }; \
+                 add rule ip t pre tcp dport 80 dnat to 10.244.1.11; \
+                 add rule ip t post masquerade";
+    bed.shell("pod2a", &format!("sysctl -qw net.ipv4.ip_forward=1 && nft '{rules}'"));
+    let (pod, target) = (ok(bed.lab.place("pod1a")), ok(bed.lab.addresses("pod2a")).v4.into());
+    let answer = ok(peer::ask(&pod, Protocol::Tcp, (target, 80).into()));
+    assert_eq!(answer.name(), Some("pod1b"), "{answer:?}");
+    exchange(&bed, target, 8 << 20);
+}
+
+/// A pod that gives the kernel many datagrams at once (`UDP_SEGMENT`).
+#[test]
+fn datagrams_sent_at_once_arrive_one_by_one() {
+    const SIZE: usize = 1_000;
+    const COUNT: usize = 12;
+    let bed = Bed::up(DUAL, &[]);
+    bed.assert_joined();
+    for to in ok(bed.lab.addresses("pod2b")).both() {
+        let bind = |pod: &str| {
+            let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+            ok(ok(bed.lab.enter(pod, || UdpSocket::bind((any, 0)))))
+        };
+        let (sender, receiver) = (bind("pod1a"), bind("pod2b"));
+        ok(receiver.set_read_timeout(Some(Duration::from_secs(2))));
+        ok(setsockopt(&sender, sockopt::UdpGsoSegment, &(SIZE as i32)));
+        let port = ok(receiver.local_addr()).port();
+        let data: Vec<u8> = (0..SIZE * COUNT).map(|at| (at / SIZE * 16 + at % 13) as u8).collect();
+        for _ in 0..20 {
+            assert_eq!(ok(sender.send_to(&data, (to, port))), data.len());
+            for part in data.chunks(SIZE) {
+                let mut buffer = [0; 2 * SIZE];
+                let (length, _) = ok(receiver.recv_from(&mut buffer));
+                assert!(buffer[..length] == *part, "{to}: {length} bytes");
+            }
+        }
+    }
 }
