@@ -203,6 +203,10 @@ const fn halves(word: u32) -> u32 {
 }
 
 #[inline(always)]
-const fn mac(Mac([a, b, c, d, e, f]): Mac) -> [u16; 3] {
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+const fn mac(Mac(bytes): Mac) -> [u16; 3] {
+    [
+        u16::from_ne_bytes([bytes[0], bytes[1]]),
+        u16::from_ne_bytes([bytes[2], bytes[3]]),
+        u16::from_ne_bytes([bytes[4], bytes[5]]),
+    ]
 }

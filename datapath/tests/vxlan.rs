@@ -10,7 +10,7 @@ use datapath::{
     header::tcp,
     host::{
         frame::{Datagram, Sample},
-        tunnel::{Framed, MemoryTunnels},
+        tunnel::{Framed, MemoryTunnels, Refusal},
         verify::{Expect, checksums},
     },
     packet::Packet,
@@ -216,7 +216,7 @@ fn what_programs_do_not_wrap_goes_by_the_device() {
             frame.packet.bytes.resize(65_536 - OVERHEAD as usize, 0);
         }),
         ("a frame for many", |_, frame| frame.to = Mac([0xff; 6])),
-        ("the kernel makes no room", |_, frame| frame.is_elastic = false),
+        ("the kernel makes no room", |_, frame| frame.refusal = Some(Refusal::Room)),
     ];
     for (what, change) in changes {
         let (mut tables, mut frame) = (tables(), sent(&segment(40)));
@@ -361,7 +361,7 @@ fn what_is_known_of_the_pod_decides() {
         }),
         ("too long", |tables, _| tables.tunnel.mtu = 79),
         ("options", |_, frame| frame.packet.bytes[OVERHEAD as usize] = 0x46),
-        ("the kernel does not cut it", |_, frame| frame.is_elastic = false),
+        ("the kernel does not cut it", |_, frame| frame.refusal = Some(Refusal::Room)),
     ];
     for (what, change) in changes {
         let (mut tables, mut frame) = (tables(), arriving(&segment(40)));
@@ -380,9 +380,9 @@ fn what_is_known_of_the_pod_decides() {
 #[test]
 fn what_cannot_be_written_any_more_is_dropped_and_counted() {
     let (mut tables, mut frame) = (tables(), sent(&segment(40)));
-    frame.is_writable = false;
+    frame.refusal = Some(Refusal::Write);
     assert_eq!(shortcut4(&mut frame, &mut tables), Fate::Drop);
-    let mut frame = Framed { is_writable: false, ..arriving(&segment(40)) };
+    let mut frame = Framed { refusal: Some(Refusal::Write), ..arriving(&segment(40)) };
     assert_eq!(intercept(&mut frame, &mut tables), Fate::Drop);
     let reason = Reason::RewriteFailed;
     assert_eq!(tables.drops, [(Hook::PodIngress, reason), (Hook::UplinkIngress, reason)]);

@@ -27,9 +27,17 @@ pub struct Framed {
     /// What the kernel answers: of the flow, and of chance.
     pub hash: u32,
     pub random: u32,
-    /// Whether the kernel makes the packet longer and shorter, and lets it be written to then.
-    pub is_elastic: bool,
-    pub is_writable: bool,
+    /// What the kernel does not do, if anything.
+    pub refusal: Option<Refusal>,
+}
+
+/// What the kernel may refuse to do to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// To make it longer or shorter.
+    Room,
+    /// To let it be written to.
+    Write,
 }
 
 impl Framed {
@@ -46,8 +54,7 @@ impl Framed {
             segment: 0,
             hash: 0,
             random: 0,
-            is_elastic: true,
-            is_writable: true,
+            refusal: None,
         }
     }
 }
@@ -98,7 +105,7 @@ impl Frame for Framed {
     }
 
     fn store_hardware(&mut self, to: Mac, from: Mac, words: [u32; 3]) -> Option<()> {
-        if !self.is_writable {
+        if self.refusal == Some(Refusal::Write) {
             return None;
         }
         (self.to, self.from) = (to, from);
@@ -145,7 +152,7 @@ impl Frame for Framed {
     }
 
     fn encapsulate(&mut self) -> Option<()> {
-        if !self.is_elastic {
+        if self.refusal == Some(Refusal::Room) {
             return None;
         }
         self.packet.bytes.splice(0..0, [0; OVERHEAD as usize]);
@@ -153,7 +160,7 @@ impl Frame for Framed {
     }
 
     fn decapsulate(&mut self) -> Option<()> {
-        if !self.is_elastic {
+        if self.refusal == Some(Refusal::Room) {
             return None;
         }
         self.packet.shed(OVERHEAD)
@@ -161,7 +168,7 @@ impl Frame for Framed {
 
     fn store_outer(&mut self, outer: &Outer) -> Option<()> {
         self.is_marked = false;
-        if !self.is_writable {
+        if self.refusal == Some(Refusal::Write) {
             return None;
         }
         self.packet.store(0, &outer.bytes())

@@ -289,7 +289,7 @@ fn a_pod_passes_bulk_data_back() {
 /// A pod that gives the kernel many datagrams at once (`UDP_SEGMENT`).
 #[test]
 fn datagrams_sent_at_once_arrive_one_by_one() {
-    const SIZE: usize = 1_000;
+    const SIZE: u16 = 1_000;
     const COUNT: usize = 12;
     let bed = Bed::up(DUAL, &[]);
     bed.assert_joined();
@@ -300,13 +300,14 @@ fn datagrams_sent_at_once_arrive_one_by_one() {
         };
         let (sender, receiver) = (bind("pod1a"), bind("pod2b"));
         ok(receiver.set_read_timeout(Some(Duration::from_secs(2))));
-        ok(setsockopt(&sender, sockopt::UdpGsoSegment, &(SIZE as i32)));
+        ok(setsockopt(&sender, sockopt::UdpGsoSegment, &SIZE.into()));
         let port = ok(receiver.local_addr()).port();
-        let data: Vec<u8> = (0..SIZE * COUNT).map(|at| (at / SIZE * 16 + at % 13) as u8).collect();
+        let data: Vec<u8> =
+            (0..usize::from(SIZE) * COUNT).map(|at| (at / 1_000 * 16 + at % 13) as u8).collect();
         for _ in 0..20 {
             assert_eq!(ok(sender.send_to(&data, (to, port))), data.len());
-            for part in data.chunks(SIZE) {
-                let mut buffer = [0; 2 * SIZE];
+            for part in data.chunks(SIZE.into()) {
+                let mut buffer = [0; 2 * SIZE as usize];
                 let (length, _) = ok(receiver.recv_from(&mut buffer));
                 assert!(buffer[..length] == *part, "{to}: {length} bytes");
             }

@@ -11,7 +11,7 @@ use datapath::{
     header::tcp,
     host::{
         frame::{Datagram, Sample},
-        tunnel::{Framed, MemoryTunnels},
+        tunnel::{Framed, MemoryTunnels, Refusal},
     },
     maps::MARKS_LEN,
     tunnel::{Home, Inner, Mac, NetworkKey, Sender, Traffic, Tunnel, Vtep, fast_path},
@@ -272,7 +272,7 @@ mod cases {
         let datagram = Datagram::<F>::udp(place::<F>(1), place::<F>(2));
         assert_eq!(pair.shortcut(Framed::new(datagram.bytes(), LO, POD)), wrapped);
         // Those of many at once, which the kernel cannot put into a tunnel so: by the device.
-        let many = Framed { segment: 100, is_elastic: false, ..out::<F>(2, 1000) };
+        let many = Framed { segment: 100, refusal: Some(Refusal::Room), ..out::<F>(2, 1000) };
         assert_eq!(pair.shortcut(many), Fate::Tunnel);
         let long = Framed { segment: MTU, ..out::<F>(2, 1000) };
         assert_eq!(pair.shortcut(long), Fate::Pass);
@@ -349,7 +349,7 @@ fn segment(payload: usize) -> Datagram<V4> {
 }
 
 fn enter(pair: &mut Pair<V4>, frame: Framed) -> Fate {
-    pair.run("decap_ingress", frame, |frame, tables| intercept(frame, tables)).0
+    pair.run("decap_ingress", frame, intercept).0
 }
 
 #[test]
@@ -382,7 +382,7 @@ fn packets_leave_the_tunnel_at_the_uplink() {
         assert_eq!(enter(&mut pair, arriving(&segment(40))), Fate::Pass, "{other:?}");
     }
     pair.set_tunnel(tunnel);
-    let many = Framed { segment: 100, is_elastic: false, ..arriving(&segment(1000)) };
+    let many = Framed { segment: 100, refusal: Some(Refusal::Room), ..arriving(&segment(1000)) };
     assert_eq!(enter(&mut pair, many), Fate::Pass, "many at once of a kind that it cannot know");
     let ends: [Ipv4; 2] = [2, 1].map(|net| place::<V4>(net).addr);
     pair.translate(hash::pair(ends[0], ends[1]));
