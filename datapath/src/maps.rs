@@ -32,6 +32,7 @@
 //! | `SENDERS` | hash | `Sender` → 1 |
 //! | `HOMES4/6` | LRU hash | address of a pod → `Home` |
 //! | `TUNNELS` | array of one | → `Tunnel` |
+//! | `TRAFFIC` | per-CPU array of one | → `Traffic` |
 //! | `PROXYMARKS` | array of one | the proxy's `MARKS`, where there is a proxy |
 //! | `POLICIES` | array of one | → `Policy` |
 

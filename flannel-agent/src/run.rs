@@ -138,8 +138,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
                     agent.sync(false).await;
                 }
             }
-            Some(()) = notices.changed() => agent.sync(false).await,
-            _ = look.tick() => agent.sync(false).await,
+            Some(()) = notices.changed() => agent.look().await,
+            _ = look.tick() => agent.look().await,
             _ = sweep.tick() => {
                 if sweeping.as_ref().is_none_or(JoinHandle::is_finished) {
                     sweeping = agent.sweep();
@@ -204,6 +204,8 @@ struct Agent {
     subnet_env: Option<String>,
     /// Our subnet is gone, and no other was had yet.
     is_lost: bool,
+    /// Whether packets to a peer leave by the uplink, as far as it was asked since routes changed.
+    ways: BTreeMap<IpAddr, bool>,
 }
 
 /// What an event says of our own lease.
@@ -216,6 +218,12 @@ enum Own {
 }
 
 impl Agent {
+    /// Looks at all there is; routes, too, may be others now.
+    async fn look(&mut self) {
+        self.ways.clear();
+        self.sync(false).await;
+    }
+
     /// Has expired flows removed, where there are any.
     fn sweep(&self) -> Option<JoinHandle<Result<(), AttachError>>> {
         let overlay = self.overlay.as_ref().filter(|_| self.args.ip_masq)?;

@@ -291,7 +291,10 @@ impl Agent {
     /// Rules that see what goes from port to port of a bridge see replies there, too, and must not
     /// find another source than the backend's.
     fn look_at_netfilter(&mut self) {
-        let obstacle = netfilter::obstacle().unwrap_or_else(|err| Some(err.to_string()));
+        let obstacle = match netfilter::obstacles() {
+            Ok(obstacles) => obstacles.forwarded,
+            Err(err) => Some(format!("netfilter cannot be asked: {err}")),
+        };
         let place = match &obstacle {
             None => "at bridges: nothing on this node filters or translates".to_owned(),
             Some(obstacle) => format!("at each pod's device: {obstacle}"),

@@ -37,20 +37,20 @@ pub(crate) trait Side: Sample + Policed {}
 impl<F: Sample + Policed> Side for F {}
 
 /// A table of one family.
-type Rows<K, V> = MapTable<Row<K>, Row<V>>;
+pub(crate) type Rows<K, V> = MapTable<Row<K>, Row<V>>;
 type Flows<F> = Rows<
     FlowKey<<F as datapath::address::Family>::Address>,
     Flow<<F as datapath::address::Family>::Address>,
 >;
 
 /// `TCX_NEXT`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
-const NEXT: i32 = -1;
-const SHOT: i32 = 2;
-const REDIRECT: i32 = 7;
+pub(crate) const NEXT: i32 = -1;
+pub(crate) const SHOT: i32 = 2;
+pub(crate) const REDIRECT: i32 = 7;
 
 /// The interface index of a namespace's `lo`, on which test runs take place.
-const LOOPBACK: u32 = 1;
-static NO_MARKS: [u8; MARKS_LEN] = [0; MARKS_LEN];
+pub(crate) const LOOPBACK: u32 = 1;
+pub(crate) static NO_MARKS: [u8; MARKS_LEN] = [0; MARKS_LEN];
 /// Rows of `SERVICES` and `STATS` that cases use.
 const SERVICES: u32 = 64;
 
@@ -86,13 +86,17 @@ pub(crate) struct Overlay<F: Sample> {
     policies: Rows<u32, Policy>,
 }
 
-fn clear<K: Copy + 'static, V: Copy + 'static>(table: &mut Rows<K, V>) {
+pub(crate) fn clear<K: Copy + 'static, V: Copy + 'static>(table: &mut Rows<K, V>) {
     for (key, _) in table.rows().expect("rows") {
         let _ = table.remove(&key);
     }
 }
 
-fn write<K: Copy + 'static, V: Copy + 'static>(table: &mut Rows<K, V>, key: K, value: V) {
+pub(crate) fn write<K: Copy + 'static, V: Copy + 'static>(
+    table: &mut Rows<K, V>,
+    key: K,
+    value: V,
+) {
     table.insert(&Row(key), &Row(value)).expect("room");
 }
 
