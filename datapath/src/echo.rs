@@ -37,6 +37,17 @@ pub fn ports<F: Network, P: Packet>(packet: &P, transport: &Transport) -> Option
     None
 }
 
+/// True if a packet is an echo request or reply, and no part of one: then it is no error.
+#[inline(always)]
+pub fn is_echo<F: Network, P: Packet>(packet: &P, header: &IpHeader<F::Address>) -> bool {
+    if header.next != F::ICMP || header.part != Part::Whole {
+        return false;
+    }
+    let Some([word]) = packet.words(header.offset) else { return false };
+    let ([kind, ..], (request, reply)) = (word.to_ne_bytes(), kinds::<F>());
+    kind == request || kind == reply
+}
+
 /// Replaces address and identifier of the side that asks, as [`crate::rewrite::rewrite`] does
 /// address and port.
 ///

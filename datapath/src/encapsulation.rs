@@ -11,7 +11,7 @@ use crate::{
     address::{Address, Ipv4, V4, protocol},
     answer::Unreachable,
     counter::{Hook, Reason},
-    hash,
+    echo, hash,
     header::{self, IpHeader, Network, Part},
     icmp,
     packet::Packet,
@@ -149,7 +149,7 @@ fn deliver<F: Network, P: Frame, T: Tunnels<F>>(
     if !is_known || longest::<F, P>(frame, &header, 0)? > tunnel.mtu {
         return None;
     }
-    if is_proxys::<F, T>(tables, tunnel, &header) {
+    if is_proxys::<F, P, T>(frame, tables, tunnel, &header) {
         return None;
     }
     let words = F::forwarded(start(frame)?)?;
@@ -159,14 +159,15 @@ fn deliver<F: Network, P: Frame, T: Tunnels<F>>(
 
 /// True if the Service proxy's programs must see the packet, which is then left to the stack.
 #[inline(always)]
-fn is_proxys<F: Network, T: Tunnels<F>>(
+fn is_proxys<F: Network, P: Frame, T: Tunnels<F>>(
+    frame: &P,
     tables: &mut T,
     tunnel: &Tunnel,
     header: &IpHeader<F::Address>,
 ) -> bool {
     // An error may be about a flow of the proxy, whoever sends it.
     tunnel.fast_path != fast_path::STRAIGHT
-        || F::may_be_icmp(header.next)
+        || F::may_be_icmp(header.next) && !echo::is_echo::<F, P>(frame, header)
         || tables.is_translated(hash::pair(header.src, header.dst))
 }
 
@@ -208,7 +209,7 @@ fn receive<P: Frame, T: Tunnels<V4>>(
     if longest::<V4, P>(frame, header, OVERHEAD)? > tunnel.mtu {
         return None;
     }
-    if is_proxys(tables, tunnel, header) {
+    if is_proxys(frame, tables, tunnel, header) {
         return None;
     }
     let words = V4::forwarded(wrapped.words)?;
@@ -262,7 +263,7 @@ fn send<F: Network + Inner, P: Frame, T: Tunnels<F>>(
     let words = F::forwarded(start(frame)?)?;
     let is_plain = tunnel.uplink != 0 && vtep.by_uplink != 0 && !to.is_group();
     // What the proxy may have to translate, it does where packets leave by the tunnel device.
-    if !F::V6 && is_plain && !is_proxys::<F, T>(tables, tunnel, &header) {
+    if !F::V6 && is_plain && !is_proxys::<F, P, T>(frame, tables, tunnel, &header) {
         let fate = wrap::<F, P, T>(frame, tables, tunnel, &vtep, words);
         if fate.is_some() {
             return fate;

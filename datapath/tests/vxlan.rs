@@ -9,7 +9,7 @@ use datapath::{
     hash,
     header::tcp,
     host::{
-        frame::{Datagram, Sample},
+        frame::{Datagram, Sample, icmp},
         tunnel::{Framed, MemoryTunnels, Refusal},
         verify::{Expect, checksums},
     },
@@ -409,4 +409,24 @@ fn ipv6_goes_by_the_device() {
     let answer = packet.from(place(2)).to(place(1)).bytes();
     let mut frame = Framed { vni: Some(VNI), ..Framed::new(answer, OWN, PEER) };
     assert_eq!(decapsulate::<V6, _, _>(&mut frame, &mut tables), Fate::Pod(VETH));
+}
+
+/// The proxy translates errors about its flows, whoever sends them; an echo is of no flow of its.
+#[test]
+fn errors_are_for_the_proxy_to_see() {
+    let (here, there) = (place(1, 1).addr, place(2, 1).addr);
+    for (kind, is_error) in [(8, false), (0, false), (3, true), (11, true)] {
+        let message = |src, dst| icmp::<V4>(src, dst, [kind, 0], [0; 4], &[7; 40]);
+        let mut tables = tables();
+        let fate = shortcut4(&mut sent(&message(here, there)), &mut tables);
+        assert_eq!(fate, if is_error { Fate::Tunnel } else { Fate::Underlay(UPLINK) });
+        let mut frame = arriving(&message(there, here));
+        let fate = intercept(&mut frame, &mut tables);
+        assert_eq!(fate, if is_error { Fate::Pass } else { Fate::Pod(VETH) }, "{kind}");
+    }
+    // Of which message a later fragment is cannot be told.
+    let (mut tables, mut frame) =
+        (tables(), arriving(&icmp::<V4>(there, here, [8, 0], [0; 4], &[7; 40])));
+    frame.packet.bytes[OVERHEAD as usize + 7] = 1;
+    assert_eq!(intercept(&mut frame, &mut tables), Fate::Pass);
 }
