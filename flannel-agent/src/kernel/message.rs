@@ -398,3 +398,35 @@ pub(super) fn device(message: &RouteMessage) -> Option<u32> {
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_way_neither_wraps_nor_divides() {
+        let route = |kind, more: Vec<RouteAttribute>| {
+            let mut message = RouteMessage::default();
+            message.header.kind = kind;
+            message.attributes = vec![RouteAttribute::Oif(2)];
+            message.attributes.extend(more);
+            plain_device(&message, 1500)
+        };
+        let mtu = |mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]);
+        let router = RouteAttribute::Gateway(Ipv4Addr::new(192, 168, 78, 1).into());
+        assert_eq!(route(RouteType::Unicast, vec![]), Some(2));
+        assert_eq!(route(RouteType::Unicast, vec![router, mtu(1500)]), Some(2));
+        assert_eq!(route(RouteType::Unicast, vec![mtu(1499)]), None);
+        assert_eq!(route(RouteType::Unicast, vec![RouteAttribute::Encap(vec![])]), None);
+        assert_eq!(route(RouteType::Local, vec![]), None);
+    }
+
+    #[test]
+    fn a_way_is_asked_for_with_its_source() {
+        let ip = |nth| IpAddr::from([192, 168, 78, nth]);
+        let message = way(ip(11), ip(12));
+        assert_eq!(message.header.source_prefix_length, 32);
+        assert!(message.attributes.contains(&RouteAttribute::Source(ip(11).into())));
+        assert!(message.attributes.contains(&RouteAttribute::Destination(ip(12).into())));
+    }
+}

@@ -422,24 +422,27 @@ fn state(
     (vxlan, config, uplink): (&Vxlan, &NetConfig, &Uplink),
     listing: &Listing,
 ) -> FastPathState {
-    let (is_on, mut said, mut obstacle) = match wanted {
-        FastPath::On => (true, "on, as told".to_owned(), None),
-        FastPath::Off => (false, "off, as told".into(), None),
+    let off = |said| FastPathState { said, ..FastPathState::default() };
+    let (said, rules) = match wanted {
+        FastPath::Off => return off("off, as told".into()),
+        FastPath::On => ("on, as told", None),
         FastPath::Auto => match netfilter::obstacles() {
+            Err(err) => return off(format!("off: netfilter cannot be asked: {err}")),
             Ok(Obstacles { forwarded: Some(obstacle), .. }) => {
-                (false, format!("off: {obstacle}"), None)
+                return off(format!("off: {obstacle}"));
             }
             Ok(Obstacles { forwarded: None, local }) => {
-                (true, "on, nothing on this node filters or translates".into(), local)
+                ("on, nothing on this node filters or translates", local)
             }
-            Err(err) => (false, format!("off: netfilter cannot be asked: {err}"), None),
         },
     };
-    obstacle = obstacle.or_else(|| hindrance(vxlan, config, uplink, listing));
-    if let (true, Some(reason)) = (is_on, &obstacle) {
-        said = format!("{said}; tunnels by the device: {reason}");
+    match rules.or_else(|| hindrance(vxlan, config, uplink, listing)) {
+        None => FastPathState { is_on: true, encapsulates: true, said: said.into() },
+        Some(reason) => {
+            let said = format!("{said}; tunnels by the device: {reason}");
+            FastPathState { is_on: true, encapsulates: false, said }
+        }
     }
-    FastPathState { is_on, encapsulates: is_on && obstacle.is_none(), said }
 }
 
 /// Why programs cannot do on IPv4 what the tunnel device does: where it would have to divide
