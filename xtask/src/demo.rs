@@ -152,7 +152,7 @@ struct Stage {
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let machine = Machine::new(args.setup.offline)?;
     setup::root("the demo makes network namespaces and loads eBPF programs")?;
-    machine.provide(&setup::lab())?;
+    machine.provide(&setup::joined_lab())?;
     let objects = object::build(&machine)?;
     agents::build_with_peer(&machine, &objects)?;
     let stage = raise(args)?;
