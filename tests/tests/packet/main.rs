@@ -37,3 +37,4 @@ mod frame;
 #[path = "../../../datapath/tests/engine/machine.rs"]
 mod host;
 mod swap;
+mod twins;
