@@ -68,7 +68,7 @@ impl Bed {
     pub(crate) fn furnished(config: &str, arguments: &[&str]) -> Self {
         let mut bed = Self::prepare(config, LabSpec::default().nodes, arguments);
         for (number, node) in bed.lab.spec().clone().nodes() {
-            ok(overlay::remember(&bed.lab, &node.name, number));
+            ok(overlay::remember(&bed.lab, &node.name, number, 2));
         }
         bed.servers = serve(&bed.lab);
         bed
