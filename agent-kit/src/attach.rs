@@ -206,6 +206,8 @@ pub struct Devices<R: 'static, V> {
     links: Links,
     table: MapTable<u32, V>,
     attached: BTreeMap<u32, Attachment<R, V>>,
+    /// Devices that may still have programs of another role.
+    changed: BTreeSet<u32>,
     uses_clsact: bool,
 }
 
@@ -219,7 +221,14 @@ pub struct Outcome {
 
 impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
     pub fn new(hooks: &'static [Hook<R>], links: Links, table: MapTable<u32, V>) -> Self {
-        Self { hooks, links, table, attached: BTreeMap::new(), uses_clsact: false }
+        Self {
+            hooks,
+            links,
+            table,
+            attached: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            uses_clsact: false,
+        }
     }
 
     pub fn attached(&self) -> &BTreeMap<u32, Attachment<R, V>> {
@@ -232,38 +241,84 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
     }
 
     /// Brings devices to their roles, by interface index. A device that fails is tried again the
-    /// next time.
+    /// next time. Where roles change, all that have the new ones are there before any that had the
+    /// old ones goes, and before a row says so: what is seen is seen twice for a moment, and not
+    /// never.
     pub fn sync(&mut self, ebpf: &mut Ebpf, devices: &BTreeMap<u32, Attachment<R, V>>) -> Outcome {
         let mut outcome = Outcome::default();
-        self.forget(devices, &mut outcome);
+        self.forget(&mut outcome);
+        let mut ready = Vec::new();
         for (&ifindex, wanted) in devices {
             if self.attached.get(&ifindex) == Some(wanted) {
                 continue;
             }
             match self.attach(ebpf, ifindex, wanted) {
-                Ok(()) => {
-                    if self.attached.insert(ifindex, wanted.clone()).is_none() {
-                        outcome.attached.push(wanted.name.clone());
-                    }
-                }
+                Ok(()) => ready.push((ifindex, wanted)),
                 // It went while it was attached to; the next list does not name it.
                 Err(AttachError::Link(err)) if err.is_gone() => {}
                 Err(err) => outcome.errors.push(err),
             }
         }
+        let is_whole = outcome.errors.is_empty();
+        for (ifindex, wanted) in ready {
+            match self.tell(ifindex, wanted, is_whole) {
+                Ok(true) => {
+                    self.changed.insert(ifindex);
+                    if self.attached.insert(ifindex, wanted.clone()).is_none() {
+                        outcome.attached.push(wanted.name.clone());
+                    }
+                }
+                Ok(false) => {}
+                Err(err) => outcome.errors.push(err),
+            }
+        }
+        if outcome.errors.is_empty() {
+            self.shed(devices, &mut outcome);
+        }
+        self.forget_rows(devices, &mut outcome);
         outcome
     }
 
-    /// The programs must find the row when their first packet comes.
+    /// The programs must find a row when their first packet comes.
     fn attach(
         &mut self,
         ebpf: &mut Ebpf,
         ifindex: u32,
         wanted: &Attachment<R, V>,
     ) -> Result<(), AttachError> {
-        self.table
-            .insert(&ifindex, &wanted.device)
-            .map_err(|source| AttachError::Device { ifindex, source })?;
+        let failed = |source| AttachError::Device { ifindex, source };
+        if self.table.get(&ifindex).map_err(failed)?.is_none() {
+            self.table.insert(&ifindex, &wanted.device).map_err(failed)?;
+        }
+        self.attach_hooks(ebpf, ifindex, wanted)
+    }
+
+    /// Writes a row that is another now; false if that must wait, because the device changes its
+    /// role and others have not got theirs.
+    fn tell(
+        &mut self,
+        ifindex: u32,
+        wanted: &Attachment<R, V>,
+        is_whole: bool,
+    ) -> Result<bool, AttachError> {
+        let failed = |source| AttachError::Device { ifindex, source };
+        if self.table.get(&ifindex).map_err(failed)? == Some(wanted.device) {
+            return Ok(true);
+        }
+        let has_role = |before: &Attachment<R, V>| before.role == wanted.role;
+        if !is_whole && !self.attached.get(&ifindex).is_some_and(has_role) {
+            return Ok(false);
+        }
+        self.table.insert(&ifindex, &wanted.device).map_err(failed)?;
+        Ok(true)
+    }
+
+    fn attach_hooks(
+        &mut self,
+        ebpf: &mut Ebpf,
+        ifindex: u32,
+        wanted: &Attachment<R, V>,
+    ) -> Result<(), AttachError> {
         for hook in self.hooks.iter().filter(|hook| hook.role == wanted.role) {
             if !self.uses_clsact {
                 let name = hook.pin_name(ifindex);
@@ -286,53 +341,68 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
         Ok(())
     }
 
-    /// Drops rows and pins of devices that are gone, or have another role now.
-    fn forget(&mut self, devices: &BTreeMap<u32, Attachment<R, V>>, outcome: &mut Outcome) {
-        let keeps =
-            |ifindex: u32, role: R| devices.get(&ifindex).is_some_and(|wanted| wanted.role == role);
+    /// Drops pins of devices that are gone.
+    fn forget(&mut self, outcome: &mut Outcome) {
+        let pinned = match self.links.list() {
+            Ok(pinned) => pinned,
+            Err(err) => return outcome.errors.push(err.into()),
+        };
+        self.miss(&pinned, outcome);
+        for link in pinned.iter().filter(|link| !link.is_attached()) {
+            let Some((_, ifindex)) = parse_pin(self.hooks, &link.name) else { continue };
+            if let Err(err) = self.links.detach(&link.name) {
+                outcome.errors.push(err.into());
+            }
+            // A device of the same index that is new must be attached to anew.
+            if let Some(attachment) = self.attached.remove(&ifindex) {
+                outcome.detached.push(attachment.name);
+            }
+        }
+    }
+
+    /// Takes off what devices have from other roles, or from one where they have none now.
+    fn shed(&mut self, devices: &BTreeMap<u32, Attachment<R, V>>, outcome: &mut Outcome) {
+        // One program may serve two roles.
+        let has = |role: R, program: &str| {
+            self.hooks.iter().any(|hook| hook.role == role && hook.program == program)
+        };
+        let keeps = |ifindex: u32, program: &str| {
+            devices.get(&ifindex).is_some_and(|wanted| has(wanted.role, program))
+        };
         match self.links.list() {
             Ok(pinned) => {
-                self.miss(&pinned, outcome);
                 for link in pinned {
-                    let Some((hook, ifindex)) = parse_pin(self.hooks, &link.name) else {
-                        continue;
-                    };
-                    // One program may serve two roles.
-                    let mut same = self.hooks.iter().filter(|same| same.program == hook.program);
-                    let is_kept = same.any(|same| keeps(ifindex, same.role));
-                    if !link.is_attached() || !is_kept {
-                        if let Err(err) = self.links.detach(&link.name) {
-                            outcome.errors.push(err.into());
-                        }
-                        // A device of the same index that is new must be attached to anew.
-                        if let Some(attachment) = self.attached.remove(&ifindex) {
-                            outcome.detached.push(attachment.name);
-                        }
+                    if let Some((hook, ifindex)) = parse_pin(self.hooks, &link.name)
+                        && !keeps(ifindex, hook.program)
+                        && let Err(err) = self.links.detach(&link.name)
+                    {
+                        outcome.errors.push(err.into());
                     }
                 }
             }
             Err(err) => outcome.errors.push(err.into()),
         }
-        let gone: Vec<u32> = self
-            .attached
-            .iter()
-            .filter(|(index, attached)| !keeps(**index, attached.role))
-            .map(|(&index, _)| index)
-            .collect();
-        for ifindex in gone {
-            if let Some(attachment) = self.attached.remove(&ifindex) {
-                if self.uses_clsact {
-                    let of_role = |hook: &&Hook<R>| hook.role == attachment.role;
-                    for hook in self.hooks.iter().filter(of_role) {
-                        clsact::detach(&attachment.name, hook.clsact(), hook.program);
-                    }
+        if self.uses_clsact {
+            for ifindex in std::mem::take(&mut self.changed) {
+                let Some(attachment) = self.attached.get(&ifindex) else { continue };
+                let others = self.hooks.iter().filter(|hook| !keeps(ifindex, hook.program));
+                for hook in others {
+                    clsact::detach(&attachment.name, hook.clsact(), hook.program);
                 }
-                outcome.detached.push(attachment.name);
             }
         }
+        let is_idle = |ifindex: &u32, _: &mut Attachment<R, V>| !devices.contains_key(ifindex);
+        for (_, attachment) in self.attached.extract_if(.., is_idle) {
+            if self.uses_clsact {
+                detach_clsact(self.hooks, &attachment.name);
+            }
+            outcome.detached.push(attachment.name);
+        }
+    }
+
+    fn forget_rows(&mut self, devices: &BTreeMap<u32, Attachment<R, V>>, outcome: &mut Outcome) {
         let rows = self.table.rows().unwrap_or_default();
-        let known: BTreeSet<u32> = devices.keys().copied().collect();
-        for (ifindex, _) in rows.iter().filter(|(ifindex, _)| !known.contains(ifindex)) {
+        for (ifindex, _) in rows.iter().filter(|(ifindex, _)| !devices.contains_key(ifindex)) {
             match self.table.remove(ifindex) {
                 Ok(()) | Err(TableError::Missing) => {}
                 Err(source) => {

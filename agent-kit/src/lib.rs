@@ -1,6 +1,7 @@
 //! What both agents need and neither owns. Of the kernel: tables (maps) behind one trait with a
 //! fake that refuses what the kernel refuses, objects loaded with their maps pinned, links
-//! that outlive the process, the wait for running programs, word of changed devices. Toward
+//! that outlive the process, the wait for running programs, word of changed
+//! devices and rules. Toward
 //! people: the log, problems, the status server, what commands print, what `check` finds.
 //!
 //! aya loads objects and programs. What it lacks (batches, links by interface index, link
@@ -21,6 +22,7 @@ pub mod kernel;
 pub mod link;
 pub mod log;
 pub mod mount;
+pub mod netfilter;
 pub mod netlink;
 pub mod notice;
 pub mod object;

@@ -1,8 +1,11 @@
 //! What the programs must know of a device they run on.
 
-use crate::address::{Ipv4, Ipv6};
+use crate::{
+    address::{Ipv4, Ipv6},
+    tunnel::Mac,
+};
 
-/// Value of the hash table `DEVICES`, keyed by interface index: 20 bytes.
+/// Value of the hash table `DEVICES`, keyed by interface index: 28 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Device {
@@ -10,6 +13,11 @@ pub struct Device {
     /// zero if the device has no address of the family.
     pub masquerade4: Ipv4,
     pub masquerade6: Ipv6,
+    /// Where a bridge's own hook sees what leaves toward the pods on it, and not this port's: the
+    /// bridge's address. A frame to another goes from port to port, and past the bridge's hook.
+    /// Zero elsewhere.
+    pub bridge: Mac,
+    pub pad: u16,
 }
 
 /// What an address family finds in a [`Device`].

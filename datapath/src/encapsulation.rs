@@ -2,17 +2,21 @@
 //!
 //! `encapsulate` runs where a packet leaves by the tunnel device, `decapsulate` where one has
 //! come out of it; `shortcut` where a pod's packet enters the node, so that it need not take the
-//! way over bridge and IP stack to the tunnel device.
+//! way over bridge and IP stack to the tunnel device, and `intercept` where a packet in a tunnel
+//! enters the node, so that it need not take the way over a socket to that device. Both leave
+//! to the tunnel device what is IPv6: a tunnel over IPv6 needs a checksum of its own, which the
+//! kernel has at hand.
 
 use crate::{
-    address::{Address, protocol},
+    address::{Address, Ipv4, V4, protocol},
     answer::Unreachable,
     counter::{Hook, Reason},
     hash,
     header::{self, IpHeader, Network, Part},
     icmp,
     packet::Packet,
-    tunnel::{Frame, HOME_TICKS, Home, Inner, Mac, Sender, Tunnel, Tunnels, fast_path},
+    tunnel::{Frame, HOME_TICKS, Home, Inner, Mac, Sender, Tunnel, Tunnels, Vtep, fast_path},
+    vxlan::{self, Ends, OVERHEAD, Outer, Wrapped},
 };
 
 /// What becomes of a packet.
@@ -27,8 +31,8 @@ pub enum Fate {
     Answer,
     /// Out by the tunnel device, at once.
     Tunnel,
-    /// Out by the device of this index, which leads to a pod, at once.
-    Home(u32),
+    /// Out to another node by the device of this index, at once: the packet has its outer headers.
+    Underlay(u32),
     /// Into the pod behind that device, past what is attached to it.
     Pod(u32),
 }
@@ -141,14 +145,83 @@ fn deliver<F: Network, P: Frame, T: Tunnels<F>>(
     let header = F::header(frame, 0)?;
     let now = tables.now();
     let home = *tables.home(header.dst)?;
-    if home.device == 0 || is_old(&home, now) || !fits::<F, P>(frame, &header, tunnel.mtu) {
+    let is_known = home.device != 0 && !is_old(&home, now);
+    if !is_known || longest::<F, P>(frame, &header, 0)? > tunnel.mtu {
+        return None;
+    }
+    if is_proxys::<F, T>(tables, tunnel, &header) {
         return None;
     }
     let words = F::forwarded(start(frame)?)?;
     frame.store_hardware(home.mac, tunnel.mac4, words)?;
-    let is_seen = tunnel.fast_path != fast_path::STRAIGHT
-        || tables.is_translated(hash::pair(header.src, header.dst));
-    Some(if is_seen { Fate::Home(home.device) } else { Fate::Pod(home.device) })
+    Some(Fate::Pod(home.device))
+}
+
+/// True if the Service proxy's programs must see the packet, which is then left to the stack.
+#[inline(always)]
+fn is_proxys<F: Network, T: Tunnels<F>>(
+    tables: &mut T,
+    tunnel: &Tunnel,
+    header: &IpHeader<F::Address>,
+) -> bool {
+    // An error may be about a flow of the proxy, whoever sends it.
+    tunnel.fast_path != fast_path::STRAIGHT
+        || F::may_be_icmp(header.next)
+        || tables.is_translated(hash::pair(header.src, header.dst))
+}
+
+/// A packet entered the node by an uplink. One that is out of the tunnel, for a pod whose place is
+/// known and of which nothing is left for the kernel to say, leaves the tunnel here; any other is
+/// not touched. What is refused, the tunnel device's program refuses.
+#[inline(always)]
+pub fn intercept<P: Frame, T: Tunnels<V4>>(frame: &mut P, tables: &mut T) -> Fate {
+    let tunnel = tables.tunnel();
+    if tunnel.uplink == 0 {
+        return Fate::Pass;
+    }
+    let Some(wrapped) = vxlan::read(frame, &tunnel) else { return Fate::Pass };
+    receive(frame, tables, &tunnel, &wrapped).unwrap_or(Fate::Pass)
+}
+
+/// Frees the packet of its tunnel and makes it ready for the pod.
+#[inline(always)]
+fn receive<P: Frame, T: Tunnels<V4>>(
+    frame: &mut P,
+    tables: &mut T,
+    tunnel: &Tunnel,
+    wrapped: &Wrapped,
+) -> Option<Fate> {
+    if wrapped.to != tunnel.mac4 || !tables.is_sender(Sender { mac: wrapped.from, pad: 0 }) {
+        return None;
+    }
+    let header = &wrapped.header;
+    // The kernel's helper leaves a GSO packet's note that it is in a tunnel. TCP never asks; the
+    // segments of UDP would come out as what they are not.
+    if frame.segment() != 0 && header.next != protocol::TCP {
+        return None;
+    }
+    let now = tables.now();
+    let home = *tables.home(header.dst)?;
+    if home.device == 0 || is_old(&home, now) {
+        return None;
+    }
+    if longest::<V4, P>(frame, header, OVERHEAD)? > tunnel.mtu {
+        return None;
+    }
+    if is_proxys(tables, tunnel, header) {
+        return None;
+    }
+    let words = V4::forwarded(wrapped.words)?;
+    frame.decapsulate()?;
+    if frame.store_hardware(home.mac, tunnel.mac4, words).is_none() {
+        tables.count_drop(Hook::UplinkIngress, Reason::RewriteFailed);
+        return Some(Fate::Drop);
+    }
+    if let Some(traffic) = tables.traffic() {
+        traffic.received_packets += 1;
+        traffic.received_bytes += frame.len() as u64;
+    }
+    Some(Fate::Pod(home.device))
 }
 
 /// A pod's packet entered the node by the device of this index.
@@ -162,10 +235,7 @@ pub fn shortcut<F: Network + Inner, P: Frame, T: Tunnels<F>>(
     if tunnel.fast_path == fast_path::OFF {
         return Fate::Pass;
     }
-    match send::<F, P, T>(frame, tables, &tunnel, device) {
-        Some(()) => Fate::Tunnel,
-        None => Fate::Pass,
-    }
+    send::<F, P, T>(frame, tables, &tunnel, device).unwrap_or(Fate::Pass)
 }
 
 /// Makes the packet ready for the tunnel, if it is for another node's pod and nothing is left for
@@ -177,23 +247,67 @@ fn send<F: Network + Inner, P: Frame, T: Tunnels<F>>(
     tables: &mut T,
     tunnel: &Tunnel,
     device: u32,
-) -> Option<()> {
+) -> Option<Fate> {
     let header = F::header(frame, 0)?;
     let vtep = tables.vtep(header.dst)?;
     // What claims to come from elsewhere is for the stack's reverse path filter.
     if !F::pods(tunnel).contains(header.src) {
         return None;
     }
-    let (_, mac) = frame.hardware()?;
+    let (to, mac) = frame.hardware()?;
     learn::<F, T>(tables, header.src, device, mac);
-    if !fits::<F, P>(frame, &header, tunnel.mtu) {
+    if longest::<F, P>(frame, &header, 0)? > tunnel.mtu {
         return None;
     }
     let words = F::forwarded(start(frame)?)?;
+    let is_plain = tunnel.uplink != 0 && vtep.by_uplink != 0 && !to.is_group();
+    // What the proxy may have to translate, it does where packets leave by the tunnel device.
+    if !F::V6 && is_plain && !is_proxys::<F, T>(tables, tunnel, &header) {
+        let fate = wrap::<F, P, T>(frame, tables, tunnel, &vtep, words);
+        if fate.is_some() {
+            return fate;
+        }
+    }
     frame.send_to::<F>(tunnel, &vtep)?;
     frame.store_hardware(vtep.mac, F::mac(tunnel), words)?;
     frame.mark_sent();
-    Some(())
+    Some(Fate::Tunnel)
+}
+
+/// Puts the packet, which is to begin with `words`, into the tunnel at once. `None` where the
+/// tunnel device must: nothing changed.
+#[inline(always)]
+fn wrap<F: Network + Inner, P: Frame, T: Tunnels<F>>(
+    frame: &mut P,
+    tables: &mut T,
+    tunnel: &Tunnel,
+    vtep: &Vtep<F::Address>,
+    words: [u32; 3],
+) -> Option<Fate> {
+    let whole = frame.len();
+    // More than an outer header can tell of.
+    if whole > u16::MAX as u32 - OVERHEAD {
+        return None;
+    }
+    let ends = Ends {
+        src: tunnel.underlay4,
+        dst: Ipv4::from_raw(vtep.underlay.words()[0]),
+        src_port: vxlan::source_port(frame.flow_hash()),
+        dst_port: tunnel.port,
+    };
+    let macs = [vtep.mac, F::mac(tunnel)];
+    let id = frame.random() as u16;
+    let outer = Outer::new(&ends, tunnel.vni, macs, words, whole as u16, id);
+    frame.encapsulate()?;
+    if frame.store_outer(&outer).is_none() {
+        tables.count_drop(Hook::PodIngress, Reason::RewriteFailed);
+        return Some(Fate::Drop);
+    }
+    if let Some(traffic) = tables.traffic() {
+        traffic.sent_packets += 1;
+        traffic.sent_bytes += whole as u64;
+    }
+    Some(Fate::Underlay(tunnel.uplink))
 }
 
 /// Learns where a pod is. An address that two devices claim within [`HOME_TICKS`] is left to the
@@ -222,21 +336,24 @@ const fn is_old(home: &Home, now: u32) -> bool {
     now.wrapping_sub(home.last) > HOME_TICKS
 }
 
-/// True if the packet, or each that a GSO packet becomes, is no longer than `mtu`. What cannot be
-/// told is left to the stack.
+/// Length of the packet that begins at `at`, or of the longest that a GSO packet becomes. What
+/// cannot be told is left to the stack, and so are options, which each hop has to heed.
 #[inline(always)]
-fn fits<F: Network, P: Frame>(frame: &P, header: &IpHeader<F::Address>, mtu: u32) -> bool {
+fn longest<F: Network, P: Frame>(frame: &P, header: &IpHeader<F::Address>, at: u32) -> Option<u32> {
+    if header.offset != at + F::HEADER {
+        return None;
+    }
     let segment = frame.segment();
     if segment == 0 {
-        return frame.len() <= mtu;
+        return frame.len().checked_sub(at);
     }
     let headers = match header.next {
-        protocol::TCP => match frame.words::<1>(header.offset + 12) {
-            Some([word]) => header.offset + (word.to_ne_bytes()[0] >> 4) as u32 * 4,
-            None => return false,
-        },
-        protocol::UDP => header.offset + 8,
-        _ => return false,
+        protocol::TCP => {
+            let [word] = frame.words(header.offset + 12)?;
+            F::HEADER + (word.to_ne_bytes()[0] >> 4) as u32 * 4
+        }
+        protocol::UDP => F::HEADER + 8,
+        _ => return None,
     };
-    headers + segment <= mtu
+    Some(headers + segment)
 }

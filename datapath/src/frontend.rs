@@ -51,7 +51,7 @@ pub mod kind {
 
 /// Value of `ADDRESSES4` and `ADDRESSES6`, whose key is the bare address: 4 bytes. Every
 /// packet's destination is looked up here first; no row means that it is none of ours. Before a
-/// row is inserted, the byte of [`address_mark`] must be set in `ADDRESSMARKS`.
+/// row is inserted, [`mark::of_use`] must be set in the byte of [`address_mark`] in `ADDRESSMARKS`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AddressUse {
@@ -59,12 +59,50 @@ pub struct AddressUse {
     pub flags: u32,
 }
 
-/// The byte of `ADDRESSMARKS` that stands for an address. Bytes are set and never cleared: one
+/// The byte of `ADDRESSMARKS` that stands for an address. Bits are set and never cleared: one
 /// that stands for nothing any more costs a look-up, one that is missing would cost the packet.
 #[inline(always)]
 #[must_use]
 pub fn address_mark<A: crate::address::Address>(address: A) -> usize {
     crate::hash::mix(address.fold()) as usize & (crate::maps::MARKS_LEN - 1)
+}
+
+/// The byte of `PORTMARKS` that stands for a port: of frontends with addresses that have other ports
+/// too. Set before the frontend's row is inserted, and never cleared.
+#[inline(always)]
+#[must_use]
+pub fn port_mark(port: Be16) -> usize {
+    port.raw() as usize
+}
+
+/// Bits of marks.
+pub mod mark {
+    use super::address_use;
+    use crate::address::protocol;
+
+    /// In `ADDRESSMARKS`: what goes to the address is for us to decide, whatever its port.
+    pub const WHOLE: u8 = 1;
+    /// In `ADDRESSMARKS`: what goes to its frontends, and the replies to flows that have it as
+    /// their source.
+    pub const PORTS: u8 = 2;
+
+    /// The bit of `ADDRESSMARKS` for an address with these bits of [`address_use`].
+    #[must_use]
+    pub const fn of_use(flags: u32) -> u8 {
+        if flags & address_use::CLUSTER_IP != 0 { WHOLE } else { PORTS }
+    }
+
+    /// The bit of `PORTMARKS` for a protocol that has ports; zero for another.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_protocol(proto: u8) -> u8 {
+        match proto {
+            protocol::TCP => 1,
+            protocol::UDP => 2,
+            protocol::SCTP => 4,
+            _ => 0,
+        }
+    }
 }
 
 /// What an address is used for, as bits.

@@ -42,3 +42,4 @@ pub mod socket;
 pub mod tables;
 pub mod track;
 pub mod tunnel;
+pub mod vxlan;

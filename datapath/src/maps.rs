@@ -19,6 +19,7 @@
 //! | `WALKS` | array of two | family → `Walk` over the flow table |
 //! | `SCRATCH4/6` | per-CPU array of one | → `Scratch`, a row in the making |
 //! | `ADDRESSMARKS` | array of one, mmap | → one byte per hash of an address in `ADDRESSES4/6` |
+//! | `PORTMARKS` | array of one, mmap | → one byte per port of a frontend that is no cluster IP's |
 //! | `MARKS` | array of one | → one byte per hash of an address pair |
 //! | `PEERMARKS` | array of one | → one byte for the ports of backends that sockets were given |
 //!
@@ -31,6 +32,7 @@
 //! | `SENDERS` | hash | `Sender` → 1 |
 //! | `HOMES4/6` | LRU hash | address of a pod → `Home` |
 //! | `TUNNELS` | array of one | → `Tunnel` |
+//! | `TRAFFIC` | per-CPU array of one | → `Traffic` |
 //! | `PROXYMARKS` | array of one | the proxy's `MARKS`, where there is a proxy |
 //! | `POLICIES` | array of one | → `Policy` |
 
@@ -52,9 +54,11 @@ pub const PEERS_CAPACITY: usize = 32_768;
 pub const DEVICES_CAPACITY: usize = 4_096;
 /// Bytes of the one row of `MARKS` and of `ADDRESSMARKS`; a power of two.
 pub const MARKS_LEN: usize = 65_536;
+/// Bytes of the one row of `PORTMARKS`: one for each port.
+pub const PORTMARKS_LEN: usize = 65_536;
 /// Bytes of the one row of `PEERMARKS`; a power of two.
 pub const PEERMARKS_LEN: usize = 4_096;
 
 /// Raised when a key or value changes its layout: it is part of the pins' path, so that an old
 /// table is never read with new eyes.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;

@@ -54,6 +54,9 @@ pub fn find_port<F: Network, T: FlowTables<F>>(
         let offset = ((step as u64 * ports as u64) >> 32) as u16;
         tables.parties().source = Place::new(address, Be16::new(first.wrapping_add(offset)));
         if tables.claim(service, attempt >= TRIES - FORCED) {
+            // By which a reply to the source is told from what else comes to this address.
+            let backend = tables.parties().backend.addr;
+            tables.mark(hash::pair(address, backend));
             return Ok(());
         }
     }

@@ -11,7 +11,7 @@ use crate::{
     service::{Service, ServiceCounters, ServiceName},
     settings::Settings,
     socket::{Connected, Peer, PeerKey},
-    tunnel::{Home, NetworkKey, Sender, Tunnel, Vtep},
+    tunnel::{Home, NetworkKey, Sender, Traffic, Tunnel, Vtep},
 };
 
 macro_rules! pod {
@@ -52,7 +52,7 @@ pod! {
     PeerKey<Ipv6>: 28,
     Peer<Ipv4>: 12,
     Peer<Ipv6>: 24,
-    Device: 20,
+    Device: 28,
     Settings: 24,
     Policy: 60,
     NetworkKey<Ipv4>: 8,
@@ -60,6 +60,7 @@ pod! {
     Vtep<Ipv4>: 12,
     Vtep<Ipv6>: 24,
     Sender: 8,
-    Tunnel: 80,
+    Tunnel: 88,
+    Traffic: 32,
     Home: 16,
 }

@@ -2,16 +2,26 @@
 //! frame.
 
 use crate::{
-    address::{Address, Family, Ipv4, Ipv6, V4, V6},
+    address::{Address, Be16, Family, Ipv4, Ipv6, V4, V6},
     counter::{Hook, Reason},
     header::Network,
     packet::Packet,
+    vxlan::Outer,
 };
 
 /// A hardware address.
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, PartialOrd, Ord)]
 pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// True for an address of many devices.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_group(self) -> bool {
+        self.0[0] & 1 != 0
+    }
+}
 
 /// Key of the LPM tries `VTEPS4/6`, as the kernel wants it: 8 and 20 bytes.
 #[repr(C)]
@@ -30,7 +40,9 @@ pub struct Vtep<A> {
     pub underlay: A,
     /// Of the node's tunnel device.
     pub mac: Mac,
-    pub pad: u16,
+    /// 1 if packets to the node leave by [`Tunnel::uplink`], as they are; 0 if the tunnel device
+    /// has to find their way.
+    pub by_uplink: u16,
 }
 
 /// Key of the hash table `SENDERS`: the tunnel device of a node that frames may come from.
@@ -41,7 +53,7 @@ pub struct Sender {
     pub pad: u16,
 }
 
-/// The one row of the array `TUNNELS`: what the agent tells the programs. 80 bytes.
+/// The one row of the array `TUNNELS`: what the agent tells the programs. 88 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tunnel {
@@ -66,14 +78,33 @@ pub struct Tunnel {
     pub pods6: NetworkKey<Ipv6>,
     /// [`crate::settings::Settings::ipv6_checksum_flags`].
     pub ipv6_checksum_flags: u32,
+    /// Interface index of the device toward the other nodes; zero where the tunnel device alone
+    /// is to encapsulate and decapsulate.
+    pub uplink: u32,
+    /// UDP port of the tunnels.
+    pub port: Be16,
+    pub end: u16,
+}
+
+/// The one row of the per-CPU array `TRAFFIC`: packets that passed the tunnel device by, of which
+/// its own counters do not tell. 32 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Traffic {
+    /// A GSO packet is one packet, and bytes are those from the network header on: both as the
+    /// device counts.
+    pub received_packets: u64,
+    pub received_bytes: u64,
+    pub sent_packets: u64,
+    pub sent_bytes: u64,
 }
 
 /// Whether packets pass bridge and IP stack by.
 pub mod fast_path {
     pub const OFF: u8 = 0;
-    /// To a pod by the node's end of its pair of devices, where other programs see them.
-    pub const BY_DEVICE: u8 = 1;
-    /// To a pod by its own end, unless the Service proxy may have something to translate.
+    /// Into the tunnel, by its device; out of it they pass both, where other programs see them.
+    pub const ONE_WAY: u8 = 1;
+    /// Both ways, unless the Service proxy may have something to translate.
     pub const STRAIGHT: u8 = 2;
 }
 
@@ -164,6 +195,8 @@ pub trait Tunnels<F: Network> {
     /// True if the Service proxy may have a row for packets between two addresses, by their
     /// [`crate::hash::pair`], where they leave toward a pod.
     fn is_translated(&mut self, pair: u32) -> bool;
+    /// The row of `TRAFFIC`, to be added to.
+    fn traffic(&mut self) -> Option<&mut Traffic>;
     fn count_drop(&mut self, hook: Hook, reason: Reason);
 }
 
@@ -200,4 +233,21 @@ pub trait Frame: Packet {
 
     /// Payload of each packet that a GSO packet becomes; zero if it is none.
     fn segment(&self) -> u32;
+
+    /// A number that all packets of one flow have, and few others.
+    fn flow_hash(&self) -> u32;
+
+    /// A number that nobody can foretell.
+    fn random(&self) -> u32;
+
+    /// Makes room for a tunnel's headers, [`crate::vxlan::OVERHEAD`] bytes, between link layer and
+    /// packet, so that segments of a GSO packet each get them. Where that fails, nothing changed.
+    fn encapsulate(&mut self) -> Option<()>;
+
+    /// Takes as much away. Where that fails, nothing changed.
+    fn decapsulate(&mut self) -> Option<()>;
+
+    /// Writes a tunnel's headers where [`Frame::encapsulate`] has made room, and takes the mark
+    /// off; see [`Frame::send_to`].
+    fn store_outer(&mut self, outer: &Outer) -> Option<()>;
 }

@@ -2,14 +2,17 @@
 
 use std::{path::Path, process::Command};
 
-use agent_kit::finding::{Finding, Verdict, bpffs, capabilities, forwarding, lacking, ok};
+use agent_kit::{
+    finding::{Finding, Verdict, bpffs, capabilities, forwarding, lacking, ok},
+    netfilter::{self, Obstacles},
+};
 
 use crate::{
     config::InterfaceSettings,
     device,
     interface::{Choice, Listing, select},
     kernel::Kernel,
-    netfilter, object,
+    object,
     subnet::Family,
 };
 
@@ -62,9 +65,16 @@ fn programs() -> Finding {
 
 fn fast_path() -> Finding {
     let subject = "fast path";
-    match netfilter::obstacle() {
-        Ok(None) => ok(subject, "nothing on this node filters or translates what is forwarded"),
-        Ok(Some(obstacle)) => {
+    match netfilter::obstacles() {
+        Ok(Obstacles { forwarded: None, local: None }) => {
+            ok(subject, "nothing on this node filters or translates")
+        }
+        Ok(Obstacles { forwarded: None, local: Some(obstacle) }) => {
+            let advice = "packets of pods take the way over the tunnel device, which costs time; \
+                          --fast-path on if the rules are none of the tunnel's";
+            lacking(subject, Verdict::Warning, obstacle, advice)
+        }
+        Ok(Obstacles { forwarded: Some(obstacle), .. }) => {
             let advice = "packets of pods take the way over bridge and IP stack, which costs time; \
                           --fast-path on if the rules are none of theirs";
             lacking(subject, Verdict::Warning, obstacle, advice)

@@ -38,6 +38,11 @@ pub enum DeviceKind {
     Programs,
 }
 
+/// The port of the tunnels.
+pub fn port(vxlan: &Vxlan) -> u16 {
+    if vxlan.port == 0 { KERNEL_PORT } else { vxlan.port }
+}
+
 /// Bytes that a packet grows by: outer Ethernet header, IP, UDP, VXLAN.
 pub fn overhead(family: Family) -> u32 {
     match family {

@@ -35,6 +35,8 @@ pub struct Remote {
     pub address: IpAddr,
     /// Of its tunnel device.
     pub mac: Mac,
+    /// Whether a packet to the node may leave by the uplink as a program made it.
+    pub by_uplink: bool,
 }
 
 /// The way to a network.
@@ -263,7 +265,8 @@ mod tests {
                         entries.routes.insert(network, hop(1, ip(peer), true));
                     }
                     Way::Programs => {
-                        let to = Remote { address: ip(100 + outer), mac: mac(inner) };
+                        let (address, by_uplink) = (ip(100 + outer), outer % 2 == 0);
+                        let to = Remote { address, mac: mac(inner), by_uplink };
                         entries.vteps.insert(network, to);
                         entries.senders.insert(to.mac);
                         entries.blackholes.insert(network);

@@ -261,9 +261,18 @@ impl Kernel {
         message::device(&self.route_to(address).await?)
     }
 
+    /// The device that packets of `length` bytes from one address to another leave by as they are.
+    pub async fn plain_device(&self, from: IpAddr, to: IpAddr, length: u32) -> Option<u32> {
+        message::plain_device(&self.route(message::way(from, to)).await?, length)
+    }
+
     /// The route that packets to an address take.
     async fn route_to(&self, address: IpAddr) -> Option<RouteMessage> {
-        let request = RouteNetlinkMessage::GetRoute(message::way_to(address));
+        self.route(message::way_to(address)).await
+    }
+
+    async fn route(&self, request: RouteMessage) -> Option<RouteMessage> {
+        let request = RouteNetlinkMessage::GetRoute(request);
         let answers = self.ask(request, 0).await.ok()?;
         answers.into_iter().find_map(route)
     }

@@ -22,6 +22,7 @@ use agent_kit::{
 };
 use aya::maps::Map;
 use datapath::{
+    address::Be16,
     device::Device,
     policy::Policy,
     tunnel::{NetworkKey, Tunnel as Row},
@@ -30,7 +31,7 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     entries::{Entries, Op},
-    interface::{Listing, Uplink},
+    interface::{Listing, Traffic, Uplink},
     masquerade, object,
     peers::Tunnel,
     subnet::{Family, Subnet},
@@ -45,10 +46,12 @@ pub enum Role {
     MasqueradingTunnel,
     Pod,
     Uplink,
+    /// An uplink where flows are masqueraded.
+    MasqueradingUplink,
 }
 
 /// What goes into the tunnel is made ready before anything is sent there past the stack.
-pub const HOOKS: [Hook<Role>; 9] = [
+pub const HOOKS: [Hook<Role>; 10] = [
     hook("tunnel_egress", Role::Tunnel, false, Layer::Inner),
     hook("tunnel_ingress", Role::Tunnel, true, Layer::Inner),
     hook("tunnel_egress", Role::MasqueradingTunnel, false, Layer::Inner),
@@ -56,8 +59,9 @@ pub const HOOKS: [Hook<Role>; 9] = [
     hook("masq_egress", Role::MasqueradingTunnel, false, Layer::Innermost),
     hook("masq_ingress", Role::MasqueradingTunnel, true, Layer::Innermost),
     hook("bypass_ingress", Role::Pod, true, Layer::Inner),
-    hook("masq_egress", Role::Uplink, false, Layer::Innermost),
-    hook("masq_ingress", Role::Uplink, true, Layer::Innermost),
+    hook("decap_ingress", Role::Uplink, true, Layer::Innermost),
+    hook("masq_egress", Role::MasqueradingUplink, false, Layer::Innermost),
+    hook("decap_ingress", Role::MasqueradingUplink, true, Layer::Innermost),
 ];
 
 const fn hook(program: &'static str, role: Role, is_ingress: bool, layer: Layer) -> Hook<Role> {
@@ -108,6 +112,10 @@ pub struct Node<'a> {
     pub tunnels: &'a BTreeMap<Family, Tunnel>,
     /// One of [`datapath::tunnel::fast_path`].
     pub fast_path: u8,
+    /// Whether programs encapsulate and decapsulate.
+    pub encapsulates: bool,
+    /// UDP port of the tunnels.
+    pub port: u16,
 }
 
 impl Overlay {
@@ -203,6 +211,11 @@ impl Overlay {
         self.tables.apply(op)
     }
 
+    /// What passed the tunnel's device by.
+    pub fn traffic(&self) -> Traffic {
+        self.tables.traffic()
+    }
+
     /// What programs refuse is counted here.
     pub fn drops(&self) -> Option<Drops> {
         Drops::open(&self.loaded.maps).ok()
@@ -236,6 +249,8 @@ fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
         mac6: mac(Family::V6),
         fast_path: node.fast_path,
         ipv6_checksum_flags,
+        uplink: if node.encapsulates { node.uplink.index } else { 0 },
+        port: Be16::new(node.port),
         ..Row::default()
     };
     row.underlay4 = node.uplink.public_ip.map(Into::into).unwrap_or_default();
@@ -259,8 +274,8 @@ pub struct Wish<'a> {
     pub masquerades: bool,
 }
 
-/// Which devices get programs: the tunnel's, on the fast path those that lead to pods, and where
-/// flows are masqueraded those that lead out of the node.
+/// Which devices get programs: the tunnel's, on the fast path those that lead to pods, and there
+/// as where flows are masqueraded those that lead out of the node.
 pub fn attachments(listing: &Listing, wish: &Wish<'_>) -> BTreeMap<u32, Attachment> {
     let is_uplink = |index| {
         index == wish.uplink.index
@@ -271,10 +286,14 @@ pub fn attachments(listing: &Listing, wish: &Wish<'_>) -> BTreeMap<u32, Attachme
             let role = if wish.masquerades { Role::MasqueradingTunnel } else { Role::Tunnel };
             (role, masquerade::of_tunnel(wish.subnet))
         } else if is_uplink(found.index) {
-            if !wish.masquerades || found.is_loopback {
-                return None;
-            }
-            (Role::Uplink, masquerade::of_uplink(listing, found.index, wish.uplink))
+            let role = match (wish.masquerades, wish.fast_path) {
+                _ if found.is_loopback => return None,
+                (true, _) => Role::MasqueradingUplink,
+                // Programs know no other link layer than that of Ethernet.
+                (false, true) if found.mac.is_some() => Role::Uplink,
+                (false, _) => return None,
+            };
+            (role, masquerade::of_uplink(listing, found.index, wish.uplink))
         } else if wish.fast_path && found.leads_elsewhere {
             (Role::Pod, Device::default())
         } else {

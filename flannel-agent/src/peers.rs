@@ -33,6 +33,8 @@ pub struct Site {
     pub uplink: u32,
     /// Addresses of peers that are reached without a router in between.
     pub neighbours: BTreeSet<IpAddr>,
+    /// Those to which a program may send by the uplink what it has put into a tunnel.
+    pub by_uplink: BTreeSet<IpAddr>,
 }
 
 /// A tunnel device of one family; with programs both families have the same one.
@@ -213,7 +215,8 @@ impl Compiled {
                 }
                 match site.datapath {
                     Datapath::Ebpf => {
-                        self.entries.vteps.insert(subnet, Remote { address, mac });
+                        let by_uplink = site.by_uplink.contains(&address);
+                        self.entries.vteps.insert(subnet, Remote { address, mac, by_uplink });
                         self.entries.senders.insert(mac);
                     }
                     Datapath::Kernel => {
@@ -270,6 +273,7 @@ mod tests {
             has_blackhole: false,
             uplink: 2,
             neighbours: neighbours.iter().map(|ip| ip.parse().unwrap()).collect(),
+            by_uplink: BTreeSet::from(["192.168.78.12".parse().unwrap()]),
         }
     }
 
@@ -306,6 +310,8 @@ mod tests {
         let entries = &compiled.entries;
         let remote = entries.vteps[&"10.244.2.0/24".parse::<IpNetwork>().unwrap()];
         assert_eq!(remote.address, "192.168.78.12".parse::<IpAddr>().unwrap());
+        let by_uplink = |network: &str| entries.vteps[&network.parse().unwrap()].by_uplink;
+        assert!(by_uplink("10.244.2.0/24") && !by_uplink("fd00:10:244:2::/64"));
         assert_eq!((entries.vteps.len(), entries.senders.len()), (2, 2));
         assert_eq!((&entries.routes, &entries.neighbours), (&alone.routes, &alone.neighbours));
         assert!(entries.fdb.is_empty());

@@ -12,7 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_kit::{attach::AttachError, notice::Notices};
+use agent_kit::{
+    attach::AttachError,
+    netfilter::{self, RuleNotices},
+    notice::Notices,
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
@@ -32,7 +36,6 @@ use crate::{
     mac::Mac,
     metrics::Metrics,
     net_config::NetConfig,
-    netfilter::RuleNotices,
     overlay::{Overlay, OverlayError},
     peers::Tunnel,
     status::{Board, Kind, Problem},
@@ -129,14 +132,14 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         let renewal = agent.renewal;
         tokio::select! {
             Some(event) = events.recv() => agent.take(event, &mut events).await,
-            true = changed(&mut rules) => agent.sync(false).await,
+            true = netfilter::changed(&mut rules) => agent.sync(false).await,
             _ = proxy.tick() => {
                 if agent.overlay.as_ref().is_some_and(Overlay::is_outdated) {
                     agent.sync(false).await;
                 }
             }
-            Some(()) = notices.changed() => agent.sync(false).await,
-            _ = look.tick() => agent.sync(false).await,
+            Some(()) = notices.changed() => agent.look().await,
+            _ = look.tick() => agent.look().await,
             _ = sweep.tick() => {
                 if sweeping.as_ref().is_none_or(JoinHandle::is_finished) {
                     sweeping = agent.sweep();
@@ -148,14 +151,6 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     }
     info!("stopping; what is programmed stays in force (`flannel-agent cleanup` removes it)");
     Ok(())
-}
-
-/// Waits for word of changed rules; false if there will be none.
-async fn changed(rules: &mut Option<RuleNotices>) -> bool {
-    match rules {
-        Some(rules) => rules.changed().await.is_ok(),
-        None => std::future::pending().await,
-    }
 }
 
 async fn until(at: Option<Instant>) {
@@ -209,6 +204,8 @@ struct Agent {
     subnet_env: Option<String>,
     /// Our subnet is gone, and no other was had yet.
     is_lost: bool,
+    /// Whether packets to a peer leave by the uplink, as far as it was asked since routes changed.
+    ways: BTreeMap<IpAddr, bool>,
 }
 
 /// What an event says of our own lease.
@@ -221,6 +218,12 @@ enum Own {
 }
 
 impl Agent {
+    /// Looks at all there is; routes, too, may be others now.
+    async fn look(&mut self) {
+        self.ways.clear();
+        self.sync(false).await;
+    }
+
     /// Has expired flows removed, where there are any.
     fn sweep(&self) -> Option<JoinHandle<Result<(), AttachError>>> {
         let overlay = self.overlay.as_ref().filter(|_| self.args.ip_masq)?;

@@ -7,15 +7,17 @@ use agent_kit::{
     Pod,
     table::{MapTable, OpenError, Table, TableError},
 };
+use aya::maps::{Map, MapData, PerCpuArray};
 use datapath::{
     address::{Ipv4, Ipv6},
     policy::Policy,
-    tunnel::{NetworkKey, Sender, Tunnel, Vtep},
+    tunnel::{NetworkKey, Sender, Traffic as Row, Tunnel, Vtep},
 };
 use ipnetwork::IpNetwork;
 
 use crate::{
     entries::{Entries, Op, Remote},
+    interface::Traffic,
     mac::Mac,
 };
 
@@ -40,6 +42,7 @@ pub struct Tables {
     senders: MapTable<Sender, u32>,
     tunnels: MapTable<u32, Tunnel>,
     policies: MapTable<u32, Policy>,
+    traffic: PerCpuArray<MapData, Row>,
 }
 
 impl Tables {
@@ -51,6 +54,7 @@ impl Tables {
             senders: MapTable::open(maps, "SENDERS")?,
             tunnels: MapTable::open(maps, "TUNNELS")?,
             policies: MapTable::open(maps, "POLICIES")?,
+            traffic: traffic(maps)?,
         })
     }
 
@@ -84,14 +88,14 @@ impl Tables {
     }
 
     fn set_vtep(&mut self, network: IpNetwork, to: Remote) -> Result<(), TableError> {
-        let mac = to.mac.into();
+        let (mac, by_uplink) = (to.mac.into(), to.by_uplink.into());
         match (network, to.address) {
             (IpNetwork::V4(net), IpAddr::V4(underlay)) => {
-                let vtep = Vtep { underlay: underlay.into(), mac, pad: 0 };
+                let vtep = Vtep { underlay: underlay.into(), mac, by_uplink };
                 self.vteps4.insert(&NetworkKey::new(net.network(), net.prefix()), &vtep)
             }
             (IpNetwork::V6(net), IpAddr::V6(underlay)) => {
-                let vtep = Vtep { underlay: underlay.into(), mac, pad: 0 };
+                let vtep = Vtep { underlay: underlay.into(), mac, by_uplink };
                 self.vteps6.insert(&NetworkKey::new(net.network(), net.prefix()), &vtep)
             }
             _ => Err(TableError::Kernel(io::ErrorKind::InvalidInput.into())),
@@ -101,6 +105,19 @@ impl Tables {
     /// Tells the programs what this node is.
     pub fn set_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), TableError> {
         set(&mut self.tunnels, tunnel)
+    }
+
+    /// What programs carried past the tunnel's device, on all processors together.
+    pub fn traffic(&self) -> Traffic {
+        let mut sum = Traffic::default();
+        let rows = self.traffic.get(&0, 0);
+        for row in rows.iter().flat_map(|rows| rows.iter()) {
+            sum.received_packets += row.received_packets;
+            sum.received_bytes += row.received_bytes;
+            sum.sent_packets += row.sent_packets;
+            sum.sent_bytes += row.sent_bytes;
+        }
+        sum
     }
 
     /// Tells the programs what is masqueraded.
@@ -128,10 +145,18 @@ where
     Vtep<A>: Pod,
 {
     for (key, vtep) in table.rows()? {
-        let to = Remote { address: vtep.underlay.into(), mac: Mac(vtep.mac.0) };
+        let (mac, by_uplink) = (Mac(vtep.mac.0), vtep.by_uplink != 0);
+        let to = Remote { address: vtep.underlay.into(), mac, by_uplink };
         entries.vteps.extend(network(key.network.into(), key.prefix_len).zip(Some(to)));
     }
     Ok(())
+}
+
+fn traffic(maps: &Path) -> Result<PerCpuArray<MapData, Row>, OpenError> {
+    let path = maps.join("TRAFFIC");
+    let map = MapData::from_pin(&path).and_then(Map::from_map_data);
+    let table = map.and_then(PerCpuArray::try_from);
+    table.map_err(|err| OpenError { path, source: io::Error::other(err) })
 }
 
 fn sender(mac: Mac) -> Sender {

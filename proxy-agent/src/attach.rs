@@ -37,9 +37,11 @@ pub const SOCKET_HOOKS: [SocketHook; 9] = [
 ];
 
 /// The packet path. What leaves is turned back before what enters is turned.
-pub const DEVICE_HOOKS: [Hook<Role>; 4] = [
+pub const DEVICE_HOOKS: [Hook<Role>; 6] = [
     on_device("pod_egress", Role::Pod, false),
+    on_device("pod_egress", Role::Bridge, false),
     on_device("pod_ingress", Role::Pod, true),
+    on_device("pod_ingress", Role::Port, true),
     on_device("uplink_egress", Role::Uplink, false),
     on_device("uplink_ingress", Role::Uplink, true),
 ];

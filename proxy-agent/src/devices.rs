@@ -7,7 +7,7 @@ use std::{
 };
 
 use agent_kit::attach;
-use datapath::device::Device;
+use datapath::{device::Device, tunnel::Mac};
 
 use crate::{
     config::{NodePortAddresses, PodLink},
@@ -19,6 +19,10 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
 pub enum Role {
     Pod,
+    /// A pod's, on a bridge that sees what leaves toward its pods.
+    Port,
+    /// A bridge of pods, and of nothing else.
+    Bridge,
     Uplink,
 }
 
@@ -48,6 +52,9 @@ pub struct Wish {
     pub pod_link: PodLink,
     /// Addresses of this node; if none, those of the uplinks.
     pub node_addresses: Vec<IpAddr>,
+    /// What goes from port to port of a bridge of pods passes no rules of netfilter, which would
+    /// have to see a reply's source as the backend sent it.
+    pub at_bridges: bool,
 }
 
 /// Decides.
@@ -55,14 +62,20 @@ pub fn roles(network: &Network, wish: &Wish) -> Roles {
     let mut roles = Roles::default();
     let uplinks = uplinks(network, wish, &mut roles);
     roles.node_addresses = node_addresses(network, wish, &uplinks);
+    let bridges = bridges(network, wish, &uplinks);
     for link in &network.links {
+        let bridge = link.bridge.and_then(|index| bridges.get(&index));
         // Pods of other nodes are outside, whatever uplinks were named.
         let role = if uplinks.contains(&link.index) || link.is_tunnel {
             Role::Uplink
-        } else if is_pod_link(network, link, &wish.pod_link) {
-            Role::Pod
-        } else {
+        } else if bridges.contains_key(&link.index) {
+            Role::Bridge
+        } else if !is_pod_link(network, link, &wish.pod_link) {
             continue;
+        } else if bridge.is_some() {
+            Role::Port
+        } else {
+            Role::Pod
         };
         if !link.is_ethernet {
             roles.not_ethernet.push(link.name.clone());
@@ -77,6 +90,8 @@ pub fn roles(network: &Network, wish: &Wish) -> Roles {
                 Some(IpAddr::V6(address)) => address.into(),
                 _ => Device::default().masquerade6,
             },
+            bridge: bridge.copied().unwrap_or_default(),
+            pad: 0,
         };
         roles.has_uplink |= uplinks.contains(&link.index);
         roles.devices.insert(link.index, Attachment { name: link.name.clone(), role, device });
@@ -165,6 +180,25 @@ fn node_addresses(network: &Network, wish: &Wish, uplinks: &BTreeSet<u32>) -> Ve
         .collect()
 }
 
+/// Bridges all of whose ports are pods', with their addresses, by interface index. What is sent to
+/// a pod on one comes by way of the bridge itself, or from another pod on it: to see both, its own
+/// hook and those of what enters do, and a packet from pod to pod meets one program instead of two.
+fn bridges(network: &Network, wish: &Wish, uplinks: &BTreeSet<u32>) -> BTreeMap<u32, Mac> {
+    let is_watched = |bridge: &&Link| {
+        let mut ports =
+            network.links.iter().filter(|link| link.bridge == Some(bridge.index)).peekable();
+        bridge.is_bridge
+            && bridge.is_ethernet
+            && !uplinks.contains(&bridge.index)
+            && ports.peek().is_some()
+            && ports.all(|port| {
+                !uplinks.contains(&port.index) && is_pod_link(network, port, &wish.pod_link)
+            })
+    };
+    let watched = network.links.iter().filter(|_| wish.at_bridges).filter(is_watched);
+    watched.map(|bridge| (bridge.index, bridge.mac)).collect()
+}
+
 fn is_pod_link(network: &Network, link: &Link, wanted: &PodLink) -> bool {
     match wanted {
         PodLink::None => false,
@@ -220,7 +254,7 @@ mod tests {
             links: vec![
                 Link { is_loopback: true, ..link(1, "lo") },
                 veth(2, "eth0", None),
-                link(3, "cni0"),
+                Link { is_bridge: true, mac: Mac([2, 0, 0, 0, 0, 3]), ..link(3, "cni0") },
                 veth(4, "pod-a", Some(3)),
                 veth(5, "pod-b", None),
                 Link { is_ethernet: false, ..link(6, "tun0") },
@@ -237,7 +271,12 @@ mod tests {
     }
 
     fn wish() -> Wish {
-        Wish { uplinks: Vec::new(), pod_link: PodLink::Auto, node_addresses: Vec::new() }
+        Wish {
+            uplinks: Vec::new(),
+            pod_link: PodLink::Auto,
+            node_addresses: Vec::new(),
+            at_bridges: false,
+        }
     }
 
     fn names(roles: &Roles, role: Role) -> Vec<&str> {
@@ -279,6 +318,31 @@ mod tests {
         let v6 = IpAddr::from(roles.devices[&4].device.masquerade6).to_string();
         assert_eq!(v6, "2001:db8::1");
         assert_eq!(roles.masquerade_addresses().len(), 3);
+    }
+
+    #[test]
+    fn a_bridge_of_pods_sees_what_leaves_toward_them() {
+        let wish = Wish { at_bridges: true, ..wish() };
+        let found = |network: &Network| {
+            let roles = roles(network, &wish);
+            [Role::Bridge, Role::Port, Role::Pod].map(|role| names(&roles, role).join(" "))
+        };
+        let mut network = node();
+        assert_eq!(found(&network), ["cni0", "pod-a", "pod-b"]);
+        let roles = roles(&network, &wish);
+        let of = |index: u32| (roles.devices[&index].device.bridge, index);
+        assert_eq!(of(4).0, Mac([2, 0, 0, 0, 0, 3]));
+        assert_eq!([of(3).0, of(5).0], [Mac::default(); 2]);
+        // The bridge masquerades as its ports would.
+        let source = |index: u32| roles.devices[&index].device.masquerade4;
+        assert_eq!(source(3), source(4));
+        // What comes by a port that is no pod's passes neither the bridge's own hook nor a pod's.
+        network.links.push(Link { bridge: Some(3), ..link(8, "eth1") });
+        assert_eq!(found(&network), ["", "", "pod-a pod-b"]);
+        network.links.pop();
+        // Nor does a device that is over others see what goes between them, if it is no bridge.
+        network.links[2].is_bridge = false;
+        assert_eq!(found(&network), ["", "", "pod-a pod-b"]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use agent_kit::{
     netlink::{default_devices, own_address},
     notice::Notices,
 };
+use datapath::tunnel::Mac;
 use futures::TryStreamExt;
 use netlink_packet_route::{
     AddressFamily,
@@ -32,8 +33,10 @@ pub struct Link {
     pub peer_is_elsewhere: bool,
     /// Leads to other nodes' pods (VXLAN).
     pub is_tunnel: bool,
+    pub is_bridge: bool,
     /// The bridge it is a port of.
     pub bridge: Option<u32>,
+    pub mac: Mac,
 }
 
 /// An address of a device.
@@ -126,10 +129,14 @@ fn link(message: &LinkMessage) -> Link {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(address) => {
+                link.mac = address.as_slice().try_into().map_or(Mac::default(), Mac);
+            }
             LinkAttribute::Controller(index) => link.bridge = Some(*index),
             LinkAttribute::LinkNetNsId(_) => link.peer_is_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
                 link.is_tunnel = infos.contains(&LinkInfo::Kind(InfoKind::Vxlan));
             }
             _ => {}

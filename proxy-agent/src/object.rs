@@ -26,6 +26,7 @@ const GROUPS: &[&[&str]] = &[
         "ADDRESSES4",
         "ADDRESSES6",
         "ADDRESSMARKS",
+        "PORTMARKS",
     ],
     &["FLOWS4", "FLOWS6", "PENDING4", "PENDING6", "MARKS"],
     &["SOCKETS4", "SOCKETS6", "PEERS4", "PEERS6", "PEERMARKS"],

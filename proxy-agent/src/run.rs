@@ -15,6 +15,7 @@ use agent_kit::{
     embedded::LoadError,
     link::Links,
     mount,
+    netfilter::{self, RuleNotices},
     object::Loaded,
     ports::{self, ReserveError, SYSCTL},
     table::{MapTable, OpenError, Table, TableError},
@@ -109,6 +110,8 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     );
 
     let mut netlink = Netlink::open()?;
+    // Where rules cannot be listened to, they are looked at now and then.
+    let mut rules = RuleNotices::open().ok();
     agent.list_devices(&netlink).await;
     let mut sweep = ticks(SWEEP);
     let mut retry = ticks(RETRY);
@@ -120,6 +123,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         agent.begin_wait();
         tokio::select! {
             Some(feed) = agent.source.next() => agent.take(feed),
+            true = netfilter::changed(&mut rules) => agent.list_devices(&netlink).await,
             Some(()) = netlink.changed() => agent.list_devices(&netlink).await,
             result = finished(&mut agent.waiting) => agent.wait_ended(&result),
             _ = retry.tick() => {
@@ -189,6 +193,8 @@ struct Agent {
     sweep: Arc<Sweep>,
     waiting: Option<JoinHandle<io::Result<()>>>,
     foreign_proxy: bool,
+    /// Why what leaves toward pods cannot be seen at their bridges.
+    obstacle: Option<String>,
     sockets_attached: bool,
     /// Devices and addresses as they were listed last.
     network: Network,
@@ -239,6 +245,7 @@ impl Agent {
             sweep,
             waiting: None,
             foreign_proxy: false,
+            obstacle: None,
             sockets_attached: false,
             network: Network::default(),
             node_addresses,
@@ -266,6 +273,7 @@ impl Agent {
     }
 
     async fn list_devices(&mut self, netlink: &Netlink) {
+        self.look_at_netfilter();
         match netlink.list().await {
             Ok(network) => {
                 self.network = network;
@@ -280,6 +288,25 @@ impl Agent {
         }
     }
 
+    /// Rules that see what goes from port to port of a bridge see replies there, too, and must not
+    /// find another source than the backend's.
+    fn look_at_netfilter(&mut self) {
+        let obstacle = match netfilter::obstacles() {
+            Ok(obstacles) => obstacles.forwarded,
+            Err(err) => Some(format!("netfilter cannot be asked: {err}")),
+        };
+        let place = match &obstacle {
+            None => "at bridges: nothing on this node filters or translates".to_owned(),
+            Some(obstacle) => format!("at each pod's device: {obstacle}"),
+        };
+        self.obstacle = obstacle;
+        let told = &mut self.board.state().pod_egress;
+        if *told != place {
+            info!("what leaves toward pods is seen {place}");
+            *told = place;
+        }
+    }
+
     /// Follows the devices and the node's addresses: what is attached, what masquerades, where
     /// NodePorts answer.
     fn place(&mut self) {
@@ -287,6 +314,7 @@ impl Agent {
             uplinks: self.args.uplink.clone(),
             pod_link: self.args.pod_link.clone(),
             node_addresses: self.node_addresses.clone(),
+            at_bridges: self.obstacle.is_none(),
         };
         self.roles = roles(&self.network, &wish);
         self.applier.masquerade(self.roles.masquerade_addresses());

@@ -145,6 +145,8 @@ pub struct Status {
     pub last_sync: Option<SyncStatus>,
     pub socket_lb: String,
     pub nat_ports: String,
+    /// Where the programs see what leaves toward pods, and why there.
+    pub pod_egress: String,
     pub attachments: Vec<AttachmentStatus>,
     pub tables: Vec<TableStatus>,
     pub problems: Vec<Problem>,
@@ -164,6 +166,7 @@ pub struct State {
     pub source: String,
     pub socket_lb: String,
     pub nat_ports: String,
+    pub pod_egress: String,
     pub is_synced: bool,
     /// When the source last told of a change.
     pub last_event: Option<Instant>,
@@ -226,6 +229,7 @@ impl Board {
             }),
             socket_lb: state.socket_lb.clone(),
             nat_ports: state.nat_ports.clone(),
+            pod_egress: state.pod_egress.clone(),
             attachments: Vec::new(),
             tables: state.tables.clone(),
             problems: state.problems(),

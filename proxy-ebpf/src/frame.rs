@@ -4,23 +4,39 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_TUNINFO_IPV6, bpf_tunnel_key},
+    bindings::{
+        BPF_CSUM_LEVEL_DEC, BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ADJ_ROOM_NO_CSUM_RESET,
+        BPF_F_TUNINFO_IPV6, bpf_tunnel_key,
+    },
     helpers::generated as helper,
 };
 use datapath::{
     address::Address,
     header::Network,
     tunnel::{Frame, Inner, Mac, Tunnel, Vtep},
+    vxlan::{OUTER, OVERHEAD, Outer},
 };
 
 use crate::{
     linear::{self, word},
-    skb::{ETHERNET, PACKET_HOST, Skb},
+    skb::{ADJUST_ROOM_MAC, ETHERNET, PACKET_HOST, Skb},
 };
 
 /// Size of the structure, as the kernel's helpers are to know it (with the local address, which
 /// came with Linux 6.0).
 const KEY: u32 = size_of::<bpf_tunnel_key>() as u32;
+
+/// Headers of VXLAN over IPv4 are put before a packet. Pods' segments leave room for them as they
+/// are, and what is known of checksums stays true of the packet in the tunnel.
+const ENCAPSULATE: u32 = BPF_F_ADJ_ROOM_FIXED_GSO
+    | BPF_F_ADJ_ROOM_NO_CSUM_RESET
+    | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+    | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+    | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
+/// Where in the flags stands the length of an inner link layer header
+/// (`BPF_ADJ_ROOM_ENCAP_L2_SHIFT`).
+const L2_SHIFT: u64 = 56;
 
 /// `skb->mark` of a frame between the program that sent it to the tunnel device and that device's
 /// own. Nobody else sees it.
@@ -141,5 +157,52 @@ impl Frame for Skb<'_> {
     fn segment(&self) -> u32 {
         // SAFETY: the kernel's context.
         unsafe { (*self.context.skb.skb).gso_size }
+    }
+
+    #[inline(always)]
+    fn flow_hash(&self) -> u32 {
+        // SAFETY: the helper takes the kernel's context.
+        (unsafe { helper::bpf_get_hash_recalc(self.context.as_ptr().cast()) }) as u32
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: the helper takes nothing.
+        (unsafe { helper::bpf_get_prandom_u32() }) as u32
+    }
+
+    #[inline(always)]
+    fn encapsulate(&mut self) -> Option<()> {
+        let flags = ENCAPSULATE as u64 | (ETHERNET as u64) << L2_SHIFT;
+        let skb = self.context.as_ptr().cast();
+        // SAFETY: the helper takes numbers.
+        let result =
+            unsafe { helper::bpf_skb_adjust_room(skb, OVERHEAD as i32, ADJUST_ROOM_MAC, flags) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn decapsulate(&mut self) -> Option<()> {
+        let flags = (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET).into();
+        let (skb, less) = (self.context.as_ptr().cast(), -(OVERHEAD as i32));
+        // SAFETY: the helper checks the length against the packet.
+        let result = unsafe { helper::bpf_skb_adjust_room(skb, less, ADJUST_ROOM_MAC, flags) };
+        if result != 0 {
+            return None;
+        }
+        // A checksum that the device has verified is the outer one, as far as one can know.
+        // SAFETY: the helper takes numbers.
+        let _ = unsafe { helper::bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC.into()) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn store_outer(&mut self, outer: &Outer) -> Option<()> {
+        self.set_mark(0);
+        let skb = self.context.as_ptr().cast();
+        let from = core::ptr::from_ref(outer).cast();
+        // SAFETY: the helper checks the bounds of the packet; the structure has these bytes.
+        let result = unsafe { helper::bpf_skb_store_bytes(skb, ETHERNET, from, OUTER, 0) };
+        (result == 0).then_some(())
     }
 }

@@ -4,16 +4,19 @@
 
 use aya_ebpf::programs::TcContext;
 use datapath::{
-    address::{Ipv4, Ipv6, V4, V6},
+    address::{Be16, Ipv4, Ipv6, V4, V6},
+    frontend::mark,
     hash,
     header::Network,
+    tunnel::Mac,
 };
 
 use crate::{
     flows::MARKS,
-    known::is_foreign,
+    known::{is_foreign_port, uses},
     linear::{at, word},
     marks::is_set,
+    skb::ETHERNET,
 };
 
 /// A family's addresses at their places in a packet.
@@ -24,6 +27,13 @@ pub trait Peek: Network {
     /// # Safety
     /// The address's bytes are in the packet.
     unsafe fn peek(at: *const u8) -> Self::Address;
+
+    /// True if what has ports has them right behind the fixed header: no options, no fragment. (An
+    /// IPv6 header that is followed by another says so in [`Peek::NEXT`].)
+    ///
+    /// # Safety
+    /// The fixed header's bytes are in the packet.
+    unsafe fn is_plain(header: *const u8) -> bool;
 }
 
 impl Peek for V4 {
@@ -33,6 +43,14 @@ impl Peek for V4 {
     unsafe fn peek(at: *const u8) -> Ipv4 {
         // SAFETY: the caller's.
         Ipv4::from_raw(unsafe { word(at) })
+    }
+
+    #[inline(always)]
+    unsafe fn is_plain(header: *const u8) -> bool {
+        /// More fragments, and the offset of this one.
+        const FRAGMENT: u32 = u32::from_be(0x3fff);
+        // SAFETY: the caller's.
+        unsafe { *header == 0x45 && word(header.add(4)) & FRAGMENT == 0 }
     }
 }
 
@@ -44,6 +62,11 @@ impl Peek for V6 {
         // SAFETY: the caller's.
         Ipv6::from_raw(unsafe { [word(at), word(at.add(4)), word(at.add(8)), word(at.add(12))] })
     }
+
+    #[inline(always)]
+    unsafe fn is_plain(_header: *const u8) -> bool {
+        true
+    }
 }
 
 /// The network header, if all of it is there.
@@ -52,13 +75,57 @@ fn header<F: Peek>(context: &TcContext) -> Option<*const u8> {
     at(context, 0, F::HEADER)
 }
 
-/// True if an entering packet's destination is certainly none of ours.
+/// True if an entering packet is certainly for none of ours. On an address that has other ports
+/// too, the node's own above all, it is told by its port and its source.
 #[inline(always)]
 pub fn is_foreign_destination<F: Peek>(context: &TcContext) -> bool {
     let Some(header) = header::<F>(context) else { return false };
     // SAFETY: `header` has checked that the whole fixed header is there.
     let destination = unsafe { F::peek(header.add(F::DST as usize)) };
-    is_foreign::<F>(destination)
+    match uses::<F>(destination) {
+        0 => true,
+        mark::PORTS => is_foreign_tuple::<F>(context),
+        _ => false,
+    }
+}
+
+/// The same by port and source. A function of its own, for what it needs of the stack.
+#[inline(never)]
+fn is_foreign_tuple<F: Peek>(context: &TcContext) -> bool {
+    has_foreign_port::<F>(context)
+        && header::<F>(context).is_some_and(|header| !is_marked_pair::<F>(header))
+}
+
+/// True if there may have been flows between a packet's addresses.
+#[inline(always)]
+fn is_marked_pair<F: Peek>(header: *const u8) -> bool {
+    // SAFETY: `header` has checked that the whole fixed header is there.
+    let (source, destination) =
+        unsafe { (F::peek(header.add(F::SRC as usize)), F::peek(header.add(F::DST as usize))) };
+    is_set(&MARKS, hash::pair(source, destination))
+}
+
+/// True if a packet has the port of no frontend; false if it cannot be told from its first bytes.
+#[inline(always)]
+fn has_foreign_port<F: Peek>(context: &TcContext) -> bool {
+    let Some(header) = at(context, 0, F::HEADER + 4) else { return false };
+    // SAFETY: `at` has checked that header and ports are there.
+    let (is_plain, proto, ports) = unsafe {
+        (F::is_plain(header), *header.add(F::NEXT), word(header.add(F::HEADER as usize)))
+    };
+    // The second of two, in network byte order as it lies there.
+    let [_, _, high, low] = ports.to_ne_bytes();
+    let port = Be16::new(u16::from_be_bytes([high, low]));
+    is_plain && mark::of_protocol(proto) != 0 && is_foreign_port(port, proto)
+}
+
+/// True if a leaving packet's destination is certainly no cluster IP.
+#[inline(always)]
+pub fn is_no_cluster_ip<F: Peek>(context: &TcContext) -> bool {
+    let Some(header) = header::<F>(context) else { return false };
+    // SAFETY: `header` has checked that the whole fixed header is there.
+    let destination = unsafe { F::peek(header.add(F::DST as usize)) };
+    uses::<F>(destination) & mark::WHOLE == 0
 }
 
 /// True if a leaving packet is certainly of no flow, and no ICMP error about one.
@@ -66,12 +133,30 @@ pub fn is_foreign_destination<F: Peek>(context: &TcContext) -> bool {
 pub fn is_foreign_pair<F: Peek>(context: &TcContext) -> bool {
     let Some(header) = header::<F>(context) else { return false };
     // SAFETY: `header` has checked that the whole fixed header is there.
-    let (source, destination, next) = unsafe {
-        (
-            F::peek(header.add(F::SRC as usize)),
-            F::peek(header.add(F::DST as usize)),
-            *header.add(F::NEXT),
-        )
+    let next = unsafe { *header.add(F::NEXT) };
+    !F::may_be_icmp(next) && !is_marked_pair::<F>(header)
+}
+
+/// The same, beside a program that needs the stack: two IPv6 addresses take more registers than
+/// there are.
+#[inline(always)]
+pub fn is_foreign_pair_apart<F: Peek>(context: &TcContext) -> bool {
+    if F::V6 { is_foreign_pair6(context) } else { is_foreign_pair::<V4>(context) }
+}
+
+#[inline(never)]
+fn is_foreign_pair6(context: &TcContext) -> bool {
+    is_foreign_pair::<V6>(context)
+}
+
+/// The hardware address that a frame is for.
+#[inline(always)]
+pub fn destination(context: &TcContext) -> Option<Mac> {
+    let network = at(context, 0, 0)?;
+    // SAFETY: `at` has checked that all before the network header is there.
+    let [a, b] = unsafe {
+        let start = network.sub(ETHERNET as usize);
+        [word(start), word(start.add(4))].map(u32::to_ne_bytes)
     };
-    !F::may_be_icmp(next) && !is_set(&MARKS, hash::pair(source, destination))
+    Some(Mac([a[0], a[1], a[2], a[3], b[0], b[1]]))
 }

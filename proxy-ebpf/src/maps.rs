@@ -12,7 +12,7 @@ use datapath::{
     frontend::{AddressUse, Frontend, FrontendKey},
     maps::{
         ADDRESSES_CAPACITY, BACKENDS_CAPACITY, FRONTENDS_CAPACITY, MARKS_LEN, PEERMARKS_LEN,
-        PEERS_CAPACITY, SERVICES_CAPACITY, SOCKETS_CAPACITY,
+        PEERS_CAPACITY, PORTMARKS_LEN, SERVICES_CAPACITY, SOCKETS_CAPACITY,
     },
     service::{Service, ServiceCounters, ServiceName},
     settings::Settings,
@@ -40,5 +40,6 @@ maps! {
     PEERS6: LruHashMap<PeerKey<Ipv6>, Peer<Ipv6>, PEERS_CAPACITY>,
     SETTINGS: Array<Settings, 1>,
     ADDRESSMARKS: Array<[u8; MARKS_LEN], 1, MMAP>,
+    PORTMARKS: Array<[u8; PORTMARKS_LEN], 1, MMAP>,
     PEERMARKS: Array<[u8; PEERMARKS_LEN], 1>,
 }

@@ -13,9 +13,15 @@ pub fn is_set<const LEN: usize, const FLAGS: usize>(
     marks: &Marks<LEN, FLAGS>,
     number: u32,
 ) -> bool {
-    let Some(bytes) = marks.get_ptr(0) else { return true };
+    bits(marks, number) != 0
+}
+
+/// The byte of a number.
+#[inline(always)]
+pub fn bits<const LEN: usize, const FLAGS: usize>(marks: &Marks<LEN, FLAGS>, number: u32) -> u8 {
+    let Some(bytes) = marks.get_ptr(0) else { return u8::MAX };
     // SAFETY: the place is below the row's length.
-    unsafe { *bytes.cast::<u8>().add(modulo::<LEN>(number as usize)) != 0 }
+    unsafe { *bytes.cast::<u8>().add(modulo::<LEN>(number as usize)) }
 }
 
 /// Sets the byte of a number.

@@ -25,12 +25,15 @@ pub fn masq_egress(context: TcContext) -> i32 {
 
 #[classifier]
 pub fn masq_ingress(context: TcContext) -> i32 {
-    if !is_for_this_node(&context) {
-        return NEXT;
-    }
-    match protocol(&context) {
-        ETH_P_IP => enters::<V4>(&context),
-        ETH_P_IPV6 => enters::<V6>(&context),
+    if is_for_this_node(&context) { masqueraded(&context) } else { NEXT }
+}
+
+/// Deals with what entered, for this node or a pod of it.
+#[inline(always)]
+pub fn masqueraded(context: &TcContext) -> i32 {
+    match protocol(context) {
+        ETH_P_IP => enters::<V4>(context),
+        ETH_P_IPV6 => enters::<V6>(context),
         _ => NEXT,
     }
 }

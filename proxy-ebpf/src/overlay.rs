@@ -17,6 +17,7 @@ mod skb;
 mod steps;
 mod sweep;
 mod tunnels;
+mod uplink;
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
@@ -27,12 +28,12 @@ use aya_ebpf::{
 use datapath::{
     address::{V4, V6},
     counter::{Hook, Reason},
-    encapsulation::{Fate, decapsulate, encapsulate, shortcut},
+    encapsulation::{Fate, decapsulate, encapsulate, intercept, shortcut},
     header::Network,
     tunnel::{Inner, Tunnels},
 };
 use policies::nat_ports;
-use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, protocol};
+use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_tagged, protocol};
 use tunnels::{FamilyMaps, Maps, tunnel};
 
 /// Masqueraded flows are flows by themselves.
@@ -58,11 +59,24 @@ pub fn tunnel_ingress(context: TcContext) -> i32 {
 
 #[classifier]
 pub fn bypass_ingress(context: TcContext) -> i32 {
+    // What has a VLAN is for the bridge.
+    if is_tagged(&context) {
+        return NEXT;
+    }
     match protocol(&context) {
         ETH_P_IP => enter::<V4>(&context),
         ETH_P_IPV6 => enter::<V6>(&context),
         _ => NEXT,
     }
+}
+
+/// What entered by an uplink, if it is out of the tunnel: a function of its own, so that what it
+/// needs of the stack is not also beneath the masquerade.
+#[inline(never)]
+fn intercepted(context: &TcContext) -> i32 {
+    let mut skb = Skb::new(context);
+    let fate = intercept(&mut skb, &mut Maps);
+    act::<V4>(&mut skb, fate, Hook::UplinkIngress)
 }
 
 #[inline(always)]
@@ -107,8 +121,10 @@ fn act<F: FamilyMaps + Network>(skb: &mut Skb, fate: Fate, hook: Hook) -> i32 {
         }),
         // SAFETY: the helper takes numbers.
         Fate::Tunnel => unsafe { helper::bpf_redirect(tunnel().device, 0) as i32 },
-        // SAFETY: the helper takes numbers.
-        Fate::Home(device) => unsafe { helper::bpf_redirect(device, 0) as i32 },
+        // SAFETY: the helper takes numbers, and no structure: the kernel looks for the way.
+        Fate::Underlay(device) => unsafe {
+            helper::bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32
+        },
         // SAFETY: the helper takes numbers.
         Fate::Pod(device) => unsafe { helper::bpf_redirect_peer(device, 0) as i32 },
     }

@@ -29,6 +29,12 @@ pub fn nat_ports() -> (u16, u16) {
     }
 }
 
+/// True if anything is masqueraded at all: then there are ports for it.
+#[inline(always)]
+pub fn masquerades() -> bool {
+    nat_ports().1 != 0
+}
+
 /// True if a flow from `src` to `dst` is masqueraded; none is before the agent has said.
 #[inline(always)]
 pub fn is_masqueraded<F: Policed>(src: F::Address, dst: F::Address) -> bool {

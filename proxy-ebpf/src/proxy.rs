@@ -23,7 +23,7 @@ mod sweep;
 mod tables;
 
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
+    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT},
     macros::{cgroup_sock, cgroup_sock_addr, classifier},
     programs::{SockAddrContext, SockContext, TcContext},
 };
@@ -35,9 +35,13 @@ use datapath::{
     packet::Verdict,
     refusal::refuse,
     tables::FlowTables,
+    tunnel::Mac,
 };
 use flows::Maps;
-use gate::{Peek, is_foreign_destination, is_foreign_pair};
+use gate::{
+    Peek, destination, is_foreign_destination, is_foreign_pair, is_foreign_pair_apart,
+    is_no_cluster_ip,
+};
 use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_for_this_node, protocol};
 use socket::{Operation, call4, call6, release};
 use tables::{FamilyMaps, count_packet, nat_ports};
@@ -122,21 +126,34 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
     if matches!(hook, Hook::UplinkIngress) && !is_for_this_node(context) {
         return NEXT;
     }
+    // One of each for both families: the stack is scarce.
+    let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
     match protocol(context) {
-        ETH_P_IP => enters::<V4>(context, hook),
-        ETH_P_IPV6 => enters::<V6>(context, hook),
+        ETH_P_IP => enters::<V4>(&mut skb, &mut maps, hook),
+        ETH_P_IPV6 => enters::<V6>(&mut skb, &mut maps, hook),
         _ => NEXT,
     }
 }
 
 #[inline(always)]
-fn enters<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
-    if is_foreign_destination::<F>(context) {
+fn enters<F: FamilyMaps + Peek>(skb: &mut Skb<'_>, maps: &mut Maps<'_>, hook: Hook) -> i32 {
+    let context = skb.context;
+    if !is_foreign_destination::<F>(context) {
+        let verdict = ingress::<F, _, _>(skb, maps, hook);
+        let action = act(skb, maps, hook, verdict);
+        if action != NEXT {
+            return action;
+        }
+    }
+    if !matches!(hook, Hook::PodIngress) || is_foreign_pair_apart::<F>(context) {
         return NEXT;
     }
-    let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
-    let verdict = ingress::<F, _, _>(&mut skb, &mut maps, hook);
-    act(&mut skb, &mut maps, hook, verdict)
+    let skb = context.skb.skb;
+    if is_handed_on(skb) == 0 {
+        NEXT
+    } else {
+        (if F::V6 { cross6(skb) } else { cross4(skb) }) as i32
+    }
 }
 
 #[inline(always)]
@@ -150,7 +167,7 @@ fn leave(context: &TcContext, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn leaves<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
-    if matches!(hook, Hook::UplinkEgress) && !is_foreign_destination::<F>(context) {
+    if matches!(hook, Hook::UplinkEgress) && !is_no_cluster_ip::<F>(context) {
         let action = refused::<F>(context);
         if action != NEXT {
             return action;
@@ -162,6 +179,30 @@ fn leaves<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
     let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
     let verdict = egress::<F, _, _>(&mut skb, &mut maps, hook);
     act(&mut skb, &mut maps, hook, verdict)
+}
+
+/// True if a pod's frame is for another port of a bridge that has the hook which sees what leaves
+/// toward pods: it sees this one not.
+fn is_for_a_port(skb: *mut __sk_buff) -> bool {
+    let context = &TcContext::new(skb);
+    let device = FlowTables::<V4>::device(&mut Maps { packet: Some(context) });
+    let (Some(device), Some(to)) = (device, destination(context)) else { return false };
+    device.bridge != Mac::default() && to != device.bridge && !is_for_this_node(context)
+}
+
+/// Such a frame leaves here.
+fn crosses<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
+    const HOOK: Hook = Hook::PodIngress;
+    let context = &TcContext::new(skb);
+    let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
+    let verdict = egress::<F, _, _>(&mut skb, &mut maps, HOOK);
+    act(&mut skb, &mut maps, HOOK, verdict) as u32
+}
+
+global! {
+    is_handed_on(skb: *mut __sk_buff) = is_for_a_port(skb).into();
+    cross4(skb: *mut __sk_buff) = crosses::<V4>(skb);
+    cross6(skb: *mut __sk_buff) = crosses::<V6>(skb);
 }
 
 /// Refuses a packet that leaves for a cluster IP without a way to it. A function of its own, so

@@ -34,7 +34,7 @@ pub const PACKET_HOST: u32 = 0;
 pub const ETHERNET: u32 = 14;
 
 /// `BPF_ADJ_ROOM_MAC`: room between link layer and network header.
-const ADJUST_ROOM_MAC: u32 = 1;
+pub const ADJUST_ROOM_MAC: u32 = 1;
 
 /// One of `ETH_P_IP`, `ETH_P_IPV6`, or another that is none of ours.
 #[inline(always)]
@@ -50,6 +50,14 @@ pub fn protocol(context: &TcContext) -> u32 {
 pub fn is_for_this_node(context: &TcContext) -> bool {
     // SAFETY: the kernel's context.
     unsafe { (*context.skb.skb).pkt_type == PACKET_HOST }
+}
+
+/// True for a frame of a VLAN, which is for another device than the one it is seen on.
+#[inline(always)]
+#[allow(dead_code, reason = "only the overlay's programs ask")]
+pub fn is_tagged(context: &TcContext) -> bool {
+    // SAFETY: the kernel's context.
+    unsafe { (*context.skb.skb).vlan_present != 0 }
 }
 
 /// A packet on a device.

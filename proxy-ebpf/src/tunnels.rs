@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::generated as helper,
     macros::btf_map,
 };
@@ -13,7 +13,7 @@ use datapath::{
     flow::TICK_NS,
     header::Network,
     maps::{HOMES_CAPACITY, MARKS_LEN, SENDERS_CAPACITY, VTEPS_CAPACITY},
-    tunnel::{Home, Sender, Tunnel, Tunnels, Vtep},
+    tunnel::{Home, Sender, Traffic, Tunnel, Tunnels, Vtep},
 };
 
 use crate::{drops, map::LAZY, maps, marks::is_set};
@@ -28,6 +28,7 @@ maps! {
     HOMES4: Homes<Ipv4>,
     HOMES6: Homes<Ipv6>,
     TUNNELS: Array<Tunnel, 1>,
+    TRAFFIC: PerCpuArray<Traffic, 1>,
     /// `MARKS` of the proxy's object, where there is one.
     PROXYMARKS: Array<[u8; MARKS_LEN], 1>,
 }
@@ -102,6 +103,12 @@ impl<F: FamilyMaps> Tunnels<F> for Maps {
     #[inline(always)]
     fn is_translated(&mut self, pair: u32) -> bool {
         is_set(&PROXYMARKS, pair)
+    }
+
+    #[inline(always)]
+    fn traffic(&mut self) -> Option<&mut Traffic> {
+        // SAFETY: the row is this processor's own.
+        TRAFFIC.get_ptr_mut(0).and_then(|row| unsafe { row.as_mut() })
     }
 
     #[inline(always)]

@@ -7,7 +7,8 @@ use crate::{
     counter::{Hook, Reason},
     header::Network,
     packet::{Covers, Packet},
-    tunnel::{Frame, Home, Inner, Mac, NetworkKey, Sender, Tunnel, Tunnels, Vtep},
+    tunnel::{Frame, Home, Inner, Mac, NetworkKey, Sender, Traffic, Tunnel, Tunnels, Vtep},
+    vxlan::{OVERHEAD, Outer},
 };
 
 /// A packet in its frame, as a device of the overlay has it.
@@ -23,6 +24,20 @@ pub struct Framed {
     pub is_marked: bool,
     pub is_adopted: bool,
     pub segment: u32,
+    /// What the kernel answers: of the flow, and of chance.
+    pub hash: u32,
+    pub random: u32,
+    /// What the kernel does not do, if anything.
+    pub refusal: Option<Refusal>,
+}
+
+/// What the kernel may refuse to do to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// To make it longer or shorter.
+    Room,
+    /// To let it be written to.
+    Write,
 }
 
 impl Framed {
@@ -37,6 +52,9 @@ impl Framed {
             is_marked: false,
             is_adopted: false,
             segment: 0,
+            hash: 0,
+            random: 0,
+            refusal: None,
         }
     }
 }
@@ -87,6 +105,9 @@ impl Frame for Framed {
     }
 
     fn store_hardware(&mut self, to: Mac, from: Mac, words: [u32; 3]) -> Option<()> {
+        if self.refusal == Some(Refusal::Write) {
+            return None;
+        }
         (self.to, self.from) = (to, from);
         self.packet.store_words(0, &words)
     }
@@ -121,6 +142,37 @@ impl Frame for Framed {
     fn segment(&self) -> u32 {
         self.segment
     }
+
+    fn flow_hash(&self) -> u32 {
+        self.hash
+    }
+
+    fn random(&self) -> u32 {
+        self.random
+    }
+
+    fn encapsulate(&mut self) -> Option<()> {
+        if self.refusal == Some(Refusal::Room) {
+            return None;
+        }
+        self.packet.bytes.splice(0..0, [0; OVERHEAD as usize]);
+        Some(())
+    }
+
+    fn decapsulate(&mut self) -> Option<()> {
+        if self.refusal == Some(Refusal::Room) {
+            return None;
+        }
+        self.packet.shed(OVERHEAD)
+    }
+
+    fn store_outer(&mut self, outer: &Outer) -> Option<()> {
+        self.is_marked = false;
+        if self.refusal == Some(Refusal::Write) {
+            return None;
+        }
+        self.packet.store(0, &outer.bytes())
+    }
 }
 
 /// A row of `VTEPS4/6`.
@@ -136,6 +188,7 @@ pub struct MemoryTunnels<F: Network> {
     pub homes: HashMap<F::Address, Home>,
     /// Pairs of addresses between which the proxy translates.
     pub translated: Vec<u32>,
+    pub traffic: Traffic,
     pub drops: Vec<(Hook, Reason)>,
 }
 
@@ -148,6 +201,7 @@ impl<F: Network> Default for MemoryTunnels<F> {
             senders: Vec::new(),
             homes: HashMap::new(),
             translated: Vec::new(),
+            traffic: Traffic::default(),
             drops: Vec::new(),
         }
     }
@@ -181,6 +235,10 @@ impl<F: Network> Tunnels<F> for MemoryTunnels<F> {
 
     fn is_translated(&mut self, pair: u32) -> bool {
         self.translated.contains(&pair)
+    }
+
+    fn traffic(&mut self) -> Option<&mut Traffic> {
+        Some(&mut self.traffic)
     }
 
     fn count_drop(&mut self, hook: Hook, reason: Reason) {

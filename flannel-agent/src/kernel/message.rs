@@ -12,8 +12,8 @@ use netlink_packet_route::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
     route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol,
-        RouteScope, RouteType,
+        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
+        RouteProtocol, RouteScope, RouteType,
     },
 };
 
@@ -360,6 +360,27 @@ pub(super) fn way_to(address: IpAddr) -> RouteMessage {
     message.header.destination_prefix_length = family.bits();
     message.attributes.push(RouteAttribute::Destination(address.into()));
     message
+}
+
+/// The same for what has a source.
+pub(super) fn way(from: IpAddr, to: IpAddr) -> RouteMessage {
+    let mut message = way_to(to);
+    message.header.source_prefix_length = Family::of(from).bits();
+    message.attributes.push(RouteAttribute::Source(from.into()));
+    message
+}
+
+/// Of a route that neither puts packets into something nor divides those of `length` bytes.
+pub(super) fn plain_device(message: &RouteMessage, length: u32) -> Option<u32> {
+    let is_plain = message.attributes.iter().all(|attribute| match attribute {
+        RouteAttribute::Encap(_) | RouteAttribute::EncapType(_) => false,
+        RouteAttribute::Metrics(metrics) => metrics.iter().all(|metric| match metric {
+            RouteMetric::Mtu(mtu) => *mtu >= length,
+            _ => true,
+        }),
+        _ => true,
+    });
+    device(message).filter(|_| is_plain && message.header.kind == RouteType::Unicast)
 }
 
 pub(super) fn direct_device(message: &RouteMessage) -> Option<u32> {

@@ -102,6 +102,7 @@ impl Agent {
             is_written: false,
             subnet_env: None,
             is_lost: false,
+            ways: BTreeMap::new(),
         };
         agent.hold(held);
         Ok(agent)

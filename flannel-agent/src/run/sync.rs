@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
-use agent_kit::ports::{self, SYSCTL};
+use agent_kit::{
+    netfilter::{self, Obstacles},
+    ports::{self, SYSCTL},
+};
 use datapath::{policy::Policy, tunnel::fast_path};
 use tracing::{debug, info, warn};
 
@@ -13,14 +16,15 @@ use super::{
 };
 use crate::{
     config::{Datapath, FastPath},
-    device::{self, Plan, pod_mtu},
+    device::{self, Plan, overhead, pod_mtu},
     entries::diff,
     file,
-    interface::{Listing, Traffic},
+    interface::{Listing, Traffic, Uplink},
+    ipsec,
     kernel::KernelError,
     masquerade,
-    net_config::Backend,
-    netfilter, notify,
+    net_config::{Backend, NetConfig, Vxlan},
+    notify,
     overlay::{Node, Overlay, Wish, attachments},
     peers::{Compiled, Site, compile},
     status::{DeviceStatus, Kind, Problem},
@@ -125,20 +129,22 @@ impl Agent {
     fn attach(&mut self, listing: &Listing) {
         let Some(overlay) = &mut self.overlay else { return };
         let tunnel = self.tunnels.values().next().map(|tunnel| tunnel.device);
-        let fast_path = tunnel.is_some() && {
-            let (fast_path, reason) = is_fast(self.args.fast_path);
+        let mut fast_path = FastPathState::default();
+        if let (Backend::Vxlan(vxlan), Some(_)) = (&self.config.backend, tunnel) {
+            let plan = (vxlan, &self.config, &self.uplink);
+            fast_path = state(self.args.fast_path, plan, listing);
             let said = &mut self.board.state().status.fast_path;
-            if *said != reason {
-                info!("fast path {reason}");
-                *said = reason;
+            if *said != fast_path.said {
+                info!("fast path {}", fast_path.said);
+                said.clone_from(&fast_path.said);
             }
-            fast_path
-        };
+        }
+        let FastPathState { is_on: fast_path, encapsulates, .. } = fast_path;
         let mut problems = Vec::new();
         // Straight only past a proxy whose table the programs know.
         let how = |overlay: &Overlay| match (fast_path, overlay.knows_proxy()) {
             (false, _) => fast_path::OFF,
-            (true, false) => fast_path::BY_DEVICE,
+            (true, false) => fast_path::ONE_WAY,
             (true, true) => fast_path::STRAIGHT,
         };
         let mut node = None;
@@ -150,6 +156,8 @@ impl Agent {
                 subnet: self.held.subnet,
                 tunnels: &self.tunnels,
                 fast_path: how(overlay),
+                encapsulates,
+                port: device::port(vxlan),
             });
         }
         problems.extend(node.as_ref().and_then(|node| tell(overlay, node)));
@@ -213,7 +221,7 @@ impl Agent {
         }
     }
 
-    async fn site(&self) -> Site {
+    async fn site(&mut self) -> Site {
         Site {
             config: self.config.clone(),
             subnet: self.held.subnet,
@@ -222,7 +230,28 @@ impl Agent {
             has_blackhole: self.args.ip_blackhole_route,
             uplink: self.uplink.index,
             neighbours: self.neighbours().await,
+            by_uplink: self.by_uplink().await,
         }
+    }
+
+    /// Peers whose packets leave by the uplink, as they are. What was found is asked again when
+    /// routes may have changed.
+    async fn by_uplink(&mut self) -> BTreeSet<IpAddr> {
+        let (Some(_), Some(own)) = (&self.overlay, self.uplink.public_ip) else {
+            return BTreeSet::new();
+        };
+        let leases = self.leases.values().flatten();
+        let addresses: BTreeSet<IpAddr> =
+            leases.filter_map(|lease| lease.attrs.public(Family::V4)).collect();
+        self.ways.retain(|address, _| addresses.contains(address));
+        let least = pod_mtu(&self.config, &self.uplink) + overhead(Family::V4);
+        for &address in &addresses {
+            if !self.ways.contains_key(&address) {
+                let device = self.kernel.plain_device(own.into(), address, least).await;
+                self.ways.insert(address, device == Some(self.uplink.index));
+            }
+        }
+        self.ways.iter().filter(|(_, by_uplink)| **by_uplink).map(|(&address, _)| address).collect()
     }
 
     /// Peers that no router is in between, asked anew each time: routes change.
@@ -304,7 +333,7 @@ impl Agent {
         let problems =
             faults.map(|fault| Problem::new(Kind::Peer, fault.name, fault.message)).collect();
         self.board.set_problems("peers", problems);
-        let mut traffic = Traffic::default();
+        let mut traffic = self.overlay.as_ref().map_or(Traffic::default(), Overlay::traffic);
         let mut devices = Vec::new();
         for (family, tunnel) in &self.tunnels {
             let Some(found) = listing.at(tunnel.device) else { continue };
@@ -378,15 +407,63 @@ fn tell(overlay: &mut Overlay, node: &Node<'_>) -> Option<Problem> {
     Some(Problem::new(Kind::Entry, "TUNNELS", message))
 }
 
-/// Whether packets of pods pass bridge and IP stack by, and the reason in words.
-fn is_fast(wanted: FastPath) -> (bool, String) {
-    match wanted {
-        FastPath::On => (true, "on, as told".into()),
-        FastPath::Off => (false, "off, as told".into()),
-        FastPath::Auto => match netfilter::obstacle() {
-            Ok(None) => (true, "on, nothing on this node filters or translates".into()),
-            Ok(Some(obstacle)) => (false, format!("off: {obstacle}")),
-            Err(err) => (false, format!("off: netfilter cannot be asked: {err}")),
+/// Whether packets of pods pass bridge and IP stack by.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct FastPathState {
+    is_on: bool,
+    /// Whether programs do on IPv4 what else the tunnel device does.
+    encapsulates: bool,
+    /// Both, with the reason.
+    said: String,
+}
+
+fn state(
+    wanted: FastPath,
+    (vxlan, config, uplink): (&Vxlan, &NetConfig, &Uplink),
+    listing: &Listing,
+) -> FastPathState {
+    let (is_on, mut said, mut obstacle) = match wanted {
+        FastPath::On => (true, "on, as told".to_owned(), None),
+        FastPath::Off => (false, "off, as told".into(), None),
+        FastPath::Auto => match netfilter::obstacles() {
+            Ok(Obstacles { forwarded: Some(obstacle), .. }) => {
+                (false, format!("off: {obstacle}"), None)
+            }
+            Ok(Obstacles { forwarded: None, local }) => {
+                (true, "on, nothing on this node filters or translates".into(), local)
+            }
+            Err(err) => (false, format!("off: netfilter cannot be asked: {err}"), None),
         },
+    };
+    obstacle = obstacle.or_else(|| hindrance(vxlan, config, uplink, listing));
+    if let (true, Some(reason)) = (is_on, &obstacle) {
+        said = format!("{said}; tunnels by the device: {reason}");
+    }
+    FastPathState { is_on, encapsulates: is_on && obstacle.is_none(), said }
+}
+
+/// Why programs cannot do on IPv4 what the tunnel device does: where it would have to divide
+/// packets for the uplink, and where the kernel does more with them than to send them.
+fn hindrance(
+    vxlan: &Vxlan,
+    config: &NetConfig,
+    uplink: &Uplink,
+    listing: &Listing,
+) -> Option<String> {
+    let needed = pod_mtu(config, uplink) + overhead(Family::V4);
+    if needed > uplink.mtu {
+        return Some(format!("{} carries {} bytes and not {needed}", uplink.name, uplink.mtu));
+    }
+    if vxlan.gbp {
+        return Some("GBP is on".into());
+    }
+    if listing.at(uplink.index).is_none_or(|found| found.mac.is_none()) {
+        return Some(format!("{} is no Ethernet device", uplink.name));
+    }
+    match ipsec::has_policies() {
+        Ok(false) => None,
+        Ok(true) => Some("the kernel has policies of IPsec".into()),
+        // It may encrypt.
+        Err(err) => Some(format!("the kernel cannot be asked for policies of IPsec: {err}")),
     }
 }

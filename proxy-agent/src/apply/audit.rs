@@ -44,12 +44,13 @@ impl Part {
 }
 
 /// Tables that are audited, as metrics and logs name them.
-pub const TABLES: [&str; 9] = [
+pub const TABLES: [&str; 10] = [
     "FRONTENDS4",
     "FRONTENDS6",
     "ADDRESSES4",
     "ADDRESSES6",
     "ADDRESSMARKS",
+    "PORTMARKS",
     "NAMES",
     "SERVICES",
     "BACKENDS4",
@@ -93,10 +94,15 @@ impl Applier {
         }
         let Self { ledger, tables, .. } = self;
         Ok(match part {
-            Part::Frontends(family) => ledger.audit_frontends(family, tables.frontends(family)?),
+            Part::Frontends(family) => {
+                let rows = tables.frontends(family)?;
+                let mut differences = remark_ports(ledger, tables, family);
+                differences.extend(ledger.audit_frontends(family, rows));
+                differences
+            }
             Part::Addresses(family) => {
                 let rows = tables.addresses(family)?;
-                let mut differences = remark(ledger, tables, family);
+                let mut differences = remark_addresses(ledger, tables, family);
                 differences.extend(ledger.audit_addresses(family, rows));
                 differences
             }
@@ -196,15 +202,21 @@ impl Ledger {
 }
 
 /// Marks are only ever set, and one that is missing hides its address: set here and now.
-fn remark(ledger: &Ledger, tables: &mut Tables, family: IpFamily) -> Vec<Difference> {
-    let addresses = ledger.addresses.keys().filter(|address| IpFamily::of(address) == family);
-    let lost = addresses.filter(|address| tables.remark(address));
-    let difference = |address: &IpAddr| Difference {
-        table: "ADDRESSMARKS",
-        key: address.to_string(),
-        damage: Damage::Missing,
-    };
-    lost.map(difference).collect()
+fn remark_addresses(ledger: &Ledger, tables: &mut Tables, family: IpFamily) -> Vec<Difference> {
+    let addresses = ledger.addresses.iter().filter(|(address, _)| IpFamily::of(address) == family);
+    let lost = addresses.filter(|(address, flags)| tables.mark_address(address, **flags));
+    lost.map(|(address, _)| unmarked("ADDRESSMARKS", address.to_string())).collect()
+}
+
+/// The same of ports.
+fn remark_ports(ledger: &Ledger, tables: &mut Tables, family: IpFamily) -> Vec<Difference> {
+    let frontends = ledger.frontends.iter().filter(|(at, _)| IpFamily::of(&at.address) == family);
+    let lost = frontends.filter(|(at, to)| tables.mark_port(at, to.kind));
+    lost.map(|(at, _)| unmarked("PORTMARKS", at.port.to_string())).collect()
+}
+
+fn unmarked(table: &'static str, key: String) -> Difference {
+    Difference { table, key, damage: Damage::Missing }
 }
 
 /// A row's words are put right here and now, each by one store. A set with a damaged slot is

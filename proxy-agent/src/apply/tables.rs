@@ -3,14 +3,15 @@
 use std::{io, net::IpAddr, path::Path};
 
 use agent_kit::{
+    Pod,
     array::Array,
     table::{MapTable, MemoryTable, OpenError, Table, TableError, open_pinned},
 };
 use datapath::{
     address::{Be16, Ipv4, Ipv6},
     backend::{Backend, backend_flags},
-    frontend::{AddressUse, Frontend, FrontendKey, address_mark},
-    maps::MARKS_LEN,
+    frontend::{AddressUse, Frontend, FrontendKey, address_mark, kind, mark, port_mark},
+    maps::{MARKS_LEN, PORTMARKS_LEN},
     service::{Service, ServiceCounters, ServiceName, SetRef},
 };
 
@@ -30,11 +31,9 @@ pub struct Tables {
     pub frontends6: Rows<FrontendKey<Ipv6>, Frontend>,
     pub addresses4: Rows<Ipv4, AddressUse>,
     pub addresses6: Rows<Ipv6, AddressUse>,
-    marks: Array<AddressMarks>,
+    address_marks: Array<[u8; MARKS_LEN]>,
+    port_marks: Array<[u8; PORTMARKS_LEN]>,
 }
-
-/// The one row of `ADDRESSMARKS`.
-type AddressMarks = [u8; MARKS_LEN];
 
 /// Words of a [`Service`] row.
 const CLUSTER_WORD: usize = 0;
@@ -60,7 +59,8 @@ impl Tables {
             )?),
             addresses4: Box::new(MapTable::<Ipv4, AddressUse>::open(maps, "ADDRESSES4")?),
             addresses6: Box::new(MapTable::<Ipv6, AddressUse>::open(maps, "ADDRESSES6")?),
-            marks: array(maps, "ADDRESSMARKS")?,
+            address_marks: array(maps, "ADDRESSMARKS")?,
+            port_marks: array(maps, "PORTMARKS")?,
         })
     }
 
@@ -76,7 +76,8 @@ impl Tables {
             frontends6: Box::new(MemoryTable::new(frontends)),
             addresses4: Box::new(MemoryTable::new(frontends)),
             addresses6: Box::new(MemoryTable::new(frontends)),
-            marks: Array::private(1)?,
+            address_marks: Array::private(1)?,
+            port_marks: Array::private(1)?,
         })
     }
 
@@ -138,6 +139,9 @@ impl Tables {
         &mut self,
         rows: &[(FrontendAt, FrontendTo)],
     ) -> (usize, Result<(), TableError>) {
+        for (at, to) in rows {
+            self.mark_port(at, to.kind);
+        }
         let values: Vec<Frontend> = rows
             .iter()
             .map(|(_, to)| Frontend { service: to.service, kind: to.kind, pad: [0; 3] })
@@ -190,41 +194,34 @@ impl Tables {
         &mut self,
         rows: &[(IpAddr, u32)],
     ) -> (usize, Result<(), TableError>) {
+        for (address, flags) in rows {
+            self.mark_address(address, *flags);
+        }
         let values: Vec<AddressUse> = rows.iter().map(|&(_, flags)| AddressUse { flags }).collect();
         let v4: Vec<Ipv4> = rows.iter().filter_map(|(address, _)| v4(address)).collect();
         if v4.len() == rows.len() {
-            for &address in &v4 {
-                self.mark(address_mark(address));
-            }
             self.addresses4.insert_all(&v4, &values)
         } else {
             let v6: Vec<Ipv6> = rows.iter().filter_map(|(address, _)| v6(address)).collect();
-            for &address in &v6 {
-                self.mark(address_mark(address));
-            }
             self.addresses6.insert_all(&v6, &values)
         }
     }
 
-    /// Marks an address again; false if it was marked.
-    pub(super) fn remark(&mut self, address: &IpAddr) -> bool {
-        match address {
-            IpAddr::V4(address) => self.mark(address_mark(Ipv4::from(*address))),
-            IpAddr::V6(address) => self.mark(address_mark(Ipv6::from(*address))),
-        }
+    /// Marks an address with bits of [`datapath::frontend::address_use`] for the programs, which look
+    /// at marks before they look an address up; false if it was marked.
+    pub(super) fn mark_address(&mut self, address: &IpAddr, flags: u32) -> bool {
+        let place = match *address {
+            IpAddr::V4(address) => address_mark(Ipv4::from(address)),
+            IpAddr::V6(address) => address_mark(Ipv6::from(address)),
+        };
+        set(&mut self.address_marks, place, mark::of_use(flags))
     }
 
-    /// Sets a byte of the marks that programs look at before they look an address up; false if
-    /// it was set.
-    fn mark(&mut self, place: usize) -> bool {
-        let (word, byte) = (place / size_of::<u64>(), place % size_of::<u64>());
-        let mut bytes = self.marks.load(0, word).unwrap_or_default().to_ne_bytes();
-        if bytes[byte] == 1 {
-            return false;
-        }
-        bytes[byte] = 1;
-        self.marks.store(0, word, u64::from_ne_bytes(bytes));
-        true
+    /// Marks the port of a frontend of a [`kind`] whose address is not ours as a whole; false if it
+    /// was marked, or needs no mark.
+    pub(super) fn mark_port(&mut self, at: &FrontendAt, kind: u8) -> bool {
+        let place = port_mark(Be16::new(at.port));
+        kind != kind::CLUSTER_IP && set(&mut self.port_marks, place, mark::of_protocol(at.proto))
     }
 
     pub(super) fn remove_address(&mut self, address: &IpAddr) -> Result<(), TableError> {
@@ -295,6 +292,21 @@ pub fn decode_name(name: &ServiceName) -> Option<(String, String, String)> {
     let (namespace, rest) = text.split_once('/')?;
     let (name, port) = rest.rsplit_once(':')?;
     Some((namespace.into(), name.into(), port.into()))
+}
+
+/// Sets bits of a byte; false if they were.
+fn set<const LEN: usize>(marks: &mut Array<[u8; LEN]>, place: usize, bits: u8) -> bool
+where
+    [u8; LEN]: Pod,
+{
+    let (word, byte) = (place / size_of::<u64>(), place % size_of::<u64>());
+    let mut bytes = marks.load(0, word).unwrap_or_default().to_ne_bytes();
+    if bytes[byte] & bits == bits {
+        return false;
+    }
+    bytes[byte] |= bits;
+    marks.store(0, word, u64::from_ne_bytes(bytes));
+    true
 }
 
 /// The array pinned by this name.

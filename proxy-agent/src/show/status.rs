@@ -45,6 +45,7 @@ fn pinned(bpffs: &Path, agent: SocketAddr) -> Result<Status, ShowError> {
         last_sync: None,
         socket_lb: String::new(),
         nat_ports: String::new(),
+        pod_egress: String::new(),
         attachments: attachments(bpffs)?,
         tables: Vec::new(),
         problems: is_silent.then(silence).into_iter().collect(),
@@ -148,5 +149,6 @@ fn head(status: &Status) -> String {
     });
     lines.push(format!("socket-lb  {}", status.socket_lb));
     lines.push(format!("nat-ports  {}", status.nat_ports));
+    lines.push(format!("to pods    seen {}", status.pod_egress));
     lines.join("\n") + "\n"
 }

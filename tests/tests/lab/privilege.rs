@@ -40,7 +40,11 @@ fn runs_with_three_capabilities(mode: SocketLb) {
     let status = cluster.show(&["status"]);
     assert_eq!(status["problems"], Value::Array(Vec::new()));
     let attachments = status["attachments"].as_array().map_or(0, Vec::len);
-    assert_eq!(attachments, 9 + 2 * 3, "nine socket hooks, two on each of three devices");
+    assert_eq!(
+        attachments,
+        9 + 2 + 3,
+        "nine socket hooks, two of the uplink, one each of bridge and pods"
+    );
     let pid = cluster.agents[0].id().expect("it runs");
     let proc = ok(fs::read_to_string(format!("/proc/{pid}/status")));
     assert!(proc.contains("CapEff:\t000000c000001000"), "{proc}");

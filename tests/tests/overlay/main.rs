@@ -12,3 +12,4 @@ mod node;
 mod programs;
 mod proxy;
 mod store;
+mod tunnel;

@@ -13,9 +13,9 @@ use datapath::{
     device::Device,
     flow::{Flow, FlowKey, Walk},
     fragment::{FragmentKey, Ports},
-    frontend::{AddressUse, Frontend, FrontendKey, address_mark},
+    frontend::{AddressUse, Frontend, FrontendKey, address_mark, kind, mark, port_mark},
     host::frame::Sample,
-    maps::MARKS_LEN,
+    maps::{MARKS_LEN, PORTMARKS_LEN},
     packet::Verdict,
     policy::{Policed, Policy},
     service::{Service, ServiceCounters},
@@ -37,20 +37,20 @@ pub(crate) trait Side: Sample + Policed {}
 impl<F: Sample + Policed> Side for F {}
 
 /// A table of one family.
-type Rows<K, V> = MapTable<Row<K>, Row<V>>;
+pub(crate) type Rows<K, V> = MapTable<Row<K>, Row<V>>;
 type Flows<F> = Rows<
     FlowKey<<F as datapath::address::Family>::Address>,
     Flow<<F as datapath::address::Family>::Address>,
 >;
 
 /// `TCX_NEXT`, `TC_ACT_SHOT` and `TC_ACT_REDIRECT`.
-const NEXT: i32 = -1;
-const SHOT: i32 = 2;
-const REDIRECT: i32 = 7;
+pub(crate) const NEXT: i32 = -1;
+pub(crate) const SHOT: i32 = 2;
+pub(crate) const REDIRECT: i32 = 7;
 
 /// The interface index of a namespace's `lo`, on which test runs take place.
-const LOOPBACK: u32 = 1;
-static NO_MARKS: [u8; MARKS_LEN] = [0; MARKS_LEN];
+pub(crate) const LOOPBACK: u32 = 1;
+pub(crate) static NO_MARKS: [u8; MARKS_LEN] = [0; MARKS_LEN];
 /// Rows of `SERVICES` and `STATS` that cases use.
 const SERVICES: u32 = 64;
 
@@ -77,6 +77,7 @@ pub(crate) struct Machine<F: Sample> {
     stats: Rows<u32, ServiceCounters>,
     settings: Rows<u32, Settings>,
     address_marks: Rows<u32, [u8; MARKS_LEN]>,
+    port_marks: Rows<u32, [u8; PORTMARKS_LEN]>,
 }
 
 /// The overlay object, with its policy.
@@ -85,13 +86,17 @@ pub(crate) struct Overlay<F: Sample> {
     policies: Rows<u32, Policy>,
 }
 
-fn clear<K: Copy + 'static, V: Copy + 'static>(table: &mut Rows<K, V>) {
+pub(crate) fn clear<K: Copy + 'static, V: Copy + 'static>(table: &mut Rows<K, V>) {
     for (key, _) in table.rows().expect("rows") {
         let _ = table.remove(&key);
     }
 }
 
-fn write<K: Copy + 'static, V: Copy + 'static>(table: &mut Rows<K, V>, key: K, value: V) {
+pub(crate) fn write<K: Copy + 'static, V: Copy + 'static>(
+    table: &mut Rows<K, V>,
+    key: K,
+    value: V,
+) {
     table.insert(&Row(key), &Row(value)).expect("room");
 }
 
@@ -265,6 +270,7 @@ impl<F: Side> Machine<F> {
             stats: MapTable::new(loaded.map("STATS")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             address_marks: MapTable::new(loaded.map("ADDRESSMARKS")).expect("sizes"),
+            port_marks: MapTable::new(loaded.map("PORTMARKS")).expect("sizes"),
             node,
         };
         machine.clear();
@@ -281,16 +287,22 @@ impl<F: Side> Machine<F> {
         }
         write(&mut self.settings, 0, Settings::default());
         write(&mut self.address_marks, 0, NO_MARKS);
+        write(&mut self.port_marks, 0, [0; PORTMARKS_LEN]);
     }
 
     pub(crate) fn put_address(&mut self, address: F::Address, usage: AddressUse) {
         let Row(mut marks) = self.address_marks.get(&Row(0)).expect("a row").expect("a row");
-        marks[address_mark(address)] = 1;
+        marks[address_mark(address)] |= mark::of_use(usage.flags);
         write(&mut self.address_marks, 0, marks);
         write(&mut self.addresses, address, usage);
     }
 
     pub(crate) fn put_frontend(&mut self, key: FrontendKey<F::Address>, row: Frontend) {
+        if row.kind != kind::CLUSTER_IP {
+            let Row(mut marks) = self.port_marks.get(&Row(0)).expect("a row").expect("a row");
+            marks[port_mark(key.port)] |= mark::of_protocol(key.proto);
+            write(&mut self.port_marks, 0, marks);
+        }
         write(&mut self.frontends, key, row);
     }
 

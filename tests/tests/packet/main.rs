@@ -37,4 +37,5 @@ mod frame;
 #[path = "../../../datapath/tests/engine/machine.rs"]
 mod host;
 mod swap;
+mod tunnel;
 mod twins;

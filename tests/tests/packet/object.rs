@@ -13,7 +13,7 @@ use aya::{
     maps::{Map, MapData, PerCpuArray},
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
-use datapath::counter::Hook;
+use datapath::{counter::Hook, tunnel::Traffic};
 
 use crate::machine::Sizes;
 
@@ -69,7 +69,14 @@ impl Object {
             Self::Proxy => {
                 &["pod_ingress", "pod_egress", "uplink_ingress", "uplink_egress", "flow_sweep"]
             }
-            Self::Overlay => &["masq_ingress", "masq_egress", "flow_sweep"],
+            Self::Overlay => &[
+                "bypass_ingress",
+                "decap_ingress",
+                "tunnel_egress",
+                "tunnel_ingress",
+                "masq_egress",
+                "flow_sweep",
+            ],
         }
     }
 
@@ -87,9 +94,20 @@ impl Object {
                 "STATS",
                 "SETTINGS",
                 "ADDRESSMARKS",
+                "PORTMARKS",
                 "NAMES",
             ],
-            Self::Overlay => &["POLICIES"],
+            Self::Overlay => &[
+                "POLICIES",
+                "TUNNELS",
+                "VTEPS4",
+                "VTEPS6",
+                "SENDERS",
+                "HOMES4",
+                "HOMES6",
+                "PROXYMARKS",
+                "TRAFFIC",
+            ],
         }
     }
 }
@@ -148,8 +166,11 @@ impl Loaded {
             program.load().expect("the verifier accepts the program");
         }
         let duplicate = |name: &str| {
-            let (Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data)) =
-                ebpf.map(name).unwrap_or_else(|| panic!("no map {name}"))
+            let (Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::LpmTrie(data)
+            | Map::PerCpuArray(data)) = ebpf.map(name).unwrap_or_else(|| panic!("no map {name}"))
             else {
                 panic!("map {name} is of another kind");
             };
@@ -170,16 +191,24 @@ impl Loaded {
         self.maps[name].as_fd().try_clone_to_owned().expect("a descriptor")
     }
 
-    fn classifier(&self, name: &str) -> &SchedClassifier {
+    pub(crate) fn classifier(&self, name: &str) -> &SchedClassifier {
         self.ebpf.program(name).expect("a program").try_into().expect("a classifier")
     }
 
     pub(crate) fn program(&self, hook: Hook) -> &SchedClassifier {
         self.classifier(match (self.object, hook) {
-            (Object::Overlay, Hook::UplinkIngress) => "masq_ingress",
+            (Object::Overlay, Hook::UplinkIngress) => "decap_ingress",
             (Object::Overlay, Hook::UplinkEgress) => "masq_egress",
             _ => hook.name(),
         })
+    }
+
+    /// Rows of `TRAFFIC`, one a processor.
+    pub(crate) fn traffic(&self) -> Vec<Traffic> {
+        let map = MapData::from_fd(self.map("TRAFFIC")).and_then(Map::from_map_data);
+        let table: PerCpuArray<_, Row<Traffic>> =
+            map.and_then(PerCpuArray::try_from).expect("counters");
+        table.get(&0, 0).expect("a row").iter().map(|row| row.0).collect()
     }
 
     pub(crate) fn sweep(&self) {
@@ -187,9 +216,10 @@ impl Loaded {
     }
 }
 
-/// Size of `struct __sk_buff`, and where its `mark` stands in it.
+/// Size of `struct __sk_buff`, and where fields stand in it.
 const CONTEXT: usize = 192;
 const MARK: usize = 8;
+const GSO_SIZE: usize = 176;
 
 /// Runs a program on a frame that has a mark; what it returned, and how long the frame is in
 /// `out`.
@@ -199,13 +229,26 @@ pub(crate) fn test_run(
     frame: &[u8],
     out: &mut [u8],
 ) -> (i32, usize) {
+    test_run_segmented(program, mark, 0, frame, out)
+}
+
+/// The same of a GSO packet, of which the kernel does not know by which protocol it is one.
+pub(crate) fn test_run_segmented(
+    program: &SchedClassifier,
+    mark: u32,
+    segment: u32,
+    frame: &[u8],
+    out: &mut [u8],
+) -> (i32, usize) {
     let mut context = [0; CONTEXT];
-    context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+    for (at, number) in [(MARK, mark), (GSO_SIZE, segment)] {
+        context[at..at + 4].copy_from_slice(&number.to_ne_bytes());
+    }
     let result = program
         .test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(out),
-            ctx_in: (mark != 0).then_some(&context),
+            ctx_in: (mark | segment != 0).then_some(&context),
             repeat: 1,
             ..TestRunOptions::default()
         })

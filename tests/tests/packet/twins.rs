@@ -181,7 +181,7 @@ where
 }
 
 /// The programs' clock, when it will not change soon.
-fn tick() -> u32 {
+pub(crate) fn tick() -> u32 {
     loop {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: the call writes the structure given.

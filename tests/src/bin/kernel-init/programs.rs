@@ -32,7 +32,7 @@ const PINS: &str = "/sys/fs/bpf/millrace";
 
 /// The verifier may follow a million instructions. Ours stay far below, because the agent
 /// waits for it whenever it starts.
-const INSTRUCTIONS: u32 = 100_000;
+const INSTRUCTIONS: u32 = 125_000;
 
 /// Programs on cgroups, with their hooks.
 const ON_CGROUPS: [(&str, u32); 9] = [
@@ -57,8 +57,9 @@ const OF_PROXY: [Hook<&str>; 4] = [
 ];
 
 /// The overlay's, beside those.
-const OF_OVERLAY: [Hook<&str>; 5] = [
+const OF_OVERLAY: [Hook<&str>; 6] = [
     hook("bypass_ingress", "lo", true, Layer::Inner),
+    hook("decap_ingress", "lo", true, Layer::Innermost),
     hook("tunnel_ingress", "dummy0", true, Layer::Inner),
     hook("tunnel_egress", "dummy0", false, Layer::Inner),
     hook("masq_ingress", "dummy0", true, Layer::Innermost),

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use datapath::{
     address::{Be16, Ipv4, Ipv6, protocol},
     backend::{Backend, backend_flags},
-    frontend::{AddressUse, Frontend, FrontendKey, address_mark, address_use, kind},
+    frontend::{AddressUse, Frontend, FrontendKey, address_mark, address_use, kind, mark},
     maps::MARKS_LEN,
     service::{Service, ServiceCounters, SetRef, service_flags},
     settings::Settings,
@@ -98,7 +98,7 @@ impl Tables {
 
     fn mark(&mut self, place: usize) -> Result<()> {
         let mut marks = self.address_marks.get(&0)?.context("an array of one row")?;
-        marks[place] = 1;
+        marks[place] = mark::WHOLE;
         Ok(self.address_marks.insert(&0, &marks)?)
     }
 

@@ -196,7 +196,7 @@ fn prove(bed: &mut Bed) -> Result<Vec<Cost>> {
 /// Programs of flannel-agent that each packet of a way meets.
 fn shall_run(way: Way) -> &'static [&'static str] {
     match way {
-        Way::FastPath => &["bypass_ingress", "tunnel_ingress"],
+        Way::FastPath => &["bypass_ingress", "decap_ingress"],
         Way::SlowPath => &["tunnel_egress", "tunnel_ingress"],
         Way::Nodes | Way::Classic | Way::Flanneld => &[],
     }

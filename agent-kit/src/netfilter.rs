@@ -1,15 +1,17 @@
 //! Whether netfilter of this network namespace has something to say about packets that are
-//! forwarded: rules that filter or translate them, which a packet that passes the IP stack by would
-//! never meet. A translator would then see one half of a connection, and the other side reset it.
+//! forwarded, or about those that come for this node or from it: rules that filter or translate
+//! them, which a packet that passes the IP stack by would never meet. A translator would then see
+//! one half of a connection, and the other side reset it.
 
 use std::{fs, io, os::fd::OwnedFd};
 
-use agent_kit::dump::{Dump, attribute, text};
 use rustix::{
     io::Errno,
     net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, recv, socket_with},
 };
 use tokio::io::unix::AsyncFd;
+
+use crate::dump::{Dump, attribute, text};
 
 /// `NFNL_SUBSYS_NFTABLES` in a message's kind, with `NFT_MSG_NEWCHAIN` and `NFT_MSG_GETCHAIN`
 /// (include/uapi/linux/netfilter/nf_tables.h).
@@ -34,38 +36,53 @@ const DROP: u32 = 0;
 /// Hooks of IP that a forwarded packet passes: `NF_INET_PRE_ROUTING`, `FORWARD`, `POST_ROUTING`.
 const FORWARDED: [u32; 3] = [0, 2, 4];
 
+/// Those that packets meet which carry others in a tunnel: `NF_INET_LOCAL_IN`, `LOCAL_OUT`.
+const LOCAL: [u32; 2] = [1, 3];
+
 /// Legacy tables that there are in this namespace, a name a line.
 const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"];
 
-/// The first thing that stands in the way of a packet that is forwarded, in words; `None` if there
-/// is nothing.
-pub fn obstacle() -> io::Result<Option<String>> {
-    let mut found = None;
+/// The first thing that stands in the way of packets, in words; `None` if there is nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Obstacles {
+    /// Of those that are forwarded.
+    pub forwarded: Option<String>,
+    /// Of this node's own.
+    pub local: Option<String>,
+}
+
+/// What there is at the moment.
+pub fn obstacles() -> io::Result<Obstacles> {
+    let mut found = Obstacles::default();
     let mut dump = Dump::open(Some(netlink::NETFILTER))?;
     // All families, whatever version.
     dump.ask(GET_CHAIN, &[0; NFGENMSG], NEW_CHAIN, |message| {
-        if found.is_none() {
-            found = chain(message);
+        if found.forwarded.is_none() {
+            found.forwarded = chain(message, &FORWARDED);
+        }
+        if found.local.is_none() {
+            found.local = chain(message, &LOCAL);
         }
     })?;
-    Ok(found.or_else(|| {
-        LEGACY.into_iter().find_map(|path| {
-            let names = fs::read_to_string(path).unwrap_or_default();
-            let name = names.lines().next()?;
-            Some(format!("iptables has the table {name} ({path})"))
-        })
-    }))
+    let legacy = LEGACY.into_iter().find_map(|path| {
+        let names = fs::read_to_string(path).unwrap_or_default();
+        let name = names.lines().next()?;
+        Some(format!("iptables has the table {name} ({path})"))
+    });
+    found.forwarded = found.forwarded.or_else(|| legacy.clone());
+    found.local = found.local.or(legacy);
+    Ok(found)
 }
 
-/// What a chain does to packets that are forwarded, if anything.
-fn chain(message: &[u8]) -> Option<String> {
+/// What a chain does to packets that pass one of these hooks of IP, if anything.
+fn chain(message: &[u8], hooks: &[u32]) -> Option<String> {
     let family = family(*message.first()?)?;
     let attributes = message.get(NFGENMSG..)?;
     let number = |bytes: &[u8]| bytes.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
     let hook = attribute(attributes, HOOK)?;
     let at = number(attribute(hook, HOOK_NUMBER)?)?;
     // Those of bridges and devices are passed by too, whichever it is.
-    if matches!(family, "ip" | "ip6" | "inet") && !FORWARDED.contains(&at) {
+    if matches!(family, "ip" | "ip6" | "inet") && !hooks.contains(&at) {
         return None;
     }
     let rules = attribute(attributes, USE).and_then(number).unwrap_or(0);
@@ -126,6 +143,14 @@ impl RuleNotices {
     }
 }
 
+/// Waits for word of changed rules; false if there will be none.
+pub async fn changed(notices: &mut Option<RuleNotices>) -> bool {
+    match notices {
+        Some(notices) => notices.changed().await.is_ok(),
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use agent_kit::dump::attribute_of;
@@ -147,11 +172,15 @@ mod tests {
 
     #[test]
     fn rules_that_forwarded_packets_meet_are_in_the_way() {
-        let said = |family, hook, policy, rules| chain(&message(family, hook, policy, rules));
+        let said =
+            |family, hook, policy, rules| chain(&message(family, hook, policy, rules), &FORWARDED);
         assert_eq!(said(2, Some(4), 1, 3).unwrap(), "nftables chain ip t c has 3 rules");
         assert_eq!(said(1, Some(2), 0, 0).unwrap(), "nftables chain inet t c drops by default");
         // A bridge's and a device's, whichever hook it is.
         assert!(said(7, Some(1), 1, 1).is_some() && said(5, Some(1), 1, 1).is_some());
+        let own = |hook, rules| chain(&message(2, Some(hook), 1, rules), &LOCAL);
+        assert_eq!(own(1, 3).unwrap(), "nftables chain ip t c has 3 rules");
+        assert!(own(3, 1).is_some() && own(1, 0).is_none() && own(2, 3).is_none());
         // Not forwarded, empty, no chain of a hook, or of ARP.
         assert_eq!(said(2, Some(1), 1, 3), None);
         assert_eq!(said(2, Some(2), 1, 0), None);
