@@ -98,7 +98,7 @@ pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// An attribute as it stands in a message, for tests.
+/// An attribute as it stands in a message: what tests of readers are fed.
 #[cfg(test)]
 pub(crate) fn attribute_of(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();

@@ -153,15 +153,9 @@ pub async fn changed(notices: &mut Option<RuleNotices>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::dump::attribute_of;
 
-    fn attribute_of(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
+    use super::*;
 
     fn message(family: u8, hook: Option<u32>, policy: u32, rules: u32) -> Vec<u8> {
         let mut bytes = vec![family, 0, 0, 0];

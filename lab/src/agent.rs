@@ -106,6 +106,7 @@ pub struct Agent {
     binary: PathBuf,
     patience: Duration,
     arguments: Vec<String>,
+    variables: Vec<(&'static str, String)>,
     /// What subcommands are asked with.
     asking: Vec<String>,
     log: PathBuf,
@@ -148,6 +149,7 @@ impl Agent {
             binary,
             patience: options.patience,
             arguments,
+            variables: Vec::new(),
             asking: vec!["--bpffs".into(), bpffs.display().to_string()],
             log,
             process: None,
@@ -170,6 +172,7 @@ impl Agent {
             binary,
             patience: Duration::from_secs(20),
             arguments: flags.into_iter().chain(arguments.iter().cloned()).collect(),
+            variables: Vec::new(),
             asking: Vec::new(),
             log: lab.directory(node).join("flannel-agent.log"),
             process: None,
@@ -184,10 +187,15 @@ impl Agent {
         self.arguments.push(argument.to_owned());
     }
 
+    /// Gives it a variable of the environment from the next start on.
+    pub fn set_variable(&mut self, name: &'static str, value: &str) {
+        self.variables.push((name, value.into()));
+    }
+
     /// Starts the process without waiting for anything. Its log is appended to.
     pub fn launch(&mut self) -> Result<()> {
         let mut run = Command::new(&self.binary);
-        run.arg("run").args(&self.arguments);
+        run.arg("run").args(&self.arguments).envs(self.variables.iter().cloned());
         process::log_to(&mut run, &self.log)?;
         self.process = Some(self.place.spawn(run)?);
         Ok(())

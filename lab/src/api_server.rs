@@ -1,5 +1,5 @@
-//! A real kube-apiserver with an etcd of its own, for what watches Services there: started,
-//! given objects, stopped and started again with what it holds.
+//! A real kube-apiserver with an etcd of its own, for what watches Services or Nodes there:
+//! started, given objects, asked for them, stopped and started again with what it holds.
 
 use std::{
     fmt::Write as _,
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     address::SERVICE_CIDR4,
@@ -22,9 +22,13 @@ use crate::{
 };
 
 const PORT: u16 = 6443;
+const RBAC: &str = "rbac.authorization.k8s.io/v1";
 const PATIENCE: Duration = Duration::from_mins(2);
-/// Known to everybody: nothing but the lab reaches this server.
-const TOKEN: &str = "lab";
+/// May do everything. Names are tokens too, known to everybody: nothing but the lab reaches this
+/// server.
+const ADMINISTRATOR: &str = "lab";
+/// May do what roles allow it: [`flannel_roles`].
+const FLANNEL: &str = "flannel";
 
 /// kube-apiserver and its etcd, running or stopped. Dropping it ends both.
 #[derive(Debug)]
@@ -46,6 +50,9 @@ pub enum Verb {
 impl ApiServer {
     /// Starts both in a place of a lab, at its address, and waits until objects are taken.
     pub fn start(lab: &Lab, place: &str, binary: &Path) -> Result<Self> {
+        if !binary.exists() {
+            return Err(Error::NoPeer { path: binary.into() });
+        }
         let directory = lab.directory(place).join("api-server");
         fs::create_dir_all(&directory).at("create", &directory)?;
         let etcd = Etcd::in_place(lab, place)?;
@@ -58,8 +65,15 @@ impl ApiServer {
 
     fn write_files(&self) -> Result<()> {
         let files = [
-            ("tokens.csv", format!("{TOKEN},lab,lab,system:masters\n")),
-            ("kubeconfig", kubeconfig(&self.url())),
+            (
+                "tokens.csv",
+                format!(
+                    "{ADMINISTRATOR},{ADMINISTRATOR},{ADMINISTRATOR},system:masters\n\
+                     {FLANNEL},{FLANNEL},{FLANNEL}\n"
+                ),
+            ),
+            ("kubeconfig", kubeconfig(&self.url(), ADMINISTRATOR)),
+            ("kubeconfig-flannel", kubeconfig(&self.url(), FLANNEL)),
         ];
         files.into_iter().try_for_each(|(name, text)| {
             let path = self.directory.join(name);
@@ -71,9 +85,15 @@ impl ApiServer {
         format!("https://{}:{PORT}", self.place.addresses.v4)
     }
 
-    /// For `--kubeconfig`.
+    /// For `--kubeconfig`, of an administrator.
     pub fn kubeconfig(&self) -> PathBuf {
         self.directory.join("kubeconfig")
+    }
+
+    /// For `--kubeconfig-file` of flanneld and flannel-agent, with the rights that
+    /// [`flannel_roles`] give.
+    pub fn flannel_kubeconfig(&self) -> PathBuf {
+        self.directory.join("kubeconfig-flannel")
     }
 
     fn launch(&mut self) -> Result<()> {
@@ -87,14 +107,14 @@ impl ApiServer {
             // It makes a certificate of its own there.
             ("--cert-dir", file("certs")),
             ("--token-auth-file", file("tokens.csv")),
-            ("--authorization-mode", "AlwaysAllow".into()),
+            ("--authorization-mode", "RBAC".into()),
             ("--service-cluster-ip-range", SERVICE_CIDR4.into()),
             // Nobody asks for such accounts, but it does not start without a key for them.
             ("--service-account-issuer", "https://lab".into()),
             ("--service-account-key-file", file("certs/apiserver.key")),
             ("--service-account-signing-key-file", file("certs/apiserver.key")),
             // Objects stand in namespaces that nobody has made.
-            ("--disable-admission-plugins", "NamespaceLifecycle,ServiceAccount".into()),
+            ("--disable-admission-plugins", "NamespaceLifecycle,PodSecurity,ServiceAccount".into()),
         ];
         let mut command = Command::new(&self.binary);
         command.args(flags.map(|(flag, value)| format!("{flag}={value}")));
@@ -154,6 +174,44 @@ impl ApiServer {
         })
     }
 
+    /// The object at a path such as `/api/v1/nodes/node1`.
+    pub fn read(&self, path: &str) -> Result<Value> {
+        self.ask("GET", path, None)
+    }
+
+    /// Merges a patch (RFC 7396) into the object at a path.
+    pub fn merge(&self, path: &str, patch: &Value) -> Result<()> {
+        self.ask("PATCH", path, Some(patch)).map(drop)
+    }
+
+    /// Removes the object at a path.
+    pub fn delete(&self, path: &str) -> Result<()> {
+        self.ask("DELETE", path, None).map(drop)
+    }
+
+    fn ask(&self, method: &str, path: &str, patch: Option<&Value>) -> Result<Value> {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--insecure", "--fail-with-body"]);
+        curl.args(["--max-time", "10", "--request", method, "--header"]).arg(authorization());
+        if let Some(patch) = patch {
+            curl.args(["--header", "Content-Type: application/merge-patch+json", "--data-raw"]);
+            curl.arg(patch.to_string());
+        }
+        curl.arg(format!("{}{path}", self.url()));
+        let output = self.place.run(curl)?;
+        let failed = |message: String| Error::Command {
+            place: self.place.name.clone(),
+            command: format!("curl: {method} {path} of kube-apiserver"),
+            message,
+        };
+        if !output.status.success() {
+            let said = [output.stderr, output.stdout].map(String::from_utf8);
+            let said: Vec<_> = said.into_iter().flatten().collect();
+            return Err(failed(said.concat().trim().into()));
+        }
+        serde_json::from_slice(&output.stdout).map_err(|err| failed(err.to_string()))
+    }
+
     /// Ends both as a crash would; what they hold stays.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -179,15 +237,15 @@ impl Drop for ApiServer {
 }
 
 fn authorization() -> String {
-    format!("Authorization: Bearer {TOKEN}")
+    format!("Authorization: Bearer {ADMINISTRATOR}")
 }
 
-fn kubeconfig(url: &str) -> String {
+fn kubeconfig(url: &str, token: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Config
 clusters: [{{name: lab, cluster: {{server: \"{url}\", insecure-skip-tls-verify: true}}}}]
-users: [{{name: lab, user: {{token: {TOKEN}}}}}]
+users: [{{name: lab, user: {{token: {token}}}}}]
 contexts: [{{name: lab, context: {{cluster: lab, user: lab}}}}]
 current-context: lab
 "
@@ -199,7 +257,7 @@ fn transfer(text: &mut String, url: &str, verb: Verb, object: &Value) -> Result<
     let unknown = || Error::BadSpec {
         what: "an object",
         name: object["kind"].to_string(),
-        reason: "it is no Service, EndpointSlice or Node with a name",
+        reason: "it is of no kind that the lab knows, or has no name",
     };
     let collection = collection(object).ok_or_else(unknown)?;
     let name = object["metadata"]["name"].as_str().ok_or_else(unknown)?;
@@ -232,15 +290,42 @@ fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
+/// What flannel's manifest (`Documentation/kube-flannel.yml` of v0.28.4) allows flanneld.
+pub fn flannel_roles() -> [Value; 2] {
+    let rule = |resource: &str, verbs: &[&str]| json!({"apiGroups": [""], "resources": [resource], "verbs": verbs});
+    [
+        json!({
+            "apiVersion": RBAC,
+            "kind": "ClusterRole",
+            "metadata": {"name": FLANNEL},
+            "rules": [
+                rule("pods", &["get"]),
+                rule("nodes", &["get", "list", "watch"]),
+                rule("nodes/status", &["patch"]),
+            ],
+        }),
+        json!({
+            "apiVersion": RBAC,
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": FLANNEL},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": FLANNEL},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": FLANNEL}],
+        }),
+    ]
+}
+
 /// The path below which objects of this kind and namespace are made.
 fn collection(object: &Value) -> Option<String> {
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default");
     Some(match (object["apiVersion"].as_str()?, object["kind"].as_str()?) {
         ("v1", "Node") => "/api/v1/nodes".into(),
+        ("v1", "Pod") => format!("/api/v1/namespaces/{namespace}/pods"),
         ("v1", "Service") => format!("/api/v1/namespaces/{namespace}/services"),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices")
         }
+        (RBAC, "ClusterRole") => format!("/apis/{RBAC}/clusterroles"),
+        (RBAC, "ClusterRoleBinding") => format!("/apis/{RBAC}/clusterrolebindings"),
         _ => return None,
     })
 }
@@ -291,7 +376,7 @@ mod tests {
     fn objects_without_namespace_stand_in_the_default_one() {
         let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}});
         assert_eq!(collection(&service).unwrap(), "/api/v1/namespaces/default/services");
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}});
-        assert!(transfer(&mut String::new(), "", Verb::Create, &pod).is_err());
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}});
+        assert!(transfer(&mut String::new(), "", Verb::Create, &secret).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! A real flanneld on a node of the lab, with leases in etcd: what flannel-agent shares a network
-//! with, takes a node over from, and gives it back to.
+//! A real flanneld on a node of the lab: what flannel-agent shares a network with, takes a node over
+//! from, and gives it back to.
 
 use std::{
     fs, io,
@@ -33,6 +33,7 @@ pub struct Flanneld {
     place: Place,
     binary: PathBuf,
     arguments: Vec<String>,
+    variables: Vec<(&'static str, String)>,
     subnet_file: PathBuf,
     log: PathBuf,
     process: Option<Process>,
@@ -63,6 +64,7 @@ impl Flanneld {
             place,
             binary,
             arguments: flags.into_iter().chain(arguments.iter().cloned()).collect(),
+            variables: Vec::new(),
             subnet_file,
             log: lab.directory(node).join("flanneld.log"),
             process: None,
@@ -70,10 +72,15 @@ impl Flanneld {
         })
     }
 
+    /// Gives it a variable of the environment from the next start on.
+    pub fn set_variable(&mut self, name: &'static str, value: &str) {
+        self.variables.push((name, value.into()));
+    }
+
     /// Starts the process without waiting for anything. Its log is appended to.
     pub fn launch(&mut self) -> Result<()> {
         let mut command = Command::new(&self.binary);
-        command.args(&self.arguments);
+        command.args(&self.arguments).envs(self.variables.iter().cloned());
         process::log_to(&mut command, &self.log)?;
         self.launched = SystemTime::now();
         self.process = Some(self.place.spawn(command)?);

@@ -16,11 +16,11 @@ use crate::{
     network,
     place::Place,
     process::Process,
-    record::{self, Lifetime, Record},
+    record::{self, Lifetime, Record, end_if_interrupted},
     spec::{LabSpec, Seat},
 };
 
-/// A running lab. Unless it is kept, dropping it takes it down.
+/// A running lab. Unless it is to be kept, dropping it takes it down.
 #[derive(Debug)]
 pub struct Lab {
     record: Record,
@@ -245,6 +245,14 @@ impl Lab {
         })
     }
 
+    /// Leaves a kept lab up when this process ends.
+    pub fn keep(self) {
+        end_if_interrupted();
+        if self.record.is_kept() {
+            self.record.let_go();
+        }
+    }
+
     /// Takes the lab down and says what went wrong, which dropping cannot.
     pub fn down(self) -> Result<()> {
         self.record.remove()
@@ -253,7 +261,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if self.record.is_kept() || !self.record.is_mine() {
+        if !self.record.is_mine() {
             return;
         }
         if let Err(err) = self.record.remove() {

@@ -29,27 +29,17 @@ pub struct Overlay {
 impl Overlay {
     /// An etcd with flannel's configuration, and agents with these arguments that are not started.
     pub fn prepare(lab: &Lab, config: &str, arguments: &[&str]) -> Result<Self> {
-        let etcd = Etcd::in_place(lab, "fabric")?;
-        etcd.put(&format!("{PREFIX}/config"), config)?;
-        let mut all = vec![format!("-etcd-endpoints={}", etcd.endpoint())];
-        all.extend(arguments.iter().map(ToString::to_string));
-        let nodes = lab.spec().nodes.iter();
-        let agents = nodes.map(|node| Agent::prepare_overlay(lab, &node.name, &all));
-        Ok(Self { agents: agents.collect::<Result<_>>()?, etcd })
+        let etcd = etcd(lab, config)?;
+        Ok(Self { agents: agents(lab, &etcd, arguments)?, etcd })
     }
 
     /// Joins all nodes, each with the subnet that its pods have.
     pub fn join(lab: &Lab, config: &str, arguments: &[&str]) -> Result<Self> {
         let mut overlay = Self::prepare(lab, config, arguments)?;
         for (number, node) in lab.spec().nodes() {
-            remember(lab, &node.name, number)?;
+            remember(lab, &node.name, number, 2)?;
         }
-        for agent in &mut overlay.agents {
-            agent.launch()?;
-        }
-        for agent in &mut overlay.agents {
-            agent.wait_ready()?;
-        }
+        start(&mut overlay.agents)?;
         Ok(overlay)
     }
 
@@ -60,10 +50,34 @@ impl Overlay {
     }
 }
 
-/// Leaves a `subnet.env` as an earlier start would have.
-pub fn remember(lab: &Lab, node: &str, number: u8) -> Result<()> {
-    let [v4, v6] = pod_cidrs(number);
-    let text = format!("FLANNEL_SUBNET={v4}\nFLANNEL_IPV6_SUBNET={v6}\n");
+/// An etcd where the router stands, with flannel's configuration.
+pub fn etcd(lab: &Lab, config: &str) -> Result<Etcd> {
+    let etcd = Etcd::in_place(lab, "fabric")?;
+    etcd.put(&format!("{PREFIX}/config"), config)?;
+    Ok(etcd)
+}
+
+/// Agents of all nodes that are not started.
+pub fn agents(lab: &Lab, etcd: &Etcd, arguments: &[&str]) -> Result<Vec<Agent>> {
+    let mut all = vec![format!("-etcd-endpoints={}", etcd.endpoint())];
+    all.extend(arguments.iter().map(ToString::to_string));
+    let nodes = lab.spec().nodes.iter();
+    nodes.map(|node| Agent::prepare_overlay(lab, &node.name, &all)).collect()
+}
+
+/// Starts agents at once, and waits until each is ready.
+pub fn start(agents: &mut [Agent]) -> Result<()> {
+    agents.iter_mut().try_for_each(Agent::launch)?;
+    agents.iter_mut().try_for_each(Agent::wait_ready)
+}
+
+/// Leaves a `subnet.env` as an earlier start would have, so that the node takes the subnet that
+/// the lab's pods on it have: of IPv4, or of as many families as the network has. flanneld takes
+/// none of it if it tells of a family that is not configured.
+pub fn remember(lab: &Lab, node: &str, number: u8, families: usize) -> Result<()> {
+    let lines = ["FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"].into_iter().zip(pod_cidrs(number));
+    let lines = lines.take(families).map(|(name, subnet)| format!("{name}={subnet}\n"));
+    let text: String = lines.collect();
     let file = lab.subnet_file(node);
     if let Some(directory) = file.parent() {
         fs::create_dir_all(directory).at("create", directory)?;

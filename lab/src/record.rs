@@ -29,7 +29,8 @@ const DIRECTORY: &str = "/run/millrace-lab";
 pub enum Lifetime {
     /// Until dropped, or until this process ends in whatever way.
     Owner,
-    /// Until taken down by `cargo xtask lab down`.
+    /// Until taken down by `cargo xtask lab down`, once [`Lab::keep`](crate::Lab::keep) said so;
+    /// until then as `Owner`, but for what no signal handler can see, as SIGKILL.
     Kept,
 }
 
@@ -85,8 +86,14 @@ impl Record {
         self.owner.is_none()
     }
 
+    /// Whether this process shall not leave it behind.
     pub(crate) fn is_mine(&self) -> bool {
-        self.owner.is_some() && self.owner == Owner::myself()
+        owned().iter().any(|other| other.id == self.id)
+    }
+
+    /// Leaves it behind.
+    pub(crate) fn let_go(&self) {
+        owned().retain(|other| other.id != self.id);
     }
 
     fn is_leftover(&self) -> bool {
@@ -103,10 +110,8 @@ impl Record {
             made => made.at("create", self.directory())?,
         }
         self.save()?;
-        if !self.is_kept() {
-            owned().push(self.clone());
-            clean_up_on_signals();
-        }
+        owned().push(self.clone());
+        clean_up_on_signals();
         Ok(())
     }
 
@@ -128,7 +133,7 @@ impl Record {
     pub(crate) fn remove(&self) -> Result<()> {
         end_if_interrupted();
         self.clear()?;
-        owned().retain(|other| other.id != self.id);
+        self.let_go();
         Ok(())
     }
 

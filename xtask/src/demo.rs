@@ -6,14 +6,19 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Result, bail};
 use clap::Args;
 use lab::{
-    Lab, LabSpec, Lifetime, Place, Process, address,
-    agent::{Agent, AgentOptions, SocketLb},
+    Lab, Lifetime, Place, Process, address,
+    agent::SocketLb,
     manifests::{self, Port, Service},
-    overlay::{DUAL_STACK, Overlay, POD_MTU},
     peer::{self, Answer, Protocol},
 };
 
-use crate::{SetupArgs, agents, lab::describe, machine::Machine, object, setup};
+use crate::{
+    SetupArgs, agents,
+    joined::{self, Joined},
+    lab::{DEFAULT, describe},
+    machine::Machine,
+    object, setup,
+};
 
 #[derive(Args)]
 pub(crate) struct DemoArgs {
@@ -142,31 +147,30 @@ const TRIALS: &[Trial] = &[
 
 /// What stays alive while the demo asks.
 struct Stage {
-    lab: Lab,
-    agents: Vec<Agent>,
-    overlay: Overlay,
+    joined: Joined,
     servers: Vec<Process>,
+    lab: Lab,
 }
 
 /// Fails if any answer was wrong.
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let machine = Machine::new(args.setup.offline)?;
     setup::root("the demo makes network namespaces and loads eBPF programs")?;
-    machine.provide(&setup::lab())?;
+    machine.provide(&setup::joined_lab())?;
     let objects = object::build(&machine)?;
     agents::build_with_peer(&machine, &objects)?;
     let stage = raise(args)?;
     let wrong = ask_all(&stage.lab)?;
     if wrong > 0 {
-        for agent in stage.agents.iter().chain(&stage.overlay.agents) {
+        for agent in stage.joined.agents() {
             eprintln!("an agent of {} said last:\n{}\n", agent.node(), agent.log_tail());
         }
     }
     if args.keep {
         keep(stage)?;
     } else {
-        let Stage { lab, agents, overlay, servers } = stage;
-        drop((agents, overlay, servers));
+        let Stage { joined, servers, lab } = stage;
+        drop((joined, servers));
         lab.down()?;
     }
     if wrong > 0 {
@@ -176,25 +180,20 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
 }
 
 fn raise(args: &DemoArgs) -> Result<Stage> {
-    let spec = LabSpec { overlay: true, pod_mtu: POD_MTU, ..LabSpec::default() };
+    let spec = joined::spec();
     let lab =
-        if args.keep { Lab::raise("lab".into(), spec, Lifetime::Kept)? } else { Lab::up(spec)? };
+        if args.keep { Lab::raise(DEFAULT.into(), spec, Lifetime::Kept)? } else { Lab::up(spec)? };
     lab.publish("nodes.yaml", &manifests::nodes(&lab))?;
     for sample in SAMPLES {
         publish(&lab, sample)?;
     }
-    let overlay = Overlay::join(&lab, DUAL_STACK, &["--ip-masq"])?;
     let mut servers = Vec::new();
     for name in ["pod1a", "pod1b", "pod2a", "pod2b", "node2", "fabric"] {
         let ports = ["--tcp=8080", "--udp=8080", "--http=8000"];
         servers.push(peer::serve(&lab.place(name)?, &ports)?);
     }
-    let mut agents = Vec::new();
-    for node in &lab.spec().nodes {
-        let options = AgentOptions { socket_lb: args.socket_lb, ..AgentOptions::default() };
-        agents.push(Agent::start(&lab, &node.name, options)?);
-    }
-    Ok(Stage { lab, agents, overlay, servers })
+    let joined = Joined::start(&lab, args.socket_lb)?;
+    Ok(Stage { joined, servers, lab })
 }
 
 fn publish(lab: &Lab, sample: &Sample) -> Result<()> {
@@ -360,23 +359,20 @@ fn source(lab: &Lab, name: &str, v6: bool) -> Result<IpAddr> {
 
 /// Leaves everything running, and says what to do with it.
 fn keep(stage: Stage) -> Result<()> {
-    let Stage { lab, agents, overlay, servers } = stage;
-    agents.into_iter().for_each(Agent::let_go);
-    overlay.let_go();
+    let Stage { joined, servers, lab } = stage;
+    joined.let_go();
     servers.into_iter().for_each(Process::let_go);
     describe(&lab);
     let [v4, v6] = cluster_ips(&WEB);
     let node = lab.addresses("node1")?.v4;
-    let pins = lab.bpffs("node1");
     let exec = "cargo xtask lab exec";
     println!("\ntry next:");
     println!("  {exec} pod1a -- lab-peer ask http {v4}:80 --count 5");
     println!("  {exec} pod1a -- lab-peer ask udp [{v6}]:7 --count 5");
     println!("  {exec} client -- lab-peer ask http {node}:{}", WEB.node_port);
-    println!("  {exec} node1 -- proxy-agent services --bpffs {}", pins.display());
-    println!("  {exec} node1 -- flannel-agent peers");
-    println!("  {exec} node1 -- ip -d link show flannel.1");
+    joined::suggest(&lab);
     println!("  edit {}", lab.manifests("node1").join("web.yaml").display());
     println!("  cargo xtask lab down");
+    lab.keep();
     Ok(())
 }

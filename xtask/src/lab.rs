@@ -7,20 +7,23 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use lab::{
-    Lab, LabSpec, Lifetime,
-    agent::{Agent, AgentOptions, SocketLb},
-    manifests,
+use lab::{Lab, LabSpec, Lifetime, agent::SocketLb, manifests};
+
+use crate::{
+    SetupArgs, agents,
+    command::search_path,
+    joined::{self, Joined},
+    machine::Machine,
+    object, setup,
 };
 
-use crate::{SetupArgs, agents, command::search_path, machine::Machine, object, setup};
-
 /// The lab that commands mean when none is named.
-const DEFAULT: &str = "lab";
+pub(crate) const DEFAULT: &str = "lab";
 
 #[derive(Subcommand)]
 pub(crate) enum LabTask {
-    /// Raise two nodes with two pods each and an outside client
+    /// Raise two nodes with two pods each and an outside client, joined by routes, or with
+    /// --agents by the overlay
     #[command(after_help = "Example: cargo xtask lab up --agents")]
     Up(UpArgs),
     /// Take down every lab that no running process owns
@@ -36,11 +39,11 @@ pub(crate) enum LabTask {
 
 #[derive(Args)]
 pub(crate) struct UpArgs {
-    /// Also build and run an agent on each node
+    /// Build and run both agents on each node, which join the nodes, with a real etcd
     #[arg(long)]
     agents: bool,
-    /// Where the agents attach the socket path
-    #[arg(long, default_value = "on")]
+    /// Who meets proxy-agent's socket path; the rest is served by the packet path
+    #[arg(long, default_value = "on", requires = "agents")]
     socket_lb: SocketLb,
     #[command(flatten)]
     setup: SetupArgs,
@@ -70,25 +73,28 @@ pub(crate) fn run(task: LabTask) -> Result<ExitCode> {
 fn up(args: &UpArgs) -> Result<()> {
     let machine = Machine::new(args.setup.offline)?;
     setup::root("a lab makes network namespaces and loads eBPF programs")?;
-    machine.provide(&setup::lab())?;
-    if args.agents {
+    let spec = if args.agents {
+        machine.provide(&setup::joined_lab())?;
         agents::build_with_peer(&machine, &object::build(&machine)?)?;
+        joined::spec()
     } else {
+        machine.provide(&setup::lab())?;
         agents::build_peer(&machine)?;
-    }
-    let lab = Lab::raise(DEFAULT.into(), LabSpec::default(), Lifetime::Kept)?;
+        LabSpec::default()
+    };
+    let lab = Lab::raise(DEFAULT.into(), spec, Lifetime::Kept)?;
     lab.publish("nodes.yaml", &manifests::nodes(&lab))?;
-    if args.agents {
-        for node in &lab.spec().nodes {
-            let options = AgentOptions { socket_lb: args.socket_lb, ..AgentOptions::default() };
-            Agent::start(&lab, &node.name, options)?.let_go();
-        }
-    }
+    let joined = args.agents.then(|| Joined::start(&lab, args.socket_lb)).transpose()?;
     describe(&lab);
     println!("\ntry next:");
     println!("  cargo xtask lab exec pod1a -- ping -c1 {}", lab.addresses("pod2a")?.v4);
-    println!("  manifests of node1: {}", lab.manifests("node1").display());
+    if let Some(joined) = joined {
+        joined.let_go();
+        joined::suggest(&lab);
+        println!("  manifests of node1: {}", lab.manifests("node1").display());
+    }
     println!("  cargo xtask lab down");
+    lab.keep();
     Ok(())
 }
 

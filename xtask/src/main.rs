@@ -7,6 +7,7 @@ mod compiler;
 mod demo;
 mod direction;
 mod go;
+mod joined;
 mod kernels;
 mod lab;
 mod machine;

@@ -45,7 +45,7 @@ const PEERS: &[Peer] = &[
     },
     Peer {
         name: "kube-apiserver",
-        why: "tells kube-proxy of Services",
+        why: "tells kube-proxy of Services, and flannel of Nodes",
         module: "kubernetes",
         package: "k8s.io/kubernetes/cmd/kube-apiserver",
         version: "v1.35.4",

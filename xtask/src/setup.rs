@@ -41,6 +41,19 @@ pub(crate) fn lab() -> Vec<Need> {
     ]
 }
 
+/// For a store of leases, and beneath an API server.
+fn etcd() -> [Need; 2] {
+    [
+        Need::program("etcd", "keeps leases and objects in the lab", &["etcd-server"]),
+        Need::program("etcdctl", "asks etcd as an operator would", &["etcd-client"]),
+    ]
+}
+
+/// For labs whose nodes are joined by flannel-agent.
+pub(crate) fn joined_lab() -> Vec<Need> {
+    lab().into_iter().chain(etcd()).collect()
+}
+
 /// For the privileged tiers: what proves that nothing else on the machine does our work.
 pub(crate) fn tiers() -> Vec<Need> {
     let mut needs = lab();
@@ -50,21 +63,17 @@ pub(crate) fn tiers() -> Vec<Need> {
         Need::program("iptables-save", "shows that no rule is left behind", &["iptables"]),
         Need::program("ethtool", "sets offloads of links", &["ethtool"]),
         Need::program("tcpdump", "looks at packets between nodes", &["tcpdump"]),
-        Need::program("etcd", "keeps the leases of flannel-agent in the lab", &["etcd-server"]),
-        Need::program("etcdctl", "reads leases as an operator would", &["etcd-client"]),
         Need::program("openssl", "makes certificates for etcd in the lab", &["openssl"]),
         protoc(),
     ]);
+    needs.extend(etcd());
     needs
 }
 
 /// For nodes that are joined in several ways.
 pub(crate) fn overlay_bench() -> Vec<Need> {
-    vec![
-        Need::program("nft", "loads rules as flanneld makes them", &["nftables"]),
-        Need::program("etcd", "keeps the leases of nodes in the lab", &["etcd-server"]),
-        Need::program("etcdctl", "tells whether etcd is up", &["etcd-client"]),
-    ]
+    let nft = Need::program("nft", "loads rules as flanneld makes them", &["nftables"]);
+    etcd().into_iter().chain([nft]).collect()
 }
 
 /// For flanneld in a lab.
@@ -74,13 +83,18 @@ pub(crate) fn iptables() -> Need {
 
 /// For kube-proxy and its API server in a lab.
 pub(crate) fn peers() -> Vec<Need> {
-    vec![
+    let mut needs = vec![
         Need::program("nft", "is what kube-proxy writes its rules with", &["nftables"]),
         Need::program("conntrack", "forgets connections between measurements", &["conntrack"]),
-        Need::program("etcd", "keeps what kube-apiserver is told", &["etcd-server"]),
-        Need::program("etcdctl", "tells whether etcd is up", &["etcd-client"]),
-        Need::program("curl", "tells kube-apiserver of Services", &["curl"]),
-    ]
+        curl(),
+    ];
+    needs.extend(etcd());
+    needs
+}
+
+/// For kube-apiserver in a lab.
+pub(crate) fn curl() -> Need {
+    Need::program("curl", "tells kube-apiserver of Services and Nodes", &["curl"])
 }
 
 /// For older kernels: the machine that boots them.

@@ -30,7 +30,7 @@ pub(crate) enum Tier {
     Packet,
     /// Nodes and pods as namespaces, real sockets
     Lab,
-    /// Beside what nodes of a real cluster run: flanneld, where Go is at hand to build it
+    /// Beside what real clusters run: flanneld and kube-apiserver, where Go is at hand to build them
     Cluster,
 }
 
@@ -82,6 +82,9 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
     }
     root()?;
     machine.provide(&setup::tiers())?;
+    if has(Tier::Cluster) {
+        machine.provide(&[setup::curl()])?;
+    }
     let objects = object::build(machine)?;
     if has_lab {
         agents::build_with_peer(machine, &objects)?;
@@ -91,13 +94,13 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
     Ok(Prepared { environment, no_peer })
 }
 
-/// Why there is no flanneld to run, if there is none. That is no failure: a machine without Go, or
-/// without a network to fetch modules by, can run all other tests.
+/// Why flanneld or kube-apiserver cannot run, if one cannot. That is no failure: a machine without
+/// Go, or without a network to fetch modules by, can run all other tests.
 fn absent_peer(machine: &Machine) -> Option<String> {
     if !Path::new(BRIDGE_NETFILTER).exists() {
         return Some("flanneld needs the kernel's bridge netfilter: modprobe br_netfilter".into());
     }
-    peers::provide(machine, &["flanneld"]).err().map(|err| format!("{err:#}"))
+    peers::provide(machine, &["flanneld", "kube-apiserver"]).err().map(|err| format!("{err:#}"))
 }
 
 fn text(path: &Path) -> String {

@@ -1,12 +1,14 @@
 //! Leases in a Kubernetes cluster: the subnet is the Node's podCIDRs, and what a node says of
 //! itself stands in its annotations, in flannel's words.
 
+mod connect;
 mod node;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::StreamExt;
@@ -19,7 +21,13 @@ use kube::{
     runtime::watcher::{self, watcher},
 };
 use serde_json::json;
-use tokio::sync::mpsc::{self, Sender};
+use tokio::{
+    sync::{
+        OnceCell,
+        mpsc::{self, Sender},
+    },
+    time::timeout,
+};
 
 use super::{
     Answer, Event, Held, QUEUE, Request, Store, StoreError, read_config, trouble::Trouble,
@@ -29,6 +37,9 @@ use crate::{
     lease::{Attrs, Expiry},
     net_config::NetConfig,
 };
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the cluster is reached, and who we are in it.
 #[derive(Clone, Debug)]
@@ -48,7 +59,8 @@ pub struct Kubernetes {
     cluster: Cluster,
     client: Client,
     url: String,
-    node: String,
+    /// The name of our Node, once it is known: the cluster may have to be asked for it.
+    node: OnceCell<String>,
 }
 
 impl Kubernetes {
@@ -78,40 +90,61 @@ impl Kubernetes {
             config.cluster_url = url.parse().map_err(|err| refused("--kube-api-url", &err))?;
         }
         let url = config.cluster_url.to_string();
-        let client = Client::try_from(config).map_err(|err| refused(&url, &err))?;
-        let node = match (&cluster.node, &cluster.pod) {
-            (Some(node), _) => node.clone(),
-            (None, Some((name, namespace))) => {
-                let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-                let pod = pods.get(name).await.map_err(|err| refused("POD_NAME", &err))?;
-                let node = pod.spec.and_then(|spec| spec.node_name);
-                node.ok_or_else(|| refused("POD_NAME", &"the pod has no node"))?
-            }
-            (None, None) => {
-                return Err(refused("NODE_NAME", &"give the Node's name in the environment"));
-            }
-        };
+        if let Some(proxy) = &config.proxy_url {
+            let reason = format!("cannot be reached through the proxy {proxy}; give none");
+            return Err(refused(&url, &reason));
+        }
+        let client = connect::client(config).map_err(|err| refused(&url, &err))?;
+        if cluster.node.is_none() && cluster.pod.is_none() {
+            return Err(refused("NODE_NAME", &"give the Node's name in the environment"));
+        }
+        let node = OnceCell::new_with(cluster.node.clone());
         Ok(Self { cluster, client, url, node })
+    }
+
+    /// The name of our Node: as we were told, else that of the pod that we are.
+    async fn node(&self) -> Result<&str, StoreError> {
+        let node = self.node.get_or_try_init(|| async {
+            let (name, namespace) = self.cluster.pod.clone().unwrap_or_default();
+            let pods: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+            let pod = self.ask("read the pod of POD_NAME", pods.get(&name)).await?;
+            pod.spec.and_then(|spec| spec.node_name).ok_or_else(|| StoreError::Failed {
+                place: self.place(),
+                what: "find our Node",
+                reason: format!("pod {namespace}/{name} has none"),
+            })
+        });
+        node.await.map(String::as_str)
     }
 
     fn nodes(&self) -> Api<Node> {
         Api::all(self.client.clone())
     }
 
-    fn failed(&self, what: &'static str) -> impl Fn(kube::Error) -> StoreError {
-        let place = self.place();
-        move |err| StoreError::Failed { place: place.clone(), what, reason: err.to_string() }
+    /// Waits for an answer, but not for ever: meanwhile the agent does nothing else.
+    async fn ask<T>(
+        &self,
+        what: &'static str,
+        answer: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, StoreError> {
+        let reason = match timeout(PATIENCE, answer).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(err)) => err.to_string(),
+            Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
+        };
+        Err(StoreError::Failed { place: self.place(), what, reason })
     }
 
     async fn read(&self) -> Result<Node, StoreError> {
-        self.nodes().get(&self.node).await.map_err(self.failed("read the Node"))
+        let node = self.node().await?;
+        self.ask("read the Node", self.nodes().get(node)).await
     }
 
     async fn patch(&self, what: &'static str, body: serde_json::Value) -> Result<(), StoreError> {
         let patch = Patch::Strategic(body);
-        let nodes = self.nodes();
-        let patched = nodes.patch_status(&self.node, &PatchParams::default(), &patch).await;
-        patched.map(drop).map_err(self.failed(what))
+        let (nodes, node) = (self.nodes(), self.node().await?);
+        let parameters = PatchParams::default();
+        self.ask(what, nodes.patch_status(node, &parameters, &patch)).await.map(drop)
     }
 
     /// Writes the annotations if they say something else.
@@ -134,7 +167,7 @@ impl Kubernetes {
                     let reason = format!(
                         "Node {} has no podCIDR in {network}; does the controller manager \
                          allocate them (--allocate-node-cidrs)?",
-                        self.node
+                        node.name_any()
                     );
                     let what = "take a subnet";
                     return Err(StoreError::Failed { place: self.place(), what, reason });
@@ -144,7 +177,7 @@ impl Kubernetes {
                 {
                     return Err(StoreError::Refused(format!(
                         "Node {}: podCIDR {own} lies outside {network} of {}; make both agree",
-                        self.node,
+                        node.name_any(),
                         self.cluster.net_config.display()
                     )));
                 }
@@ -203,7 +236,11 @@ impl Kubernetes {
 
 impl Store for Kubernetes {
     fn place(&self) -> String {
-        format!("{} Node {}", self.url, self.node)
+        match (self.node.get(), &self.cluster.pod) {
+            (Some(node), _) => format!("{} Node {node}", self.url),
+            (None, Some((name, namespace))) => format!("{} Pod {namespace}/{name}", self.url),
+            (None, None) => self.url.clone(),
+        }
     }
 
     fn config(&self) -> Answer<'_, NetConfig> {
@@ -267,7 +304,7 @@ impl Store for Kubernetes {
     }
 
     fn own_key(&self, _held: &Held) -> String {
-        self.node.clone()
+        self.node.get().cloned().unwrap_or_default()
     }
 
     fn is_assigned(&self) -> bool {

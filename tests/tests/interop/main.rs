@@ -1,13 +1,16 @@
-//! flannel-agent and a real flanneld in one network, with a real etcd: nodes of both kinds reach
-//! each other, and a node goes from one to the other and back under traffic.
+//! flannel-agent and a real flanneld in one network, with a real etcd or a real API server of
+//! Kubernetes: nodes of both kinds reach each other, and a node goes from one to the other and back
+//! under traffic.
 //!
-//! Needs root, the kernel's module `br_netfilter`, `etcd`, `etcdctl`, `iptables`, `nft`,
-//! `target/dist/flannel-agent`, `target/dist/lab-peer` and `target/peers/flanneld`
-//! (`cargo xtask build --peers`): `cargo xtask test --tier cluster`.
+//! Needs root, the kernel's module `br_netfilter`, `etcd`, `etcdctl`, `curl`, `iptables`, `nft`,
+//! `target/dist/flannel-agent`, `target/dist/lab-peer`, `target/peers/flanneld` and
+//! `target/peers/kube-apiserver` (`cargo xtask build --peers`): `cargo xtask test --tier cluster`.
 
 #[allow(dead_code, reason = "the overlay's own cases use the rest")]
 #[path = "../overlay/bed.rs"]
 mod bed;
+mod cluster;
+mod kubernetes;
 mod mixed;
 mod shared;
 mod takeover;

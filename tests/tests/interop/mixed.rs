@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lab::{flanneld::Flanneld, peer};
+use lab::{etcd::Etcd, flanneld::Flanneld, peer};
 
 use crate::bed::{Bed, DATAGRAMS, DUAL, PREFIX, eventually, load_on, ok};
 
@@ -12,10 +12,10 @@ pub(crate) const NODES: [&str; 2] = ["node1", "node2"];
 /// How the agent is started where programs choose tunnels: it masquerades, as flanneld does.
 pub(crate) const PROGRAMS: &[&str] = &["--ip-masq=true"];
 
-pub(crate) struct Mixed {
+pub(crate) struct Mixed<S = Etcd> {
     // Dropped before what they talk to.
     pub(crate) flannelds: Vec<Flanneld>,
-    pub(crate) bed: Bed,
+    pub(crate) bed: Bed<S>,
 }
 
 impl Mixed {
@@ -23,11 +23,20 @@ impl Mixed {
     /// dual-stack, and flanneld masquerades as its manifests have it.
     pub(crate) fn furnished(arguments: &[&str]) -> Self {
         let bed = Bed::furnished(DUAL, arguments);
-        let endpoint = [format!("-etcd-endpoints={}", bed.etcd.endpoint())];
+        let endpoint = [format!("-etcd-endpoints={}", bed.store.endpoint())];
         let prepare = |node| ok(Flanneld::prepare(&bed.lab, node, &endpoint));
         Self { flannelds: NODES.map(prepare).into(), bed }
     }
 
+    /// The lease of a node, byte for byte: its addresses and MACs.
+    pub(crate) fn lease(&self, number: u8) -> String {
+        let key = format!("{PREFIX}/subnets/10.244.{number}.0-24&fd00:10:244:{number}::-64");
+        let lease = ok(self.bed.store.get(&key));
+        lease.unwrap_or_else(|| panic!("no lease under {key}\n{}", self.logs()))
+    }
+}
+
+impl<S> Mixed<S> {
     pub(crate) fn start_flanneld(&mut self, nth: usize) {
         ok(self.flannelds[nth].launch());
         ok(self.flannelds[nth].wait_ready());
@@ -46,13 +55,6 @@ impl Mixed {
             eventually(&format!("{line}\n{}", self.logs()), ask);
         }
         self.bed.assert_joined();
-    }
-
-    /// The lease of a node, byte for byte: its addresses and MACs.
-    pub(crate) fn lease(&self, number: u8) -> String {
-        let key = format!("{PREFIX}/subnets/10.244.{number}.0-24&fd00:10:244:{number}::-64");
-        let lease = ok(self.bed.etcd.get(&key));
-        lease.unwrap_or_else(|| panic!("no lease under {key}\n{}", self.logs()))
     }
 
     /// What a node's flanneld said of trouble: its lines of errors and fatal ones.

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Pods and nodes reach pods of the other node, each way, by each family and protocol.
-fn assert_everything_passes(mixed: &Mixed) {
+pub(crate) fn assert_everything_passes<S>(mixed: &Mixed<S>) {
     let lab = &mixed.bed.lab;
     mixed.wait_joined();
     for (node, to) in NODES.into_iter().zip(["pod2a", "pod1a"]) {

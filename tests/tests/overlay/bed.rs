@@ -1,4 +1,4 @@
-//! Nodes with a real etcd and an agent each, and the questions that cases ask of them.
+//! Nodes with an agent each and a real store of leases, and the questions that cases ask of them.
 
 use std::{
     fmt::Display,
@@ -30,14 +30,13 @@ use serde_json::Value;
 pub(crate) const KERNEL: &str = "--datapath=kernel";
 
 /// Datagrams that a load sends in a second.
-#[allow(dead_code, reason = "asked by one of the two targets that have this bed")]
 pub(crate) const DATAGRAMS: u64 = 500;
 
-pub(crate) struct Bed {
+pub(crate) struct Bed<S = Etcd> {
     // Dropped first: agents, then what they talk to, then the places.
     pub(crate) agents: Vec<Agent>,
-    servers: Vec<Process>,
-    pub(crate) etcd: Etcd,
+    pub(crate) servers: Vec<Process>,
+    pub(crate) store: S,
     pub(crate) lab: Lab,
 }
 
@@ -69,23 +68,32 @@ impl Bed {
     pub(crate) fn furnished(config: &str, arguments: &[&str]) -> Self {
         let mut bed = Self::prepare(config, LabSpec::default().nodes, arguments);
         for (number, node) in bed.lab.spec().clone().nodes() {
-            ok(overlay::remember(&bed.lab, &node.name, number));
+            ok(overlay::remember(&bed.lab, &node.name, number, 2));
         }
-        for pod in ["pod1a", "pod1b", "pod2a", "pod2b"] {
-            let place = ok(bed.lab.place(pod));
-            bed.servers.push(ok(peer::serve(&place, &["--tcp=80", "--udp=53"])));
-        }
+        bed.servers = serve(&bed.lab);
         bed
     }
 
     /// Nodes whose agents are not started.
     pub(crate) fn prepare(config: &str, nodes: Vec<NodeSpec>, arguments: &[&str]) -> Self {
-        let spec = LabSpec { overlay: true, pod_mtu: POD_MTU, nodes, ..LabSpec::default() };
-        let lab = ok(Lab::up(spec));
+        let lab = places(nodes);
         let Overlay { agents, etcd } = ok(Overlay::prepare(&lab, config, arguments));
-        Self { agents, servers: Vec::new(), etcd, lab }
+        Self { agents, servers: Vec::new(), store: etcd, lab }
     }
+}
 
+/// Nodes whose pods reach no other node yet.
+pub(crate) fn places(nodes: Vec<NodeSpec>) -> Lab {
+    ok(Lab::up(LabSpec { overlay: true, pod_mtu: POD_MTU, nodes, ..LabSpec::default() }))
+}
+
+/// A server in each pod of two nodes.
+pub(crate) fn serve(lab: &Lab) -> Vec<Process> {
+    let serve = |pod| ok(peer::serve(&ok(lab.place(pod)), &["--tcp=80", "--udp=53"]));
+    ["pod1a", "pod1b", "pod2a", "pod2b"].map(serve).into()
+}
+
+impl<S> Bed<S> {
     /// Starts all agents at once and waits until each is ready and knows all others.
     pub(crate) fn launch(&mut self) {
         for agent in &mut self.agents {
@@ -181,13 +189,13 @@ where
 }
 
 /// A load between pods of two nodes, by IPv4, that a case lets run while it does something.
-pub(crate) fn load(bed: &Bed) -> peer::Loading {
+pub(crate) fn load<S>(bed: &Bed<S>) -> peer::Loading {
     load_on(bed, ok(bed.lab.addresses("pod2a")).v4.into())
 }
 
 /// The same from the first pod of the first node to any address. A second has
 /// [`DATAGRAMS`] datagrams.
-pub(crate) fn load_on(bed: &Bed, target: IpAddr) -> peer::Loading {
+pub(crate) fn load_on<S>(bed: &Bed<S>, target: IpAddr) -> peer::Loading {
     let to = |port| SocketAddr::new(target, port);
     let (tcp, udp) = (format!("--tcp={}", to(80)), format!("--udp={}", to(53)));
     let datagrams = format!("--datagrams={DATAGRAMS}");

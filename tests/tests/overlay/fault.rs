@@ -101,7 +101,7 @@ fn a_dead_nodes_lease_runs_out_and_live_ones_are_renewed() {
         let left = bed.shell("node1", "ip route show dev flannel.1; ip neigh show dev flannel.1 nud permanent; bridge fdb show dev flannel.1; ip -6 route show fd00:10:244:2::/64");
         left.trim().is_empty().then_some(())
     });
-    assert_eq!(ok(bed.etcd.keys(&format!("{PREFIX}/subnets/"))).len(), 1);
+    assert_eq!(ok(bed.store.keys(&format!("{PREFIX}/subnets/"))).len(), 1);
     ok(bed.agents[1].launch());
     ok(bed.agents[1].wait_ready());
     eventually("it is a peer again", || (bed.nodes(0).len() == 1).then_some(()));
@@ -112,7 +112,7 @@ fn a_dead_nodes_lease_runs_out_and_live_ones_are_renewed() {
 fn an_outage_of_etcd_is_told_and_stops_no_traffic() {
     let mut bed = Bed::up(DUAL, &[]);
     let load = load(&bed);
-    bed.etcd.stop();
+    bed.store.stop();
     eventually("the outage is told", || {
         (bed.show(0, "status")["store_reached"] == false).then_some(())
     });
@@ -123,12 +123,12 @@ fn an_outage_of_etcd_is_told_and_stops_no_traffic() {
     sleep(Duration::from_secs(2));
     assert!(bed.agents[1].health("/readyz").is_ok_and(|(status, _)| status == 503));
     bed.assert_joined();
-    ok(bed.etcd.start());
+    ok(bed.store.start());
     ok(bed.agents[1].wait_ready());
     eventually("it is over", || (bed.show(0, "status")["store_reached"] == true).then_some(()));
     // What happens now is heard again.
     let value = r#"{"PublicIP":"192.168.78.99","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}}"#;
-    ok(bed.etcd.put(&format!("{PREFIX}/subnets/10.244.99.0-24"), value));
+    ok(bed.store.put(&format!("{PREFIX}/subnets/10.244.99.0-24"), value));
     eventually("a new peer is known", || (bed.nodes(0).len() == 2).then_some(()));
     assert_nothing_lost(&ok(load.stop()), &bed);
 }
@@ -138,8 +138,8 @@ fn our_lease_taken_away_is_taken_again_under_traffic() {
     let bed = Bed::up(DUAL, &[]);
     let load = load(&bed);
     let key = format!("{PREFIX}/subnets/10.244.1.0-24&fd00:10:244:1::-64");
-    ok(bed.etcd.ctl(&["del", &key]));
-    eventually("it is there again", || bed.etcd.get(&key).ok().flatten());
+    ok(bed.store.ctl(&["del", &key]));
+    eventually("it is there again", || bed.store.get(&key).ok().flatten());
     eventually("it is a peer again", || (bed.nodes(1).len() == 1).then_some(()));
     assert!(bed.agents[0].log().contains("our lease is lost"), "{}", bed.agents[0].log());
     bed.assert_joined();
@@ -152,10 +152,10 @@ fn our_lease_taken_away_is_taken_again_under_traffic() {
 fn our_lease_overwritten_with_nonsense_is_written_again() {
     let bed = Bed::up(DUAL, &[]);
     let key = format!("{PREFIX}/subnets/10.244.1.0-24&fd00:10:244:1::-64");
-    let before = ok(bed.etcd.get(&key));
+    let before = ok(bed.store.get(&key));
     for nonsense in ["{", "{}"] {
-        ok(bed.etcd.put(&key, nonsense));
-        eventually("it says what it said", || (ok(bed.etcd.get(&key)) == before).then_some(()));
+        ok(bed.store.put(&key, nonsense));
+        eventually("it says what it said", || (ok(bed.store.get(&key)) == before).then_some(()));
     }
     eventually("it is a peer again", || (bed.nodes(1).len() == 1).then_some(()));
     bed.assert_joined();
@@ -171,7 +171,7 @@ fn a_configuration_is_waited_for_until_it_can_be_used() {
     eventually("the fault is told", || {
         bed.show(0, "status")["problems"].to_string().contains("SubnetLen").then_some(())
     });
-    ok(bed.etcd.put(&format!("{PREFIX}/config"), DUAL));
+    ok(bed.store.put(&format!("{PREFIX}/config"), DUAL));
     for agent in &mut bed.agents {
         ok(agent.wait_ready());
     }
@@ -188,21 +188,21 @@ fn peers_that_change_are_followed_and_bad_ones_stop_nobody() {
         )
     };
     let fdb = || bed.shell("node1", "bridge fdb show dev flannel.1 | grep ^02:00:00:00:00 || true");
-    ok(bed.etcd.put(&key(50), &value("192.168.78.50", "02:00:00:00:00:50")));
+    ok(bed.store.put(&key(50), &value("192.168.78.50", "02:00:00:00:00:50")));
     eventually("the peer is programmed", || {
         (fdb().trim() == "02:00:00:00:00:50 dst 192.168.78.50 self permanent").then_some(())
     });
-    ok(bed.etcd.put(&key(50), &value("192.168.78.50", "02:00:00:00:00:51")));
+    ok(bed.store.put(&key(50), &value("192.168.78.50", "02:00:00:00:00:51")));
     eventually("its new MAC replaces the old one", || {
         (fdb().trim() == "02:00:00:00:00:51 dst 192.168.78.50 self permanent").then_some(())
     });
-    ok(bed.etcd.put(&key(50), &value("192.168.78.52", "02:00:00:00:00:51")));
+    ok(bed.store.put(&key(50), &value("192.168.78.52", "02:00:00:00:00:51")));
     eventually("its new address replaces the old one", || {
         (fdb().trim() == "02:00:00:00:00:51 dst 192.168.78.52 self permanent").then_some(())
     });
-    ok(bed.etcd.put(&key(51), "{"));
-    ok(bed.etcd.put(&format!("{PREFIX}/subnets/10.244.13.300-24"), "{}"));
-    ok(bed.etcd.put(&key(52), &value("192.168.78.53", "02:00:00:00:00:53")));
+    ok(bed.store.put(&key(51), "{"));
+    ok(bed.store.put(&format!("{PREFIX}/subnets/10.244.13.300-24"), "{}"));
+    ok(bed.store.put(&key(52), &value("192.168.78.53", "02:00:00:00:00:53")));
     eventually("the good one is programmed", || fdb().contains("00:53").then_some(()));
     let problems = bed.show(0, "status")["problems"].to_string();
     for name in ["10.244.51.0-24", "10.244.13.300-24"] {

@@ -66,7 +66,7 @@ fn a_node_looks_as_flanneld_leaves_it() {
         "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\n\
          FLANNEL_IPMASQ=false\n"
     );
-    let value = ok(bed.etcd.get(&format!("{PREFIX}/subnets/10.244.1.0-24")));
+    let value = ok(bed.store.get(&format!("{PREFIX}/subnets/10.244.1.0-24")));
     assert_eq!(
         value.unwrap(),
         format!(
@@ -85,7 +85,7 @@ fn dual_stack_has_a_device_for_each_family() {
         route.contains("via fd00:10:244:2:: dev flannel-v6.1") && route.contains("onlink"),
         "{route}"
     );
-    let keys = ok(bed.etcd.keys(&format!("{PREFIX}/subnets/")));
+    let keys = ok(bed.store.keys(&format!("{PREFIX}/subnets/")));
     assert_eq!(keys[0], format!("{PREFIX}/subnets/10.244.1.0-24&fd00:10:244:1::-64"));
     assert_eq!(
         fs::read_to_string(bed.lab.subnet_file("node2")).unwrap(),
@@ -128,7 +128,7 @@ fn nodes_that_start_at_once_get_a_subnet_each() {
         r#"{"Network":"10.244.0.0/16","SubnetMax":"10.244.9.0","Backend":{"Type":"vxlan"}}"#;
     let mut bed = Bed::prepare(config, nodes, &[KERNEL]);
     bed.launch();
-    let mut keys = ok(bed.etcd.keys(&format!("{PREFIX}/subnets/")));
+    let mut keys = ok(bed.store.keys(&format!("{PREFIX}/subnets/")));
     keys.dedup();
     assert_eq!(keys.len(), 6, "{keys:?}");
     for nth in 1..=6 {

@@ -121,11 +121,11 @@ fn peers_that_change_are_followed() {
         ("192.168.78.50", "02:00:00:00:00:51"),
         ("192.168.78.52", "02:00:00:00:00:51"),
     ] {
-        ok(bed.etcd.put(&key(50), &value(ip, mac)));
+        ok(bed.store.put(&key(50), &value(ip, mac)));
         let row = format!("10.244.50.0/24 to {ip} {mac}");
         eventually(&row, || bed.vteps("node1").contains(&row).then_some(()));
     }
-    ok(bed.etcd.ctl(&["del", &key(50)]));
+    ok(bed.store.ctl(&["del", &key(50)]));
     eventually("the row is gone", || (bed.vteps("node1").len() == 2).then_some(()));
     bed.assert_joined();
 }
@@ -171,7 +171,7 @@ fn a_node_changes_its_way_and_connections_go_on() {
     let mut bed = Bed::up(DUAL, &[KERNEL]);
     let macs = |bed: &Bed| {
         let key = format!("{PREFIX}/subnets/10.244.1.0-24&fd00:10:244:1::-64");
-        ok(bed.etcd.get(&key)).expect("a lease")
+        ok(bed.store.get(&key)).expect("a lease")
     };
     let lease = macs(&bed);
     let load = load(&bed);

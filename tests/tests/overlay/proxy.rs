@@ -3,13 +3,15 @@
 
 use std::{net::IpAddr, thread::sleep, time::Duration};
 
+use agent_kit::table::{MapTable, Table};
+use datapath::tunnel::{Tunnel, fast_path};
 use lab::{
     agent::{Agent, AgentOptions, SocketLb},
     manifests::{self, Port, Service},
     peer,
 };
 
-use crate::bed::{Bed, DUAL, ok};
+use crate::bed::{Bed, DUAL, eventually, ok};
 
 const VIP: [u8; 4] = [10, 96, 0, 20];
 
@@ -59,19 +61,35 @@ fn assert_served(bed: &Bed, meanwhile: impl FnOnce()) {
     }
 }
 
+/// Waits until the programs of both nodes put packets straight into pods: they do only beside a
+/// proxy whose table of marks they read.
+fn wait_straight(bed: &Bed) {
+    for node in ["node1", "node2"] {
+        let maps = bed.lab.bpffs(node).join("overlay/maps");
+        eventually(&format!("{node} knows its proxy\n{}", bed.logs()), || {
+            let table: MapTable<u32, Tunnel> = ok(MapTable::open(&maps, "TUNNELS"));
+            let row = ok(table.get(&0)).expect("an array has its row");
+            (row.fast_path == fast_path::STRAIGHT).then_some(())
+        });
+    }
+}
+
 #[test]
 fn the_overlay_first_and_then_the_proxy() {
     let mut bed = Bed::up(DUAL, &["--ip-masq"]);
     publish(&bed);
     let mut proxies = proxies(&bed);
+    wait_straight(&bed);
     assert_served(&bed, || {});
     assert_served(&bed, || {
         ok(proxies[0].restart());
         ok(proxies[1].restart());
     });
+    wait_straight(&bed);
     let mut agents = std::mem::take(&mut bed.agents);
     assert_served(&bed, || agents.iter_mut().for_each(|agent| ok(agent.restart())));
     bed.agents = agents;
+    wait_straight(&bed);
     // The proxy leaves; the overlay goes on.
     for proxy in &mut proxies {
         ok(proxy.kill());
@@ -87,6 +105,7 @@ fn the_proxy_first_and_then_the_overlay() {
     publish(&bed);
     let _proxies = proxies(&bed);
     bed.launch();
+    wait_straight(&bed);
     bed.assert_joined();
     assert_served(&bed, || {});
 }

@@ -51,6 +51,7 @@ pub(crate) const REDIRECT: i32 = 7;
 /// The interface index of a namespace's `lo`, on which test runs take place.
 pub(crate) const LOOPBACK: u32 = 1;
 pub(crate) static NO_MARKS: [u8; MARKS_LEN] = [0; MARKS_LEN];
+static NO_PORTS: [u8; PORTMARKS_LEN] = [0; PORTMARKS_LEN];
 /// Rows of `SERVICES` and `STATS` that cases use.
 const SERVICES: u32 = 64;
 
@@ -287,7 +288,7 @@ impl<F: Side> Machine<F> {
         }
         write(&mut self.settings, 0, Settings::default());
         write(&mut self.address_marks, 0, NO_MARKS);
-        write(&mut self.port_marks, 0, [0; PORTMARKS_LEN]);
+        write(&mut self.port_marks, 0, NO_PORTS);
     }
 
     pub(crate) fn put_address(&mut self, address: F::Address, usage: AddressUse) {

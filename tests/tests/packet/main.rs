@@ -38,3 +38,4 @@ mod frame;
 mod host;
 mod swap;
 mod tunnel;
+mod twins;

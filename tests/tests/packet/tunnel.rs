@@ -19,9 +19,9 @@ use datapath::{
 };
 
 use crate::{
-    differential::tick,
     machine::{LOOPBACK, NEXT, NO_MARKS, REDIRECT, Rows, SHOT, Side, Sizes, clear, write},
     object::{Loaded, Object, test_run_segmented},
+    twins::tick,
 };
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);

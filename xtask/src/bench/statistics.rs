@@ -10,6 +10,9 @@ pub(super) struct Ratio {
     pub(super) pairs: usize,
 }
 
+/// A ratio is known well enough when its interval reaches this far to each side.
+const REACH: f64 = 0.015;
+
 impl Ratio {
     /// From logarithms of quotients, by their mean and Student's interval; `None` for fewer
     /// than two.
@@ -27,6 +30,11 @@ impl Ratio {
     /// Half the width of the interval, relative to the ratio.
     pub(super) fn reach(&self) -> f64 {
         (self.high / self.low).sqrt() - 1.0
+    }
+
+    /// Whether its interval reaches so little to each side that more rounds would tell no more.
+    pub(super) fn is_known(&self) -> bool {
+        self.reach() < REACH
     }
 
     /// How this ratio compares with another that was measured apart.

@@ -52,9 +52,6 @@ pub(super) struct Plan {
     pub(super) most: usize,
 }
 
-/// A ratio is known well enough when its interval reaches this far to each side.
-pub(super) const REACH: f64 = 0.015;
-
 /// One round, by [`Way`].
 type Times = Vec<Time>;
 
@@ -145,7 +142,7 @@ impl Cell {
     fn is_wanting(&self, plan: &Plan, kind: Kind) -> bool {
         let rounds = self.count(kind);
         let is_known =
-            |way| self.ratio(kind, way, Measure::Medians).is_some_and(|r| r.reach() < REACH);
+            |way| self.ratio(kind, way, Measure::Medians).is_some_and(|ratio| ratio.is_known());
         rounds == 0 || (rounds < plan.most && !Way::MEASURED.into_iter().all(is_known))
     }
 

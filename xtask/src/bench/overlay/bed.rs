@@ -13,7 +13,7 @@ use lab::{
     bench::{self, Driver, Order, Round, Seen, port},
     etcd::Etcd,
     flanneld::Flanneld,
-    kube_proxy, manifests,
+    kube_proxy, manifests, overlay,
 };
 use serde_json::Value;
 
@@ -64,7 +64,7 @@ impl Bed {
             // The kernel's default, what Kubernetes asks for, and what flanneld does not start
             // without: set on all nodes, so that no way has less to do in the bridge.
             kube_proxy::pass_bridged(&lab.place(node)?)?;
-            remember_subnet(&lab, node, number)?;
+            overlay::remember(&lab, node, number, 1)?;
         }
         let server = bench::serve(&lab.place(answerer)?, CPU)?;
         let driver = Driver::start(&lab.place(asker)?, CPU)?;
@@ -88,15 +88,14 @@ impl Bed {
         if self.way == Way::Nodes {
             return self.await_joined();
         }
-        let etcd = etcd(&self.lab)?;
+        let etcd = self.etcd.insert(overlay::etcd(&self.lab, &crowd::config())?);
         let endpoint = etcd.endpoint();
-        self.etcd = Some(etcd);
         match self.way {
             Way::Nodes => {}
-            Way::FastPath => self.start_agents(&endpoint, "on")?,
-            Way::SlowPath => self.start_agents(&endpoint, "off")?,
+            Way::FastPath => self.start_agents("on")?,
+            Way::SlowPath => self.start_agents("off")?,
             Way::Classic => {
-                self.start_overlay(&endpoint, &["--datapath=kernel"])?;
+                self.start_overlay(&["--datapath=kernel"])?;
                 for (number, node) in (1..).zip(NODES) {
                     let [pods, _] = pod_cidrs(number);
                     let file = self.lab.directory(node).join("flanneld.nft");
@@ -118,7 +117,7 @@ impl Bed {
     }
 
     /// Both agents on each node, with some Services to look up.
-    fn start_agents(&mut self, endpoint: &str, fast_path: &str) -> Result<()> {
+    fn start_agents(&mut self, fast_path: &str) -> Result<()> {
         self.lab.publish("nodes.yaml", &manifests::nodes(&self.lab))?;
         for node in NODES {
             let manifests = self.lab.manifests(node);
@@ -127,7 +126,7 @@ impl Bed {
             self.proxies.push(Agent::start(&self.lab, node, AgentOptions::default())?);
         }
         // flanneld's manifest has it masquerade, too.
-        self.start_overlay(endpoint, &[&format!("--fast-path={fast_path}"), "--ip-masq"])?;
+        self.start_overlay(&[&format!("--fast-path={fast_path}"), "--ip-masq"])?;
         for agent in &self.overlay {
             let said = show(agent, "status")?;
             let is_as_told = said["fast_path"] == format!("{fast_path}, as told");
@@ -136,16 +135,9 @@ impl Bed {
         Ok(())
     }
 
-    fn start_overlay(&mut self, endpoint: &str, arguments: &[&str]) -> Result<()> {
-        let endpoint = format!("-etcd-endpoints={endpoint}");
-        let arguments = arguments.iter().map(ToString::to_string);
-        let arguments: Vec<String> = std::iter::once(endpoint).chain(arguments).collect();
-        for node in NODES {
-            let mut agent = Agent::prepare_overlay(&self.lab, node, &arguments)?;
-            agent.launch()?;
-            self.overlay.push(agent);
-        }
-        Ok(self.overlay.iter_mut().try_for_each(Agent::wait_ready)?)
+    fn start_overlay(&mut self, arguments: &[&str]) -> Result<()> {
+        self.overlay = overlay::agents(&self.lab, self.etcd()?, arguments)?;
+        Ok(overlay::start(&mut self.overlay)?)
     }
 
     /// Waits until packets get from one end to the other and back.
@@ -224,22 +216,6 @@ pub(super) fn lab(nodes: &[(&str, bool)]) -> Result<Lab> {
     };
     let nodes = nodes.iter().enumerate().map(node).collect();
     Ok(Lab::up(LabSpec { overlay: true, pod_mtu: POD_MTU, nodes, ..LabSpec::default() })?)
-}
-
-/// Leaves a `subnet.env` as an earlier start would have, so that the node takes the subnet that
-/// the lab's pods on it have. flanneld heeds no subnet of a family that is not configured.
-fn remember_subnet(lab: &Lab, node: &str, number: u8) -> Result<()> {
-    let [subnet, _] = pod_cidrs(number);
-    let file = lab.subnet_file(node);
-    fs::create_dir_all(file.parent().context("a file without a directory")?)?;
-    Ok(fs::write(file, format!("FLANNEL_SUBNET={subnet}\n"))?)
-}
-
-/// etcd beside the nodes, with the network's configuration.
-pub(super) fn etcd(lab: &Lab) -> Result<Etcd> {
-    let etcd = Etcd::in_place(lab, "fabric")?;
-    etcd.put_all(&[crowd::config()])?;
-    Ok(etcd)
 }
 
 /// To wait until leases with these numbers have their rows on a node, or have none.

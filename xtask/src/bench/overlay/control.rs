@@ -13,11 +13,12 @@ use lab::{
     agent::Agent,
     bench::{Driver, Seen, clock},
     etcd::Etcd,
+    overlay::{self, PREFIX},
 };
 
 use super::{
     bed::{self, NODES},
-    crowd::{self, PREFIX},
+    crowd,
 };
 use crate::bench::control::{SETTLED, process_memory, seconds, tell};
 
@@ -50,10 +51,9 @@ pub(super) struct Found {
 
 pub(super) fn measure(plan: Plan) -> Result<Found> {
     let lab = bed::lab(&[(NODE, false)])?;
-    let etcd = bed::etcd(&lab)?;
+    let etcd = overlay::etcd(&lab, &crowd::config())?;
     etcd.put_all(&crowd::leases(0..plan.peers))?;
-    let arguments = [format!("-etcd-endpoints={}", etcd.endpoint())];
-    let mut agent = Agent::prepare_overlay(&lab, NODE, &arguments)?;
+    let mut agent = overlay::agents(&lab, &etcd, &[])?.remove(0);
     // On any processor, and before nobody: it waits beside what it waits for.
     let mut driver = Driver::start(&lab.place(NODE)?, None)?;
     let mut found = Found { peers: plan.peers, ..Found::default() };

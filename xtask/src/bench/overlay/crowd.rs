@@ -2,8 +2,7 @@
 
 use std::{net::Ipv4Addr, ops::Range};
 
-/// What etcd keeps of a network begins so.
-pub(super) const PREFIX: &str = "/coreos.com/network";
+use lab::overlay::PREFIX;
 
 /// Wide enough for thousands of nodes, and around what the lab's pods have; ClusterIPs are beside
 /// it.
@@ -16,11 +15,10 @@ const SUBNET_LEN: u32 = 24;
 const FIRST_NODE: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 1);
 
 /// The network's configuration, as flanneld and flannel-agent read it.
-pub(super) fn config() -> (String, String) {
-    let value = format!(
+pub(super) fn config() -> String {
+    format!(
         r#"{{"Network":"{NETWORK}","SubnetLen":{SUBNET_LEN},"Backend":{{"Type":"vxlan","VNI":1,"Port":8472}}}}"#
-    );
-    (format!("{PREFIX}/config"), value)
+    )
 }
 
 fn subnet(number: u32) -> Ipv4Addr {

@@ -32,9 +32,6 @@ pub(super) struct Plan {
     pub(super) crowd: u32,
 }
 
-/// A ratio is known well enough when its interval reaches this far to each side.
-const REACH: f64 = 0.015;
-
 /// What one raising found.
 #[derive(Clone, Debug, Default)]
 struct Sample {
@@ -270,7 +267,7 @@ fn ratio(plan: &Plan, samples: &[Sample], kind: Kind, way: Way, over: Way) -> Op
 fn is_known(plan: &Plan, samples: &[Sample]) -> bool {
     KINDS.iter().all(|&kind| {
         plan.ways.iter().all(|&way| {
-            ratio(plan, samples, kind, way, plan.ways[0]).is_some_and(|ratio| ratio.reach() < REACH)
+            ratio(plan, samples, kind, way, plan.ways[0]).is_some_and(|ratio| ratio.is_known())
         })
     })
 }
