@@ -204,6 +204,8 @@ struct Agent {
     subnet_env: Option<String>,
     /// Our subnet is gone, and no other was had yet.
     is_lost: bool,
+    /// The store has been told that pods can be reached here.
+    is_announced: bool,
     /// Whether packets to a peer leave by the uplink, as far as it was asked since routes changed.
     ways: BTreeMap<IpAddr, bool>,
 }
@@ -322,6 +324,9 @@ impl Agent {
 
     /// The next term of our lease.
     async fn renew(&mut self) {
+        if self.is_lost {
+            return self.reacquire("it could not be had before").await;
+        }
         match self.store.renew(&self.held, &self.attrs).await {
             Ok(held) => {
                 info!(subnet = %held.subnet, "renewed the lease");
@@ -368,6 +373,8 @@ impl Agent {
         match self.store.acquire(&request).await {
             Ok(held) => {
                 self.is_lost = false;
+                // A Node that was made anew does not know.
+                self.is_announced = false;
                 if held.subnet == before {
                     error!(subnet = %before, "our lease was lost, and is ours again");
                 } else {

@@ -102,6 +102,7 @@ impl Agent {
             is_written: false,
             subnet_env: None,
             is_lost: false,
+            is_announced: false,
             ways: BTreeMap::new(),
         };
         agent.hold(held);

@@ -378,7 +378,7 @@ impl Agent {
         let text = env.to_text();
         let path = &self.args.subnet_file;
         if self.subnet_env.as_ref() == Some(&text) && path.exists() {
-            return;
+            return self.announce().await;
         }
         if let Err(err) = file::replace(path, &text) {
             self.board.set_problems("subnet.env", vec![Problem::new(Kind::Node, "", err)]);
@@ -388,15 +388,24 @@ impl Agent {
         info!(path = %path.display(), subnet = %self.held.subnet, mtu, "wrote what pods need to know");
         let mut problems = Vec::new();
         if is_first {
-            if let Err(err) = self.store.ready().await {
-                problems.push(Problem::new(Kind::Store, "", err));
-            }
             if let Err(err) = notify::ready() {
                 problems.push(Problem::new(Kind::Node, "NOTIFY_SOCKET", err));
             }
             self.board.state().status.ready = true;
         }
         self.board.set_problems("subnet.env", problems);
+        self.announce().await;
+    }
+
+    /// Tells the store, until it has heard, that pods can be reached here.
+    async fn announce(&mut self) {
+        if self.is_announced {
+            return;
+        }
+        let told = self.store.ready().await;
+        self.is_announced = told.is_ok();
+        let problem = told.err().map(|err| Problem::new(Kind::Store, "", err));
+        self.board.set_problems("ready", problem.into_iter().collect());
     }
 }
 
