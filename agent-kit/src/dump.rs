@@ -3,8 +3,12 @@
 
 use std::{io, os::fd::OwnedFd};
 
-use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send,
+        socket_with,
+    },
 };
 
 const NLMSG_ERROR: u16 = 2;
@@ -29,7 +33,7 @@ impl Dump {
 
     /// Asks for all there is of a kind, with `body` behind the header, and hands what follows the
     /// header of each answer of the kind `wanted` to `visit`. A refusal ends the list: there is
-    /// nothing of the kind.
+    /// nothing of the kind, unless it is for want of a capability, which is an error.
     pub fn ask(
         &mut self,
         kind: u16,
@@ -47,7 +51,7 @@ impl Dump {
         send(&self.socket, &request, SendFlags::empty())?;
         loop {
             let (length, _) = recv(&self.socket, &mut self.buffer, RecvFlags::empty())?;
-            if messages(&self.buffer[..length], wanted, &mut visit) {
+            if messages(&self.buffer[..length], wanted, &mut visit)? {
                 return Ok(());
             }
         }
@@ -55,19 +59,24 @@ impl Dump {
 }
 
 /// Visits the messages of one answer; true if it was the last.
-fn messages(mut answer: &[u8], wanted: u16, visit: &mut impl FnMut(&[u8])) -> bool {
+fn messages(mut answer: &[u8], wanted: u16, visit: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     while let (Some(length), Some(kind)) = (u32_at(answer, 0), u16_at(answer, 4)) {
+        // `struct nlmsgerr` begins with the number of the error, less than zero.
+        let error = u32_at(answer, HEADER).unwrap_or_default().wrapping_neg();
+        if kind == NLMSG_ERROR && error == Errno::PERM.raw_os_error() as u32 {
+            return Err(Errno::PERM.into());
+        }
         if matches!(kind, NLMSG_DONE | NLMSG_ERROR) {
-            return true;
+            return Ok(true);
         }
         let length = length as usize;
-        let Some(message) = answer.get(HEADER..length) else { return true };
+        let Some(message) = answer.get(HEADER..length) else { return Ok(true) };
         if kind == wanted {
             visit(message);
         }
         answer = answer.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    false
+    Ok(false)
 }
 
 /// The value of the first attribute of a kind.
@@ -122,7 +131,7 @@ mod tests {
 
     fn visited(answer: &[u8]) -> (Vec<Vec<u8>>, bool) {
         let mut found = Vec::new();
-        let is_end = messages(answer, 44, &mut |body| found.push(body.to_vec()));
+        let is_end = messages(answer, 44, &mut |body| found.push(body.to_vec())).unwrap();
         (found, is_end)
     }
 
@@ -135,6 +144,10 @@ mod tests {
         answer.extend(message(NLMSG_DONE, &[0; 4]));
         assert!(visited(&answer).1);
         assert_eq!(visited(&message(NLMSG_ERROR, &[0; 20])), (vec![], true));
+        let refusal = (-libc::ENOENT).to_ne_bytes();
+        assert_eq!(visited(&message(NLMSG_ERROR, &refusal)), (vec![], true));
+        let refusal = message(NLMSG_ERROR, &(-libc::EPERM).to_ne_bytes());
+        assert!(messages(&refusal, 44, &mut |_| {}).is_err());
     }
 
     #[test]
