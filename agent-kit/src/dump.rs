@@ -62,8 +62,8 @@ impl Dump {
 fn messages(mut answer: &[u8], wanted: u16, visit: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     while let (Some(length), Some(kind)) = (u32_at(answer, 0), u16_at(answer, 4)) {
         // `struct nlmsgerr` begins with the number of the error, less than zero.
-        let error = u32_at(answer, HEADER).unwrap_or_default().wrapping_neg();
-        if kind == NLMSG_ERROR && error == Errno::PERM.raw_os_error() as u32 {
+        let error = u32_at(answer, HEADER).map_or(0, u32::wrapping_neg);
+        if kind == NLMSG_ERROR && error == Errno::PERM.raw_os_error().cast_unsigned() {
             return Err(Errno::PERM.into());
         }
         if matches!(kind, NLMSG_DONE | NLMSG_ERROR) {
