@@ -277,21 +277,17 @@ pub struct Wish<'a> {
 /// Which devices get programs: the tunnel's, on the fast path those that lead to pods, and there
 /// as where flows are masqueraded those that lead out of the node.
 pub fn attachments(listing: &Listing, wish: &Wish<'_>) -> BTreeMap<u32, Attachment> {
-    let is_uplink = |index| {
-        index == wish.uplink.index
-            || listing.default_routes.iter().any(|&(_, device)| device == index)
-    };
     let roles = listing.interfaces.iter().filter_map(|found| {
         let (role, device) = if Some(found.index) == wish.tunnel {
             let role = if wish.masquerades { Role::MasqueradingTunnel } else { Role::Tunnel };
             (role, masquerade::of_tunnel(wish.subnet))
-        } else if is_uplink(found.index) {
+        } else if is_uplink(listing, wish, found.index) {
             let role = match (wish.masquerades, wish.fast_path) {
-                _ if found.is_loopback => return None,
-                (true, _) => Role::MasqueradingUplink,
                 // Programs know no other link layer than that of Ethernet.
-                (false, true) if found.mac.is_some() => Role::Uplink,
-                (false, _) => return None,
+                _ if found.is_loopback || found.mac.is_none() => return None,
+                (true, _) => Role::MasqueradingUplink,
+                (false, true) => Role::Uplink,
+                (false, false) => return None,
             };
             (role, masquerade::of_uplink(listing, found.index, wish.uplink))
         } else if wish.fast_path && found.leads_elsewhere {
@@ -302,4 +298,70 @@ pub fn attachments(listing: &Listing, wish: &Wish<'_>) -> BTreeMap<u32, Attachme
         Some((found.index, Attachment { name: found.name.clone(), role, device }))
     });
     roles.collect()
+}
+
+/// Names of devices by which packets leave that should be masqueraded and are not.
+pub fn not_ethernet<'a>(
+    listing: &'a Listing,
+    wish: &'a Wish<'_>,
+) -> impl Iterator<Item = &'a String> {
+    let found = listing.interfaces.iter().filter(|found| {
+        wish.masquerades
+            && is_uplink(listing, wish, found.index)
+            && !found.is_loopback
+            && found.mac.is_none()
+    });
+    found.map(|found| &found.name)
+}
+
+fn is_uplink(listing: &Listing, wish: &Wish<'_>, index: u32) -> bool {
+    index == wish.uplink.index || listing.default_routes.iter().any(|&(_, device)| device == index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{interface::Interface, mac::Mac};
+
+    #[test]
+    fn programs_go_where_frames_are_ethernets() {
+        let device = |index, name: &str| Interface {
+            index,
+            name: name.into(),
+            mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+            ..Interface::default()
+        };
+        let listing = Listing {
+            interfaces: vec![
+                Interface { is_loopback: true, ..device(1, "lo") },
+                device(2, "eth0"),
+                Interface { mac: None, ..device(3, "wg0") },
+                device(4, "flannel.1"),
+                Interface { leads_elsewhere: true, ..device(5, "veth0") },
+                device(6, "cni0"),
+            ],
+            default_routes: vec![(Family::V4, 3), (Family::V6, 1)],
+            ..Listing::default()
+        };
+        let uplink =
+            Uplink { index: 2, name: "eth0".into(), mtu: 1500, public_ip: None, public_ipv6: None };
+        let found = |fast_path, masquerades| {
+            let subnet = Subnet::default();
+            let wish = Wish { tunnel: Some(4), uplink: &uplink, subnet, fast_path, masquerades };
+            let roles: Vec<_> = attachments(&listing, &wish)
+                .into_values()
+                .map(|attachment| (attachment.name, attachment.role))
+                .collect();
+            (roles, not_ethernet(&listing, &wish).cloned().collect::<Vec<_>>())
+        };
+        let named = |roles: &[(&str, Role)]| {
+            roles.iter().map(|&(name, role)| (name.to_owned(), role)).collect::<Vec<_>>()
+        };
+        let tunnel = ("flannel.1", Role::Tunnel);
+        assert_eq!(found(false, false), (named(&[tunnel]), vec![]));
+        let fast = [("eth0", Role::Uplink), tunnel, ("veth0", Role::Pod)];
+        assert_eq!(found(true, false), (named(&fast), vec![]));
+        let both = [("eth0", Role::MasqueradingUplink), ("flannel.1", Role::MasqueradingTunnel)];
+        assert_eq!(found(false, true), (named(&both), vec!["wg0".to_owned()]));
+    }
 }

@@ -25,7 +25,7 @@ use crate::{
     masquerade,
     net_config::{Backend, NetConfig, Vxlan},
     notify,
-    overlay::{Node, Overlay, Wish, attachments},
+    overlay::{Node, Overlay, Wish, attachments, not_ethernet},
     peers::{Compiled, Site, compile},
     status::{DeviceStatus, Kind, Problem},
     subnet::Family,
@@ -181,6 +181,11 @@ impl Agent {
         }
         let (uplink, subnet) = (&self.uplink, self.held.subnet);
         let wish = Wish { tunnel, uplink, subnet, fast_path, masquerades };
+        problems.extend(not_ethernet(listing, &wish).map(|name| {
+            let message = "carries no Ethernet frames, which the programs need: what pods send out by \
+                           it keeps its source; let a rule of netfilter masquerade it";
+            Problem::new(Kind::Device, name, message)
+        }));
         let devices = attachments(listing, &wish);
         let outcome = overlay.attach(&devices);
         for device in outcome.attached {
