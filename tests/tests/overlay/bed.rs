@@ -26,6 +26,9 @@ use lab::{
 };
 use serde_json::Value;
 
+/// IPv4 alone.
+pub(crate) const SINGLE: &str =
+    r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#;
 /// The classic devices, with entries for each peer.
 pub(crate) const KERNEL: &str = "--datapath=kernel";
 

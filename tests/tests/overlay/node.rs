@@ -5,10 +5,7 @@ use std::{fs, process::Command, thread::sleep, time::Duration};
 
 use lab::{NodeSpec, peer};
 
-use crate::bed::{Bed, DUAL, KERNEL, PREFIX, eventually, ok};
-
-const SINGLE: &str =
-    r#"{"Network":"10.244.0.0/16","SubnetLen":24,"Backend":{"Type":"vxlan","VNI":1,"Port":8472}}"#;
+use crate::bed::{Bed, DUAL, KERNEL, PREFIX, SINGLE, eventually, ok};
 
 #[test]
 fn pods_reach_each_other_by_both_families() {

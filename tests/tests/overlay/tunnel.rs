@@ -16,7 +16,7 @@ use datapath::{
 use lab::peer::{self, Exchange, Protocol};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::bed::{Bed, DUAL, KERNEL, eventually, load, ok};
+use crate::bed::{Bed, DUAL, KERNEL, SINGLE, eventually, load, ok};
 
 /// What the second node is known by, and the device that leads there.
 const PEER: &str = "192.168.78.12";
@@ -91,6 +91,31 @@ fn programs_carry_ipv4_past_the_device_and_it_is_counted() {
             assert!(of("bytes") / of("packets") > 3 * 1430, "{to} {way}: {more:?}");
         }
     }
+}
+
+/// Devices of pods that are wider than the tunnel, as they are where a CNI plugin does not heed
+/// `FLANNEL_MTU`: the node tells what fits, and TCP follows.
+#[test]
+fn pods_with_wider_devices_are_told_what_fits() {
+    let bed = Bed::up(SINGLE, &[]);
+    for nth in 1..=2 {
+        let wide = format!("ip link set vethpod{nth}a mtu 1500 && ip link set cni0 mtu 1500");
+        bed.shell(&format!("node{nth}"), &wide);
+        bed.shell(&format!("pod{nth}a"), "ip link set eth0 mtu 1500");
+    }
+    let ping = |length: u32| {
+        // IPv4 and ICMP header are 28 bytes.
+        let payload = length - 28;
+        let ping = format!("ping -c1 -W2 -M do -s {payload} 10.244.2.10 2>&1 || true");
+        bed.shell("pod1a", &ping)
+    };
+    for _ in 0..2 {
+        let said = ping(1450);
+        assert!(said.contains(" 0% packet loss"), "{said}");
+    }
+    let said = ping(1451);
+    assert!(said.contains("mtu = 1450"), "{said}");
+    exchange(&bed, ok(bed.lab.addresses("pod2a")).v4.into(), 4 << 20);
 }
 
 #[test]
@@ -180,11 +205,12 @@ fn the_way_changes_under_traffic_and_nothing_is_lost() {
     let bed = Bed::up(DUAL, &[]);
     bed.assert_joined();
     let load = load(&bed);
-    for (hook, said) in [
+    let hooks = [
         ("input", "on, nothing on this node filters or translates; tunnels by the device: "),
         ("forward", "off: "),
         ("output", "on, nothing on this node filters or translates; tunnels by the device: "),
-    ] {
+    ];
+    for (hook, said) in hooks.into_iter().chain(hooks) {
         let rules = format!(
             "add table ip t; add chain ip t c {{ type filter hook {hook} priority 0; }}; \
              add rule ip t c ip saddr 10.99.0.0/16 drop"
@@ -199,7 +225,7 @@ fn the_way_changes_under_traffic_and_nothing_is_lost() {
         assert!(carried_by_device(&bed) < 100, "{hook}");
     }
     let load = ok(load.stop());
-    assert!(load.connections > 20 && load.udp_sent > 100, "{load:?}");
+    assert!(load.connections > 10 && load.udp_sent > 100, "{load:?}");
     assert_eq!((load.failed, load.resets, load.udp_missing), (0, 0, 0), "{load:?}\n{}", bed.logs());
 }
 
