@@ -133,13 +133,8 @@ impl Agent {
         if let (Backend::Vxlan(vxlan), Some(_)) = (&self.config.backend, tunnel) {
             let plan = (vxlan, &self.config, &self.uplink);
             fast_path = state(self.args.fast_path, plan, listing);
-            let said = &mut self.board.state().status.fast_path;
-            if *said != fast_path.said {
-                info!("fast path {}", fast_path.said);
-                said.clone_from(&fast_path.said);
-            }
         }
-        let FastPathState { is_on: fast_path, encapsulates, .. } = fast_path;
+        let FastPathState { is_on: fast_path, encapsulates, said } = fast_path;
         let mut problems = Vec::new();
         // Straight only past a proxy whose table the programs know.
         let how = |overlay: &Overlay| match (fast_path, overlay.knows_proxy()) {
@@ -203,6 +198,12 @@ impl Agent {
         }
         problems.extend(outcome.errors.iter().map(|err| Problem::new(Kind::Device, "", err)));
         self.board.set_problems("programs", problems);
+        // Said once it is so.
+        let before = &mut self.board.state().status.fast_path;
+        if node.is_some() && *before != said {
+            info!("fast path {said}");
+            *before = said;
+        }
     }
 
     /// Tells the store where an address of ours changed.
