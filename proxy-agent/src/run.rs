@@ -112,6 +112,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut netlink = Netlink::open()?;
     // Where rules cannot be listened to, they are looked at now and then.
     let mut rules = RuleNotices::open().ok();
+    agent.look_at_netfilter();
     agent.list_devices(&netlink).await;
     let mut sweep = ticks(SWEEP);
     let mut retry = ticks(RETRY);
@@ -123,10 +124,16 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
         agent.begin_wait();
         tokio::select! {
             Some(feed) = agent.source.next() => agent.take(feed),
-            true = netfilter::changed(&mut rules) => agent.list_devices(&netlink).await,
+            true = netfilter::changed(&mut rules) => {
+                if agent.look_at_netfilter() {
+                    agent.place();
+                    agent.sync(0);
+                }
+            }
             Some(()) = netlink.changed() => agent.list_devices(&netlink).await,
             result = finished(&mut agent.waiting) => agent.wait_ended(&result),
             _ = retry.tick() => {
+                agent.look_at_netfilter();
                 agent.list_devices(&netlink).await;
                 agent.sync(0);
             }
@@ -273,7 +280,6 @@ impl Agent {
     }
 
     async fn list_devices(&mut self, netlink: &Netlink) {
-        self.look_at_netfilter();
         match netlink.list().await {
             Ok(network) => {
                 self.network = network;
@@ -289,8 +295,8 @@ impl Agent {
     }
 
     /// Rules that see what goes from port to port of a bridge see replies there, too, and must not
-    /// find another source than the backend's.
-    fn look_at_netfilter(&mut self) {
+    /// find another source than the backend's. True if something is another than before.
+    fn look_at_netfilter(&mut self) -> bool {
         let obstacle = match netfilter::obstacles() {
             Ok(obstacles) => obstacles.forwarded,
             Err(err) => Some(format!("netfilter cannot be asked: {err}")),
@@ -301,10 +307,12 @@ impl Agent {
         };
         self.obstacle = obstacle;
         let told = &mut self.board.state().pod_egress;
-        if *told != place {
+        let is_news = *told != place;
+        if is_news {
             info!("what leaves toward pods is seen {place}");
             *told = place;
         }
+        is_news
     }
 
     /// Follows the devices and the node's addresses: what is attached, what masquerades, where
