@@ -1,7 +1,10 @@
 //! Addresses, ports and protocols as they stand in packets and in table keys, and the
 //! [`Family`] that makes one piece of code serve IPv4 and IPv6.
 
-use core::{fmt::Debug, hash::Hash};
+use core::{
+    fmt::{self, Debug},
+    hash::Hash,
+};
 
 /// A 16-bit number in network byte order, such as a port.
 #[repr(transparent)]
@@ -48,8 +51,36 @@ impl Be16 {
 }
 
 impl Debug for Be16 {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.get().fmt(f)
+    }
+}
+
+/// A hardware address.
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// True for an address of many devices.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_group(self) -> bool {
+        self.0[0] & 1 != 0
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, rest @ ..] = self.0;
+        write!(f, "{first:02x}")?;
+        rest.iter().try_for_each(|byte| write!(f, ":{byte:02x}"))
+    }
+}
+
+impl Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -245,13 +276,13 @@ impl From<Ipv6> for core::net::Ipv6Addr {
 }
 
 impl Debug for Ipv4 {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Debug::fmt(&core::net::Ipv4Addr::from(*self), f)
     }
 }
 
 impl Debug for Ipv6 {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Debug::fmt(&core::net::Ipv6Addr::from(*self), f)
     }
 }

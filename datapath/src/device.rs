@@ -1,9 +1,6 @@
 //! What the programs must know of a device they run on.
 
-use crate::{
-    address::{Ipv4, Ipv6},
-    tunnel::Mac,
-};
+use crate::address::{Ipv4, Ipv6, Mac};
 
 /// Value of the hash table `DEVICES`, keyed by interface index: 28 bytes.
 #[repr(C)]

@@ -61,10 +61,7 @@ pub fn rewrite<F: Network, P: Packet>(
     side: Side,
     new: Place<F::Address>,
 ) -> Result<(), Reason> {
-    let (old, old_port) = match side {
-        Side::Source => (header.src, transport.ports.src_port),
-        Side::Destination => (header.dst, transport.ports.dst_port),
-    };
+    let (old, old_port) = side.pick(header, transport);
     write::<F, P>(packet, transport, side, old, old_port, new).ok_or(Reason::RewriteFailed)
 }
 

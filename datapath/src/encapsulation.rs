@@ -8,14 +8,14 @@
 //! kernel has at hand.
 
 use crate::{
-    address::{Address, Ipv4, V4, protocol},
+    address::{Address, Ipv4, Mac, V4, protocol},
     answer::Unreachable,
     counter::{Hook, Reason},
     echo, hash,
     header::{self, IpHeader, Network, Part},
     icmp,
     packet::Packet,
-    tunnel::{Frame, HOME_TICKS, Home, Inner, Mac, Sender, Tunnel, Tunnels, Vtep, fast_path},
+    tunnel::{Frame, HOME_TICKS, Home, Inner, Sender, Tunnel, Tunnels, Vtep, fast_path},
     vxlan::{self, Ends, OVERHEAD, Outer, Wrapped},
 };
 
@@ -177,7 +177,7 @@ fn is_proxys<F: Network, P: Frame, T: Tunnels<F>>(
 #[inline(always)]
 pub fn intercept<P: Frame, T: Tunnels<V4>>(frame: &mut P, tables: &mut T) -> Fate {
     let tunnel = tables.tunnel();
-    if tunnel.uplink == 0 {
+    if tunnel.uplink == 0 || tunnel.fast_path != fast_path::STRAIGHT {
         return Fate::Pass;
     }
     let Some(wrapped) = vxlan::read(frame, &tunnel) else { return Fate::Pass };

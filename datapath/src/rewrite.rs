@@ -27,6 +27,15 @@ impl Side {
         }
     }
 
+    /// The side's address and port.
+    #[inline(always)]
+    pub const fn pick<A: Address>(self, header: &IpHeader<A>, transport: &Transport) -> (A, Be16) {
+        match self {
+            Self::Source => (header.src, transport.ports.src_port),
+            Self::Destination => (header.dst, transport.ports.dst_port),
+        }
+    }
+
     /// Source and destination of a header, this side's replaced.
     #[inline(always)]
     pub fn put_address<A: Address>(self, header: &IpHeader<A>, new: A) -> (A, A) {
@@ -70,10 +79,7 @@ pub fn rewrite<F: Network, P: Packet>(
     side: Side,
     new: Place<F::Address>,
 ) -> Result<(), Reason> {
-    let (old, old_port) = match side {
-        Side::Source => (header.src, transport.ports.src_port),
-        Side::Destination => (header.dst, transport.ports.dst_port),
-    };
+    let (old, old_port) = side.pick(header, transport);
     write::<F, P>(packet, header, transport, side, old, old_port, new).ok_or(Reason::RewriteFailed)
 }
 

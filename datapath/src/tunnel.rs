@@ -2,26 +2,12 @@
 //! frame.
 
 use crate::{
-    address::{Address, Be16, Family, Ipv4, Ipv6, V4, V6},
+    address::{Address, Be16, Family, Ipv4, Ipv6, Mac, V4, V6},
     counter::{Hook, Reason},
     header::Network,
     packet::Packet,
     vxlan::Outer,
 };
-
-/// A hardware address.
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, PartialOrd, Ord)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// True for an address of many devices.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_group(self) -> bool {
-        self.0[0] & 1 != 0
-    }
-}
 
 /// Key of the LPM tries `VTEPS4/6`, as the kernel wants it: 8 and 20 bytes.
 #[repr(C)]

@@ -10,12 +10,12 @@
 //! | 50 | | the pod's packet |
 
 use crate::{
-    address::{Address, Be16, Ipv4, V4, protocol},
+    address::{Address, Be16, Ipv4, Mac, V4, protocol},
     checksum,
     header::IpHeader,
     header::Network,
     packet::Packet,
-    tunnel::{Mac, Tunnel},
+    tunnel::Tunnel,
 };
 
 /// Bytes before the pod's packet.

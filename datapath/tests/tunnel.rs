@@ -1,18 +1,20 @@
 //! Packets of pods into the tunnel and out of it, on the host's engine, in both families.
 
-use datapath::{address::Be16, header::tcp, packet::Packet};
 use datapath::{
-    address::{V4, V6},
+    address::{Be16, Mac, V4, V6},
+    both,
     counter::{Hook, Reason},
     encapsulation::{Fate, decapsulate, encapsulate, shortcut},
     flow::Place,
     hash,
+    header::tcp,
     host::{
         frame::{self, Sample},
         tunnel::{Framed, MemoryTunnels},
         verify::{Expect, checksums},
     },
-    tunnel::{HOME_TICKS, Home, Inner, Mac, NetworkKey, Sender, Tunnel, Vtep, fast_path},
+    packet::Packet,
+    tunnel::{HOME_TICKS, Home, Inner, NetworkKey, Sender, Tunnel, Vtep, fast_path},
 };
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -84,184 +86,169 @@ fn hops<F: Bed>(frame: &Framed) -> u8 {
     frame.packet.load::<1>(if F::V6 { 7 } else { 8 }).unwrap()[0]
 }
 
-macro_rules! both {
-    ($($name:ident)*) => {$(
-        #[test]
-        fn $name() {
-            cases::$name::<V4>();
-            cases::$name::<V6>();
-        }
-    )*};
-}
-
 both! {
-    a_packet_for_a_peer_is_sent_through_the_tunnel
-    a_pod_network_without_a_node_is_unreachable
-    what_nobody_may_answer_is_dropped_without_an_answer
-    what_comes_out_of_the_tunnel_is_looked_at
-    a_device_with_two_addresses_answers_to_both
-    a_pod_is_found_by_what_it_sends
-    two_devices_with_one_address_make_it_the_bridges_business
-    what_is_left_for_the_stack_goes_its_way
-    the_proxys_flows_pass_by_its_programs
-    without_a_fast_path_all_goes_by_the_stack
+    a_packet_for_a_peer_is_sent_through_the_tunnel,
+    a_pod_network_without_a_node_is_unreachable,
+    what_nobody_may_answer_is_dropped_without_an_answer,
+    what_comes_out_of_the_tunnel_is_looked_at,
+    a_device_with_two_addresses_answers_to_both,
+    a_pod_is_found_by_what_it_sends,
+    two_devices_with_one_address_make_it_the_bridges_business,
+    what_is_left_for_the_stack_goes_its_way,
+    the_proxys_flows_pass_by_its_programs,
+    without_a_fast_path_all_goes_by_the_stack,
 }
 
-mod cases {
-    use super::*;
+fn a_packet_for_a_peer_is_sent_through_the_tunnel<F: Bed>() {
+    use datapath::address::Address;
+    let (mut tables, mut frame) = (tables::<F>(), out::<F>(place::<F>(2, 1)));
+    let before = frame.packet.clone();
+    assert_eq!(encapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
+    assert_eq!((frame.to, frame.from), (PEER, OWN));
+    let (vni, remote, local) = frame.sent.unwrap();
+    assert_eq!(vni, 5);
+    assert_eq!((remote, local), (F::address(9, 2).words(), F::address(9, 1).words()));
+    assert_eq!(frame.packet, before, "the stack has counted its hop");
+}
 
-    pub(super) fn a_packet_for_a_peer_is_sent_through_the_tunnel<F: Bed>() {
-        use datapath::address::Address;
-        let (mut tables, mut frame) = (tables::<F>(), out::<F>(place::<F>(2, 1)));
-        let before = frame.packet.clone();
-        assert_eq!(encapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
-        assert_eq!((frame.to, frame.from), (PEER, OWN));
-        let (vni, remote, local) = frame.sent.unwrap();
-        assert_eq!(vni, 5);
-        assert_eq!((remote, local), (F::address(9, 2).words(), F::address(9, 1).words()));
-        assert_eq!(frame.packet, before, "the stack has counted its hop");
-    }
+fn a_pod_network_without_a_node_is_unreachable<F: Bed>() {
+    let (mut tables, mut frame) = (tables::<F>(), out::<F>(place::<F>(3, 1)));
+    assert_eq!(encapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Answer);
+    assert_eq!(tables.drops, [(Hook::TunnelEgress, Reason::NoPeer)]);
+    let header = F::header(&frame, 0).unwrap();
+    assert_eq!((header.src, header.dst), (F::address(3, 1), F::address(1, 1)));
+    let kind = frame.packet.load::<2>(F::HEADER).unwrap();
+    assert_eq!(kind, if F::V6 { [1, 3] } else { [3, 1] });
+    checksums::<F>(&frame.packet.bytes, Expect::Full).unwrap();
+    // On its way back in, by the same device.
+    assert_eq!(decapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
+}
 
-    pub(super) fn a_pod_network_without_a_node_is_unreachable<F: Bed>() {
-        let (mut tables, mut frame) = (tables::<F>(), out::<F>(place::<F>(3, 1)));
-        assert_eq!(encapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Answer);
-        assert_eq!(tables.drops, [(Hook::TunnelEgress, Reason::NoPeer)]);
-        let header = F::header(&frame, 0).unwrap();
-        assert_eq!((header.src, header.dst), (F::address(3, 1), F::address(1, 1)));
-        let kind = frame.packet.load::<2>(F::HEADER).unwrap();
-        assert_eq!(kind, if F::V6 { [1, 3] } else { [3, 1] });
-        checksums::<F>(&frame.packet.bytes, Expect::Full).unwrap();
-        // On its way back in, by the same device.
-        assert_eq!(decapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
-    }
+fn what_nobody_may_answer_is_dropped_without_an_answer<F: Bed>() {
+    let mut tables = tables::<F>();
+    let many = frame::Datagram::<F>::udp(place::<F>(1, 1), Place::new(F::group(), Be16::new(5353)));
+    let mut frame = Framed::new(many.bytes(), BRIDGE, POD);
+    assert_eq!(encapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Drop);
+    assert_eq!(tables.drops, [(Hook::TunnelEgress, Reason::NoPeer)]);
+}
 
-    pub(super) fn what_nobody_may_answer_is_dropped_without_an_answer<F: Bed>() {
-        let mut tables = tables::<F>();
-        let many =
-            frame::Datagram::<F>::udp(place::<F>(1, 1), Place::new(F::group(), Be16::new(5353)));
-        let mut frame = Framed::new(many.bytes(), BRIDGE, POD);
-        assert_eq!(encapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Drop);
-        assert_eq!(tables.drops, [(Hook::TunnelEgress, Reason::NoPeer)]);
-    }
-
-    pub(super) fn what_comes_out_of_the_tunnel_is_looked_at<F: Bed>() {
-        for (change, reason) in [
-            ((|frame| frame.vni = Some(6)) as fn(&mut Framed), Reason::WrongVni),
-            (|frame| frame.vni = None, Reason::WrongVni),
-            (|frame| frame.to = POD, Reason::WrongMac),
-            (|frame| frame.from = POD, Reason::UnknownPeer),
-        ] {
-            let (mut tables, mut frame) = (tables::<F>(), entered::<F>());
-            change(&mut frame);
-            assert_eq!(decapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Drop);
-            assert_eq!(tables.drops, [(Hook::TunnelIngress, reason)]);
-        }
+fn what_comes_out_of_the_tunnel_is_looked_at<F: Bed>() {
+    for (change, reason) in [
+        ((|frame| frame.vni = Some(6)) as fn(&mut Framed), Reason::WrongVni),
+        (|frame| frame.vni = None, Reason::WrongVni),
+        (|frame| frame.to = POD, Reason::WrongMac),
+        (|frame| frame.from = POD, Reason::UnknownPeer),
+    ] {
         let (mut tables, mut frame) = (tables::<F>(), entered::<F>());
-        assert_eq!(decapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
-        assert_eq!((&frame, &tables.drops), (&entered::<F>(), &vec![]));
+        change(&mut frame);
+        assert_eq!(decapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Drop);
+        assert_eq!(tables.drops, [(Hook::TunnelIngress, reason)]);
     }
+    let (mut tables, mut frame) = (tables::<F>(), entered::<F>());
+    assert_eq!(decapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
+    assert_eq!((&frame, &tables.drops), (&entered::<F>(), &vec![]));
+}
 
-    pub(super) fn a_device_with_two_addresses_answers_to_both<F: Bed>() {
-        let other = Mac([2, 0, 0, 0, 0, 6]);
-        let mut tables = tables::<F>();
-        tables.tunnel.mac6 = other;
-        let mut frame = Framed { to: if F::V6 { other } else { OWN }, ..entered::<F>() };
-        assert_eq!(decapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
-        assert_eq!(frame.is_adopted, F::V6);
-        let mut frame = out::<F>(place::<F>(2, 1));
-        assert_eq!(encapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
-        assert_eq!(frame.from, if F::V6 { other } else { OWN });
-    }
+fn a_device_with_two_addresses_answers_to_both<F: Bed>() {
+    let other = Mac([2, 0, 0, 0, 0, 6]);
+    let mut tables = tables::<F>();
+    tables.tunnel.mac6 = other;
+    let mut frame = Framed { to: if F::V6 { other } else { OWN }, ..entered::<F>() };
+    assert_eq!(decapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
+    assert_eq!(frame.is_adopted, F::V6);
+    let mut frame = out::<F>(place::<F>(2, 1));
+    assert_eq!(encapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
+    assert_eq!(frame.from, if F::V6 { other } else { OWN });
+}
 
-    pub(super) fn a_pod_is_found_by_what_it_sends<F: Bed>() {
-        let (mut tables, mut frame) = (tables::<F>(), out::<F>(place::<F>(2, 1)));
-        let before = hops::<F>(&frame);
-        assert_eq!(shortcut::<F, _, _>(&mut frame, &mut tables, DEVICE), Fate::Tunnel);
-        assert_eq!((frame.to, frame.from, hops::<F>(&frame)), (PEER, OWN, before - 1));
-        checksums::<F>(&frame.packet.bytes, Expect::Full).unwrap();
-        // The tunnel device's own program has nothing left to do.
-        let ready = frame.clone();
-        assert_eq!(encapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
-        assert_eq!((frame.sent, frame.is_marked), (ready.sent, false));
-        let home = Home { device: DEVICE, last: 1000, mac: POD, pad: 0 };
-        assert_eq!(tables.homes[&F::address(1, 1)], home);
-        let mut answer = entered::<F>();
-        assert_eq!(decapsulate::<F, _, _>(&mut answer, &mut tables), Fate::Pod(DEVICE));
-        assert_eq!((answer.to, hops::<F>(&answer)), (POD, before - 1));
-        checksums::<F>(&answer.packet.bytes, Expect::Full).unwrap();
-        // Not for long, if it falls silent.
-        tables.now += HOME_TICKS;
-        assert_eq!(decapsulate::<F, _, _>(&mut entered::<F>(), &mut tables), Fate::Pod(DEVICE));
-        tables.now += 1;
-        assert_eq!(decapsulate::<F, _, _>(&mut entered::<F>(), &mut tables), Fate::Pass);
-    }
+fn a_pod_is_found_by_what_it_sends<F: Bed>() {
+    let (mut tables, mut frame) = (tables::<F>(), out::<F>(place::<F>(2, 1)));
+    let before = hops::<F>(&frame);
+    assert_eq!(shortcut::<F, _, _>(&mut frame, &mut tables, DEVICE), Fate::Tunnel);
+    assert_eq!((frame.to, frame.from, hops::<F>(&frame)), (PEER, OWN, before - 1));
+    checksums::<F>(&frame.packet.bytes, Expect::Full).unwrap();
+    // The tunnel device's own program has nothing left to do.
+    let ready = frame.clone();
+    assert_eq!(encapsulate::<F, _, _>(&mut frame, &mut tables), Fate::Pass);
+    assert_eq!((frame.sent, frame.is_marked), (ready.sent, false));
+    let home = Home { device: DEVICE, last: 1000, mac: POD, pad: 0 };
+    assert_eq!(tables.homes[&F::address(1, 1)], home);
+    let mut answer = entered::<F>();
+    assert_eq!(decapsulate::<F, _, _>(&mut answer, &mut tables), Fate::Pod(DEVICE));
+    assert_eq!((answer.to, hops::<F>(&answer)), (POD, before - 1));
+    checksums::<F>(&answer.packet.bytes, Expect::Full).unwrap();
+    // Not for long, if it falls silent.
+    tables.now += HOME_TICKS;
+    assert_eq!(decapsulate::<F, _, _>(&mut entered::<F>(), &mut tables), Fate::Pod(DEVICE));
+    tables.now += 1;
+    assert_eq!(decapsulate::<F, _, _>(&mut entered::<F>(), &mut tables), Fate::Pass);
+}
 
-    pub(super) fn two_devices_with_one_address_make_it_the_bridges_business<F: Bed>() {
-        let mut tables = tables::<F>();
-        let sent = || out::<F>(place::<F>(2, 1));
-        for device in [DEVICE, DEVICE + 1] {
-            assert_eq!(shortcut::<F, _, _>(&mut sent(), &mut tables, device), Fate::Tunnel);
-        }
-        assert_eq!(decapsulate::<F, _, _>(&mut entered::<F>(), &mut tables), Fate::Pass);
-        // Until there was no quarrel for a while.
-        tables.now += HOME_TICKS + 1;
-        assert_eq!(shortcut::<F, _, _>(&mut sent(), &mut tables, DEVICE + 1), Fate::Tunnel);
-        let found = decapsulate::<F, _, _>(&mut entered::<F>(), &mut tables);
-        assert_eq!(found, Fate::Pod(DEVICE + 1));
+fn two_devices_with_one_address_make_it_the_bridges_business<F: Bed>() {
+    let mut tables = tables::<F>();
+    let sent = || out::<F>(place::<F>(2, 1));
+    for device in [DEVICE, DEVICE + 1] {
+        assert_eq!(shortcut::<F, _, _>(&mut sent(), &mut tables, device), Fate::Tunnel);
     }
+    assert_eq!(decapsulate::<F, _, _>(&mut entered::<F>(), &mut tables), Fate::Pass);
+    // Until there was no quarrel for a while.
+    tables.now += HOME_TICKS + 1;
+    assert_eq!(shortcut::<F, _, _>(&mut sent(), &mut tables, DEVICE + 1), Fate::Tunnel);
+    let found = decapsulate::<F, _, _>(&mut entered::<F>(), &mut tables);
+    assert_eq!(found, Fate::Pod(DEVICE + 1));
+}
 
-    pub(super) fn what_is_left_for_the_stack_goes_its_way<F: Bed>() {
-        let mut tables = tables::<F>();
-        let mut passes = |frame: &mut Framed| {
-            assert_eq!(shortcut::<F, _, _>(frame, &mut tables, DEVICE), Fate::Pass);
-            assert!(!frame.is_marked);
-        };
-        // To nobody's pod, from what is none of our pods, too long, at the end of its hops.
-        passes(&mut out::<F>(place::<F>(3, 1)));
-        let foreign = frame::Datagram::<F>::tcp(place::<F>(3, 1), place::<F>(2, 1), tcp::ACK);
-        passes(&mut Framed::new(foreign.bytes(), BRIDGE, POD));
-        let long = |payload| {
-            let frame = frame::Datagram::<F>::tcp(place::<F>(1, 1), place::<F>(2, 1), tcp::ACK);
-            Framed::new(frame.with_payload(&vec![7; payload]).bytes(), BRIDGE, POD)
-        };
-        passes(&mut long(200));
-        let mut last = out::<F>(place::<F>(2, 1));
-        last.packet.store(if F::V6 { 7 } else { 8 }, &[1]).unwrap();
-        passes(&mut last);
-        // A GSO packet is as long as what it becomes: 20 bytes of TCP header are before each part.
-        let largest = 200 - F::HEADER - 20;
-        passes(&mut Framed { segment: largest + 1, ..long(2000) });
-        let mut fits = Framed { segment: largest, ..long(2000) };
-        assert_eq!(shortcut::<F, _, _>(&mut fits, &mut tables, DEVICE), Fate::Tunnel);
-    }
+fn what_is_left_for_the_stack_goes_its_way<F: Bed>() {
+    let mut tables = tables::<F>();
+    let mut passes = |frame: &mut Framed| {
+        assert_eq!(shortcut::<F, _, _>(frame, &mut tables, DEVICE), Fate::Pass);
+        assert!(!frame.is_marked);
+    };
+    // To nobody's pod, from what is none of our pods, too long, at the end of its hops.
+    passes(&mut out::<F>(place::<F>(3, 1)));
+    let foreign = frame::Datagram::<F>::tcp(place::<F>(3, 1), place::<F>(2, 1), tcp::ACK);
+    passes(&mut Framed::new(foreign.bytes(), BRIDGE, POD));
+    let long = |payload| {
+        let frame = frame::Datagram::<F>::tcp(place::<F>(1, 1), place::<F>(2, 1), tcp::ACK);
+        Framed::new(frame.with_payload(&vec![7; payload]).bytes(), BRIDGE, POD)
+    };
+    passes(&mut long(200));
+    let mut last = out::<F>(place::<F>(2, 1));
+    last.packet.store(if F::V6 { 7 } else { 8 }, &[1]).unwrap();
+    passes(&mut last);
+    // A GSO packet is as long as what it becomes: 20 bytes of TCP header are before each part.
+    let largest = 200 - F::HEADER - 20;
+    passes(&mut Framed { segment: largest + 1, ..long(2000) });
+    let mut fits = Framed { segment: largest, ..long(2000) };
+    assert_eq!(shortcut::<F, _, _>(&mut fits, &mut tables, DEVICE), Fate::Tunnel);
+}
 
-    pub(super) fn the_proxys_flows_pass_by_its_programs<F: Bed>() {
-        let mut tables = tables::<F>();
-        let mut sent = out::<F>(place::<F>(2, 1));
-        assert_eq!(shortcut::<F, _, _>(&mut sent, &mut tables, DEVICE), Fate::Tunnel);
-        tables.translated.push(hash::pair(F::address(2, 1), F::address(1, 1)));
-        let stays = |tables: &mut MemoryTunnels<F>| {
-            let mut frame = entered::<F>();
-            assert_eq!(decapsulate::<F, _, _>(&mut frame, tables), Fate::Pass);
-            assert_eq!(frame, entered::<F>());
-        };
-        stays(&mut tables);
-        tables.translated.clear();
-        tables.tunnel.fast_path = fast_path::ONE_WAY;
-        stays(&mut tables);
-        // Into the tunnel they go by its device, where the proxy's program is.
-        let mut sent = out::<F>(place::<F>(2, 1));
-        assert_eq!(shortcut::<F, _, _>(&mut sent, &mut tables, DEVICE), Fate::Tunnel);
-    }
+fn the_proxys_flows_pass_by_its_programs<F: Bed>() {
+    let mut tables = tables::<F>();
+    let mut sent = out::<F>(place::<F>(2, 1));
+    assert_eq!(shortcut::<F, _, _>(&mut sent, &mut tables, DEVICE), Fate::Tunnel);
+    tables.translated.push(hash::pair(F::address(2, 1), F::address(1, 1)));
+    let stays = |tables: &mut MemoryTunnels<F>| {
+        let mut frame = entered::<F>();
+        assert_eq!(decapsulate::<F, _, _>(&mut frame, tables), Fate::Pass);
+        assert_eq!(frame, entered::<F>());
+    };
+    stays(&mut tables);
+    tables.translated.clear();
+    tables.tunnel.fast_path = fast_path::ONE_WAY;
+    stays(&mut tables);
+    // Into the tunnel they go by its device, where the proxy's program is.
+    let mut sent = out::<F>(place::<F>(2, 1));
+    assert_eq!(shortcut::<F, _, _>(&mut sent, &mut tables, DEVICE), Fate::Tunnel);
+}
 
-    pub(super) fn without_a_fast_path_all_goes_by_the_stack<F: Bed>() {
-        let mut tables = tables::<F>();
-        let mut sent = out::<F>(place::<F>(2, 1));
-        assert_eq!(shortcut::<F, _, _>(&mut sent, &mut tables, DEVICE), Fate::Tunnel);
-        tables.tunnel.fast_path = fast_path::OFF;
-        let mut again = out::<F>(place::<F>(2, 1));
-        assert_eq!(shortcut::<F, _, _>(&mut again, &mut tables, DEVICE), Fate::Pass);
-        assert_eq!(again, out::<F>(place::<F>(2, 1)));
-        assert_eq!(decapsulate::<F, _, _>(&mut entered::<F>(), &mut tables), Fate::Pass);
-    }
+fn without_a_fast_path_all_goes_by_the_stack<F: Bed>() {
+    let mut tables = tables::<F>();
+    let mut sent = out::<F>(place::<F>(2, 1));
+    assert_eq!(shortcut::<F, _, _>(&mut sent, &mut tables, DEVICE), Fate::Tunnel);
+    tables.tunnel.fast_path = fast_path::OFF;
+    let mut again = out::<F>(place::<F>(2, 1));
+    assert_eq!(shortcut::<F, _, _>(&mut again, &mut tables, DEVICE), Fate::Pass);
+    assert_eq!(again, out::<F>(place::<F>(2, 1)));
+    assert_eq!(decapsulate::<F, _, _>(&mut entered::<F>(), &mut tables), Fate::Pass);
 }

@@ -2,7 +2,7 @@
 //! engine, to the byte.
 
 use datapath::{
-    address::{Address, Be16, Ipv4, V4, V6, protocol},
+    address::{Address, Be16, Ipv4, Mac, V4, V6, protocol},
     counter::{Hook, Reason},
     encapsulation::{Fate, decapsulate, intercept, shortcut},
     flow::Place,
@@ -14,7 +14,7 @@ use datapath::{
         verify::{Expect, checksums},
     },
     packet::Packet,
-    tunnel::{HOME_TICKS, Home, Mac, NetworkKey, Sender, Traffic, Tunnel, Vtep, fast_path},
+    tunnel::{HOME_TICKS, Home, NetworkKey, Sender, Traffic, Tunnel, Vtep, fast_path},
     vxlan::{self, OVERHEAD},
 };
 

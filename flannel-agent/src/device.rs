@@ -10,7 +10,7 @@ use crate::{
     config::Datapath,
     interface::{Interface, Listing, Uplink},
     kernel::{Kernel, KernelError, VxlanLink},
-    mac::Mac,
+    mac::{self, Mac},
     net_config::{Backend, NetConfig, Vxlan},
     peers::Tunnel,
     subnet::Family,
@@ -149,7 +149,7 @@ struct Provided {
 /// The MAC of a device that is there, to be kept.
 pub fn existing_mac(listing: &Listing, name: &str) -> Option<Mac> {
     let found = listing.interface(name).filter(|found| found.vxlan.is_some())?;
-    found.mac.filter(|mac| mac.is_usable())
+    found.mac.filter(|&mac| mac::is_usable(mac))
 }
 
 /// Makes or repairs the device; `is_first` if that is no repair but the begin. The listing is

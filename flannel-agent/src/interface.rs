@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use datapath::tunnel::Traffic;
 use ipnetwork::IpNetwork;
 use regex_lite::Regex;
 
@@ -18,16 +19,8 @@ pub struct Interface {
     pub vxlan: Option<VxlanLink>,
     /// One end of a pair whose other end is in another network namespace.
     pub leads_elsewhere: bool,
+    /// What the device has carried.
     pub traffic: Traffic,
-}
-
-/// What a device has carried.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Traffic {
-    pub received_packets: u64,
-    pub received_bytes: u64,
-    pub sent_packets: u64,
-    pub sent_bytes: u64,
 }
 
 /// An address of a device, with the length of its network.

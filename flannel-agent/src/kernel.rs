@@ -25,7 +25,7 @@ use crate::{
     device::Wish,
     entries::{Entries, Op},
     interface::Listing,
-    mac::Mac,
+    mac::{self, Mac},
     subnet::Family,
 };
 
@@ -340,5 +340,5 @@ fn is_absent(err: &io::Error) -> bool {
 pub fn random_mac() -> io::Result<Mac> {
     let mut bytes = [0; 6];
     getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    Ok(Mac::local(bytes))
+    Ok(mac::local(bytes))
 }

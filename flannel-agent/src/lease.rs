@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     json::field,
-    mac::Mac,
+    mac::{self, Mac},
     subnet::{Family, Subnet},
 };
 
@@ -81,7 +81,7 @@ impl Vtep {
 
     /// Unknown fields are ignored, and old versions say no VNI.
     pub fn read(value: &Value) -> Option<Self> {
-        let mac = field(value, "VtepMAC")?.as_str().and_then(Mac::parse)?;
+        let mac = field(value, "VtepMAC")?.as_str().and_then(mac::parse)?;
         let vni = field(value, "VNI").map_or(Some(0), Value::as_u64)?;
         Some(Self { vni: vni.try_into().ok()?, mac })
     }
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     fn observed() -> Attrs {
-        let mac = Mac::parse("12:1c:7c:e6:f6:84").unwrap();
+        let mac = mac::parse("12:1c:7c:e6:f6:84").unwrap();
         Attrs {
             public_ip: "192.168.77.11".parse().ok(),
             public_ipv6: None,

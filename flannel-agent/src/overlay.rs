@@ -25,13 +25,13 @@ use datapath::{
     address::Be16,
     device::Device,
     policy::Policy,
-    tunnel::{NetworkKey, Tunnel as Row},
+    tunnel::{NetworkKey, Traffic, Tunnel as Row},
 };
 use ipnetwork::IpNetwork;
 
 use crate::{
     entries::{Entries, Op},
-    interface::{Listing, Traffic, Uplink},
+    interface::{Listing, Uplink},
     masquerade, object,
     peers::Tunnel,
     subnet::{Family, Subnet},
@@ -240,7 +240,7 @@ fn read_marks(loaded: &Loaded) -> io::Result<u32> {
 fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
     let tunnel = |family| node.tunnels.get(&family).copied();
     let any = tunnel(Family::V4).or(tunnel(Family::V6));
-    let mac = |family| tunnel(family).or(any).map(|tunnel| tunnel.mac.into()).unwrap_or_default();
+    let mac = |family| tunnel(family).or(any).map(|tunnel| tunnel.mac).unwrap_or_default();
     let mut row = Row {
         vni: node.vni,
         device: any.map_or(0, |tunnel| tunnel.device),

@@ -13,7 +13,7 @@ use crate::{
     config::Datapath,
     entries::{Entries, Hop, Remote},
     lease::{Lease, Vtep},
-    mac::Mac,
+    mac::{self, Mac},
     net_config::{Backend, NetConfig},
     subnet::{Family, Subnet, number},
 };
@@ -249,7 +249,7 @@ fn vtep(lease: &Lease, family: Family) -> Result<Vtep, String> {
     };
     let data = lease.attrs.data(family).ok_or_else(|| format!("{field} is missing"))?;
     let vtep = Vtep::read(data).ok_or_else(|| format!("{field}: {data} has no VtepMAC to read"))?;
-    if vtep.mac.is_usable() {
+    if mac::is_usable(vtep.mac) {
         Ok(vtep)
     } else {
         Err(format!("{field}: {} is no device's", vtep.mac))

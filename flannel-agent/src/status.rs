@@ -7,9 +7,10 @@ use std::{
 };
 
 use agent_kit::{drops::Drops, problems::Problems};
+use datapath::tunnel::Traffic;
 use serde::{Deserialize, Serialize};
 
-use crate::{interface::Traffic, peers::Peer};
+use crate::peers::Peer;
 
 /// Something that a person should see to.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]

@@ -11,13 +11,12 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use datapath::{
     address::{Ipv4, Ipv6},
     policy::Policy,
-    tunnel::{NetworkKey, Sender, Traffic as Row, Tunnel, Vtep},
+    tunnel::{NetworkKey, Sender, Traffic, Tunnel, Vtep},
 };
 use ipnetwork::IpNetwork;
 
 use crate::{
     entries::{Entries, Op, Remote},
-    interface::Traffic,
     mac::Mac,
 };
 
@@ -42,7 +41,7 @@ pub struct Tables {
     senders: MapTable<Sender, u32>,
     tunnels: MapTable<u32, Tunnel>,
     policies: MapTable<u32, Policy>,
-    traffic: PerCpuArray<MapData, Row>,
+    traffic: PerCpuArray<MapData, Traffic>,
 }
 
 impl Tables {
@@ -88,7 +87,7 @@ impl Tables {
     }
 
     fn set_vtep(&mut self, network: IpNetwork, to: Remote) -> Result<(), TableError> {
-        let (mac, by_uplink) = (to.mac.into(), to.by_uplink.into());
+        let (mac, by_uplink) = (to.mac, to.by_uplink.into());
         match (network, to.address) {
             (IpNetwork::V4(net), IpAddr::V4(underlay)) => {
                 let vtep = Vtep { underlay: underlay.into(), mac, by_uplink };
@@ -145,14 +144,14 @@ where
     Vtep<A>: Pod,
 {
     for (key, vtep) in table.rows()? {
-        let (mac, by_uplink) = (Mac(vtep.mac.0), vtep.by_uplink != 0);
+        let (mac, by_uplink) = (vtep.mac, vtep.by_uplink != 0);
         let to = Remote { address: vtep.underlay.into(), mac, by_uplink };
         entries.vteps.extend(network(key.network.into(), key.prefix_len).zip(Some(to)));
     }
     Ok(())
 }
 
-fn traffic(maps: &Path) -> Result<PerCpuArray<MapData, Row>, OpenError> {
+fn traffic(maps: &Path) -> Result<PerCpuArray<MapData, Traffic>, OpenError> {
     let path = maps.join("TRAFFIC");
     let map = MapData::from_pin(&path).and_then(Map::from_map_data);
     let table = map.and_then(PerCpuArray::try_from);
@@ -160,7 +159,7 @@ fn traffic(maps: &Path) -> Result<PerCpuArray<MapData, Row>, OpenError> {
 }
 
 fn sender(mac: Mac) -> Sender {
-    Sender { mac: mac.into(), pad: 0 }
+    Sender { mac, pad: 0 }
 }
 
 fn network(address: IpAddr, prefix: u32) -> Option<IpNetwork> {

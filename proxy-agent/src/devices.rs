@@ -7,7 +7,7 @@ use std::{
 };
 
 use agent_kit::attach;
-use datapath::{device::Device, tunnel::Mac};
+use datapath::{address::Mac, device::Device};
 
 use crate::{
     config::{NodePortAddresses, PodLink},

@@ -6,7 +6,7 @@ use agent_kit::{
     netlink::{default_devices, own_address},
     notice::Notices,
 };
-use datapath::tunnel::Mac;
+use datapath::address::Mac;
 use futures::TryStreamExt;
 use netlink_packet_route::{
     AddressFamily,

@@ -10,16 +10,17 @@ use aya_ebpf::{
         BPF_F_TUNINFO_IPV6, bpf_tunnel_key,
     },
     helpers::generated as helper,
+    programs::TcContext,
 };
 use datapath::{
-    address::Address,
+    address::{Address, Mac},
     header::Network,
-    tunnel::{Frame, Inner, Mac, Tunnel, Vtep},
+    tunnel::{Frame, Inner, Tunnel, Vtep},
     vxlan::{OUTER, OVERHEAD, Outer},
 };
 
 use crate::{
-    linear::{self, word},
+    linear::hardware,
     skb::{ADJUST_ROOM_MAC, ETHERNET, PACKET_HOST, Skb},
 };
 
@@ -51,6 +52,13 @@ struct Begin {
     words: [u32; 3],
 }
 
+/// True for a frame of a VLAN, which is for another device than the one it is seen on.
+#[inline(always)]
+pub fn is_tagged(context: &TcContext) -> bool {
+    // SAFETY: the kernel's context.
+    unsafe { (*context.skb.skb).vlan_present != 0 }
+}
+
 impl Skb<'_> {
     /// The tunnel that the frame came by, of one family.
     #[inline(always)]
@@ -74,14 +82,7 @@ impl Skb<'_> {
 impl Frame for Skb<'_> {
     #[inline(always)]
     fn hardware(&self) -> Option<(Mac, Mac)> {
-        let network = linear::at(self.context, 0, 0)?;
-        // SAFETY: `at` has checked that all before the network header is there.
-        let [a, b, c] = unsafe {
-            let start = network.sub(ETHERNET as usize);
-            [word(start), word(start.add(4)), word(start.add(8))].map(u32::to_ne_bytes)
-        };
-        let to = Mac([a[0], a[1], a[2], a[3], b[0], b[1]]);
-        Some((to, Mac([b[2], b[3], c[0], c[1], c[2], c[3]])))
+        hardware(self.context)
     }
 
     #[inline(always)]

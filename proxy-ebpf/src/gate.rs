@@ -8,7 +8,6 @@ use datapath::{
     frontend::mark,
     hash,
     header::Network,
-    tunnel::Mac,
 };
 
 use crate::{
@@ -16,7 +15,6 @@ use crate::{
     known::{is_foreign_port, uses},
     linear::{at, word},
     marks::is_set,
-    skb::ETHERNET,
 };
 
 /// A family's addresses at their places in a packet.
@@ -92,14 +90,21 @@ pub fn is_foreign_destination<F: Peek>(context: &TcContext) -> bool {
 /// The same by port and source. A function of its own, for what it needs of the stack.
 #[inline(never)]
 fn is_foreign_tuple<F: Peek>(context: &TcContext) -> bool {
-    has_foreign_port::<F>(context)
-        && header::<F>(context).is_some_and(|header| !is_marked_pair::<F>(header))
+    if !has_foreign_port::<F>(context) {
+        return false;
+    }
+    let Some(header) = header::<F>(context) else { return false };
+    // SAFETY: `header` has checked that the whole fixed header is there.
+    unsafe { !is_marked_pair::<F>(header) }
 }
 
 /// True if there may have been flows between a packet's addresses.
+///
+/// # Safety
+/// The fixed header's bytes are in the packet.
 #[inline(always)]
-fn is_marked_pair<F: Peek>(header: *const u8) -> bool {
-    // SAFETY: `header` has checked that the whole fixed header is there.
+unsafe fn is_marked_pair<F: Peek>(header: *const u8) -> bool {
+    // SAFETY: the caller's.
     let (source, destination) =
         unsafe { (F::peek(header.add(F::SRC as usize)), F::peek(header.add(F::DST as usize))) };
     is_set(&MARKS, hash::pair(source, destination))
@@ -133,8 +138,7 @@ pub fn is_no_cluster_ip<F: Peek>(context: &TcContext) -> bool {
 pub fn is_foreign_pair<F: Peek>(context: &TcContext) -> bool {
     let Some(header) = header::<F>(context) else { return false };
     // SAFETY: `header` has checked that the whole fixed header is there.
-    let next = unsafe { *header.add(F::NEXT) };
-    !F::may_be_icmp(next) && !is_marked_pair::<F>(header)
+    unsafe { !F::may_be_icmp(*header.add(F::NEXT)) && !is_marked_pair::<F>(header) }
 }
 
 /// The same, beside a program that needs the stack: two IPv6 addresses take more registers than
@@ -147,16 +151,4 @@ pub fn is_foreign_pair_apart<F: Peek>(context: &TcContext) -> bool {
 #[inline(never)]
 fn is_foreign_pair6(context: &TcContext) -> bool {
     is_foreign_pair::<V6>(context)
-}
-
-/// The hardware address that a frame is for.
-#[inline(always)]
-pub fn destination(context: &TcContext) -> Option<Mac> {
-    let network = at(context, 0, 0)?;
-    // SAFETY: `at` has checked that all before the network header is there.
-    let [a, b] = unsafe {
-        let start = network.sub(ETHERNET as usize);
-        [word(start), word(start.add(4))].map(u32::to_ne_bytes)
-    };
-    Some(Mac([a[0], a[1], a[2], a[3], b[0], b[1]]))
 }

@@ -2,6 +2,7 @@
 //! few instructions by which compiler and verifier agree on it.
 
 use aya_ebpf::programs::TcContext;
+use datapath::address::Mac;
 
 use crate::skb::ETHERNET;
 
@@ -40,6 +41,19 @@ pub fn at(context: &TcContext, offset: u32, length: u32) -> Option<*const u8> {
     let start = opaque((data + offset as usize) as *mut u8);
     let start = start as usize + ETHERNET as usize;
     (start + length as usize <= end).then_some(start as *const u8)
+}
+
+/// The hardware addresses of a frame: destination and source.
+#[inline(always)]
+pub fn hardware(context: &TcContext) -> Option<(Mac, Mac)> {
+    let network = at(context, 0, 0)?;
+    // SAFETY: `at` has checked that all before the network header is there.
+    let [a, b, c] = unsafe {
+        let start = network.sub(ETHERNET as usize);
+        [word(start), word(start.add(4)), word(start.add(8))].map(u32::to_ne_bytes)
+    };
+    let to = Mac([a[0], a[1], a[2], a[3], b[0], b[1]]);
+    Some((to, Mac([b[2], b[3], c[0], c[1], c[2], c[3]])))
 }
 
 /// The same pointer, of which the compiler knows nothing.

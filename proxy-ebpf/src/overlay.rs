@@ -32,8 +32,9 @@ use datapath::{
     header::Network,
     tunnel::{Inner, Tunnels},
 };
+use frame::is_tagged;
 use policies::nat_ports;
-use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_tagged, protocol};
+use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, protocol};
 use tunnels::{FamilyMaps, Maps, tunnel};
 
 /// Masqueraded flows are flows by themselves.

@@ -28,20 +28,19 @@ use aya_ebpf::{
     programs::{SockAddrContext, SockContext, TcContext},
 };
 use datapath::{
-    address::{V4, V6},
+    address::{Mac, V4, V6},
     counter::{Hook, Reason},
     egress::egress,
     ingress::ingress,
     packet::Verdict,
     refusal::refuse,
     tables::FlowTables,
-    tunnel::Mac,
 };
 use flows::Maps;
 use gate::{
-    Peek, destination, is_foreign_destination, is_foreign_pair, is_foreign_pair_apart,
-    is_no_cluster_ip,
+    Peek, is_foreign_destination, is_foreign_pair, is_foreign_pair_apart, is_no_cluster_ip,
 };
+use linear::hardware;
 use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_for_this_node, protocol};
 use socket::{Operation, call4, call6, release};
 use tables::{FamilyMaps, count_packet, nat_ports};
@@ -126,21 +125,19 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
     if matches!(hook, Hook::UplinkIngress) && !is_for_this_node(context) {
         return NEXT;
     }
-    // One of each for both families: the stack is scarce.
-    let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
     match protocol(context) {
-        ETH_P_IP => enters::<V4>(&mut skb, &mut maps, hook),
-        ETH_P_IPV6 => enters::<V6>(&mut skb, &mut maps, hook),
+        ETH_P_IP => enters::<V4>(context, hook),
+        ETH_P_IPV6 => enters::<V6>(context, hook),
         _ => NEXT,
     }
 }
 
 #[inline(always)]
-fn enters<F: FamilyMaps + Peek>(skb: &mut Skb<'_>, maps: &mut Maps<'_>, hook: Hook) -> i32 {
-    let context = skb.context;
+fn enters<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
     if !is_foreign_destination::<F>(context) {
-        let verdict = ingress::<F, _, _>(skb, maps, hook);
-        let action = act(skb, maps, hook, verdict);
+        let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
+        let verdict = ingress::<F, _, _>(&mut skb, &mut maps, hook);
+        let action = act(&mut skb, &mut maps, hook, verdict);
         if action != NEXT {
             return action;
         }
@@ -186,7 +183,7 @@ fn leaves<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
 fn is_for_a_port(skb: *mut __sk_buff) -> bool {
     let context = &TcContext::new(skb);
     let device = FlowTables::<V4>::device(&mut Maps { packet: Some(context) });
-    let (Some(device), Some(to)) = (device, destination(context)) else { return false };
+    let (Some(device), Some((to, _))) = (device, hardware(context)) else { return false };
     device.bridge != Mac::default() && to != device.bridge && !is_for_this_node(context)
 }
 

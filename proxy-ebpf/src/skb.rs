@@ -52,14 +52,6 @@ pub fn is_for_this_node(context: &TcContext) -> bool {
     unsafe { (*context.skb.skb).pkt_type == PACKET_HOST }
 }
 
-/// True for a frame of a VLAN, which is for another device than the one it is seen on.
-#[inline(always)]
-#[allow(dead_code, reason = "only the overlay's programs ask")]
-pub fn is_tagged(context: &TcContext) -> bool {
-    // SAFETY: the kernel's context.
-    unsafe { (*context.skb.skb).vlan_present != 0 }
-}
-
 /// A packet on a device.
 pub struct Skb<'a> {
     pub context: &'a TcContext,

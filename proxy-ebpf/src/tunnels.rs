@@ -4,19 +4,17 @@
 use aya_ebpf::{
     bindings::BPF_ANY,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
-    helpers::generated as helper,
     macros::btf_map,
 };
 use datapath::{
     address::{Ipv4, Ipv6, V4, V6},
     counter::{Hook, Reason},
-    flow::TICK_NS,
     header::Network,
     maps::{HOMES_CAPACITY, MARKS_LEN, SENDERS_CAPACITY, VTEPS_CAPACITY},
     tunnel::{Home, Sender, Traffic, Tunnel, Tunnels, Vtep},
 };
 
-use crate::{drops, map::LAZY, maps, marks::is_set};
+use crate::{drops, flows::now, map::LAZY, maps, marks::is_set};
 
 type Vteps<A> = LpmTrie<A, Vtep<A>, VTEPS_CAPACITY>;
 type Homes<A> = LruHashMap<A, Home, HOMES_CAPACITY>;
@@ -73,9 +71,7 @@ impl<F: FamilyMaps> Tunnels<F> for Maps {
 
     #[inline(always)]
     fn now(&mut self) -> u32 {
-        const SHIFT: u32 = TICK_NS.trailing_zeros();
-        // SAFETY: the helper takes nothing. It reads the clock of the last timer tick.
-        (unsafe { helper::bpf_ktime_get_coarse_ns() } >> SHIFT) as u32
+        now()
     }
 
     #[inline(always)]

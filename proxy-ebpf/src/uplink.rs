@@ -4,10 +4,11 @@
 use aya_ebpf::{macros::classifier, programs::TcContext};
 
 use crate::{
+    frame::is_tagged,
     intercepted,
     masq::masqueraded,
     policies::masquerades,
-    skb::{ETH_P_IP, NEXT, is_for_this_node, is_tagged, protocol},
+    skb::{ETH_P_IP, NEXT, is_for_this_node, protocol},
 };
 
 #[classifier]

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use super::buffer::Buffer;
 use crate::{
+    address::{Address, Mac},
     counter::{Hook, Reason},
     header::Network,
     packet::{Covers, Packet},
-    tunnel::{Frame, Home, Inner, Mac, NetworkKey, Sender, Traffic, Tunnel, Tunnels, Vtep},
+    tunnel::{Frame, Home, Inner, NetworkKey, Sender, Traffic, Tunnel, Tunnels, Vtep},
     vxlan::{OVERHEAD, Outer},
 };
 
@@ -126,7 +127,6 @@ impl Frame for Framed {
         tunnel: &Tunnel,
         vtep: &Vtep<F::Address>,
     ) -> Option<()> {
-        use crate::address::Address;
         self.sent = Some((tunnel.vni, vtep.underlay.words(), F::underlay(tunnel).words()));
         Some(())
     }

@@ -1,5 +1,6 @@
 //! Who is who in the cases.
 
+pub(crate) use datapath::both;
 use datapath::{
     address::{Be16, Family, Ipv4, Ipv6},
     backend::{Backend, backend_flags},
@@ -8,19 +9,6 @@ use datapath::{
     flow::{Flow, FlowKey, Place},
     host::frame::Sample,
 };
-
-/// Runs cases for both families.
-macro_rules! both {
-    ($($(#[$attr:meta])* $case:ident),* $(,)?) => {
-        mod v4 {
-            $($(#[$attr])* #[test] fn $case() { super::$case::<datapath::address::V4>(); })*
-        }
-        mod v6 {
-            $($(#[$attr])* #[test] fn $case() { super::$case::<datapath::address::V6>(); })*
-        }
-    };
-}
-pub(crate) use both;
 
 pub(crate) const POD_IN: Hook = Hook::PodIngress;
 pub(crate) const POD_OUT: Hook = Hook::PodEgress;

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use agent_kit::netlink::own_address;
+use datapath::tunnel::Traffic;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::{
     AddressFamily,
@@ -21,8 +22,8 @@ use super::VxlanLink;
 use crate::{
     device::{DeviceKind, Wish},
     entries::{Entries, Hop},
-    interface::{Address, Interface, Traffic},
-    mac::Mac,
+    interface::{Address, Interface},
+    mac::{self, Mac},
     subnet::Family,
 };
 
@@ -202,7 +203,7 @@ pub(super) fn fdb(message: &NeighbourMessage) -> Option<(u32, Mac, IpAddr)> {
     if message.header.state != NeighbourState::Permanent {
         return None;
     }
-    let mac = hardware(message).filter(|mac| mac.is_usable())?;
+    let mac = hardware(message).filter(|&mac| mac::is_usable(mac))?;
     Some((message.header.ifindex, mac, destination(message)?))
 }
 

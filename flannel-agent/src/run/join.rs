@@ -15,7 +15,7 @@ use crate::{
     interface::{Choice, InterfaceError, Listing, Uplink, select},
     kernel::{Kernel, random_mac},
     lease::{Attrs, Vtep},
-    mac::Mac,
+    mac::{self, Mac},
     metrics::Metrics,
     net_config::{Backend, NetConfig},
     object,
@@ -158,7 +158,7 @@ fn macs(
     for family in config.families() {
         let known = || {
             let data = published.and_then(|attrs| attrs.data(family))?;
-            Vtep::read(data).map(|vtep| vtep.mac).filter(|mac| mac.is_usable())
+            Vtep::read(data).map(|vtep| vtep.mac).filter(|&mac| mac::is_usable(mac))
         };
         let shared = || match datapath {
             Datapath::Kernel => None,

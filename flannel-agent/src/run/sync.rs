@@ -7,7 +7,10 @@ use agent_kit::{
     netfilter::{self, Obstacles},
     ports::{self, SYSCTL},
 };
-use datapath::{policy::Policy, tunnel::fast_path};
+use datapath::{
+    policy::Policy,
+    tunnel::{Traffic, fast_path},
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -19,7 +22,7 @@ use crate::{
     device::{self, Plan, overhead, pod_mtu},
     entries::diff,
     file,
-    interface::{Listing, Traffic, Uplink},
+    interface::{Listing, Uplink},
     ipsec,
     kernel::KernelError,
     masquerade,

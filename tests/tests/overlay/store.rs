@@ -8,7 +8,7 @@ use std::{
 
 use flannel_agent::{
     lease::{Attrs, Expiry, Vtep},
-    mac::Mac,
+    mac,
     net_config::NetConfig,
     store::{
         Event, Held, Request, Store, StoreError,
@@ -31,7 +31,7 @@ fn store(etcd: &Etcd, term: Duration) -> Arc<EtcdStore> {
 }
 
 fn attrs(ip: &str) -> Attrs {
-    let mac = Mac::parse("12:1c:7c:e6:f6:84").unwrap();
+    let mac = mac::parse("12:1c:7c:e6:f6:84").unwrap();
     Attrs {
         public_ip: ip.parse().ok(),
         backend_type: "vxlan".into(),

@@ -1,12 +1,14 @@
 //! What the link layer says about a packet.
 
 use datapath::{
-    address::protocol::{TCP, UDP},
+    address::{
+        Mac,
+        protocol::{TCP, UDP},
+    },
     device::Device,
     header::tcp::{ACK, SYN},
     host::frame::Datagram,
     packet::Verdict,
-    tunnel::Mac,
 };
 
 use crate::{bed::Bed, machine::Side, plan::*};

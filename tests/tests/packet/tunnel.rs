@@ -3,7 +3,8 @@
 
 use agent_kit::table::MapTable;
 use datapath::{
-    address::{Be16, Ipv4, V4, V6},
+    address::{Be16, Ipv4, Mac, V4, V6},
+    both,
     counter::{Hook, Reason, drop_index},
     encapsulation::{Fate, encapsulate, intercept, shortcut},
     flow::Place,
@@ -14,7 +15,7 @@ use datapath::{
         tunnel::{Framed, MemoryTunnels, Refusal},
     },
     maps::MARKS_LEN,
-    tunnel::{Home, Inner, Mac, NetworkKey, Sender, Traffic, Tunnel, Vtep, fast_path},
+    tunnel::{Home, Inner, NetworkKey, Sender, Traffic, Tunnel, Vtep, fast_path},
     vxlan::OVERHEAD,
 };
 
@@ -236,71 +237,57 @@ fn out<F: Bed>(net: u8, payload: usize) -> Framed {
     Framed::new(packet.with_payload(&vec![7; payload]).bytes(), LO, POD)
 }
 
-macro_rules! both {
-    ($($name:ident)*) => {$(
-        #[test]
-        fn $name() {
-            cases::$name::<V4>();
-            cases::$name::<V6>();
-        }
-    )*};
-}
-
 both! {
-    pods_packets_enter
-    packets_leave_by_the_tunnel
-    what_came_by_no_tunnel_is_refused
+    pods_packets_enter,
+    packets_leave_by_the_tunnel,
+    what_came_by_no_tunnel_is_refused,
 }
 
-mod cases {
-    use super::*;
-
-    pub(super) fn pods_packets_enter<F: Bed>() {
-        let mut pair = Pair::<F>::new();
-        let wrapped = if F::V6 { Fate::Tunnel } else { Fate::Underlay(LOOPBACK) };
-        let headers = F::HEADER as usize + 20;
-        for payload in [0, 1, 40, MTU as usize - headers] {
-            assert_eq!(pair.shortcut(out::<F>(2, payload)), wrapped);
-        }
-        assert_eq!(pair.shortcut(out::<F>(2, MTU as usize - headers + 1)), Fate::Pass);
-        assert_eq!(pair.shortcut(out::<F>(3, 40)), Fate::Pass);
-        let foreign = Datagram::<F>::tcp(place::<F>(3), place::<F>(2), tcp::ACK);
-        assert_eq!(pair.shortcut(Framed::new(foreign.bytes(), LO, POD)), Fate::Pass);
-        let mut spent = Datagram::<F>::udp(place::<F>(1), place::<F>(2));
-        spent.hops = 1;
-        assert_eq!(pair.shortcut(Framed::new(spent.bytes(), LO, POD)), Fate::Pass);
-        let datagram = Datagram::<F>::udp(place::<F>(1), place::<F>(2));
-        assert_eq!(pair.shortcut(Framed::new(datagram.bytes(), LO, POD)), wrapped);
-        // Those of many at once, which the kernel cannot put into a tunnel so: by the device.
-        let many = Framed { segment: 100, refusal: Some(Refusal::Room), ..out::<F>(2, 1000) };
-        assert_eq!(pair.shortcut(many), Fate::Tunnel);
-        let long = Framed { segment: MTU, ..out::<F>(2, 1000) };
-        assert_eq!(pair.shortcut(long), Fate::Pass);
-        pair.set_vtep(0);
-        assert_eq!(pair.shortcut(out::<F>(2, 40)), Fate::Tunnel);
-        pair.set_vtep(1);
-        let tunnel = pair.host.tunnel;
-        pair.set_tunnel(Tunnel { uplink: 0, ..tunnel });
-        assert_eq!(pair.shortcut(out::<F>(2, 40)), Fate::Tunnel);
-        pair.set_tunnel(Tunnel { fast_path: fast_path::OFF, ..tunnel });
-        assert_eq!(pair.shortcut(out::<F>(2, 40)), Fate::Pass);
+fn pods_packets_enter<F: Bed>() {
+    let mut pair = Pair::<F>::new();
+    let wrapped = if F::V6 { Fate::Tunnel } else { Fate::Underlay(LOOPBACK) };
+    let headers = F::HEADER as usize + 20;
+    for payload in [0, 1, 40, MTU as usize - headers] {
+        assert_eq!(pair.shortcut(out::<F>(2, payload)), wrapped);
     }
+    assert_eq!(pair.shortcut(out::<F>(2, MTU as usize - headers + 1)), Fate::Pass);
+    assert_eq!(pair.shortcut(out::<F>(3, 40)), Fate::Pass);
+    let foreign = Datagram::<F>::tcp(place::<F>(3), place::<F>(2), tcp::ACK);
+    assert_eq!(pair.shortcut(Framed::new(foreign.bytes(), LO, POD)), Fate::Pass);
+    let mut spent = Datagram::<F>::udp(place::<F>(1), place::<F>(2));
+    spent.hops = 1;
+    assert_eq!(pair.shortcut(Framed::new(spent.bytes(), LO, POD)), Fate::Pass);
+    let datagram = Datagram::<F>::udp(place::<F>(1), place::<F>(2));
+    assert_eq!(pair.shortcut(Framed::new(datagram.bytes(), LO, POD)), wrapped);
+    // Those of many at once, which the kernel cannot put into a tunnel so: by the device.
+    let many = Framed { segment: 100, refusal: Some(Refusal::Room), ..out::<F>(2, 1000) };
+    assert_eq!(pair.shortcut(many), Fate::Tunnel);
+    let long = Framed { segment: MTU, ..out::<F>(2, 1000) };
+    assert_eq!(pair.shortcut(long), Fate::Pass);
+    pair.set_vtep(0);
+    assert_eq!(pair.shortcut(out::<F>(2, 40)), Fate::Tunnel);
+    pair.set_vtep(1);
+    let tunnel = pair.host.tunnel;
+    pair.set_tunnel(Tunnel { uplink: 0, ..tunnel });
+    assert_eq!(pair.shortcut(out::<F>(2, 40)), Fate::Tunnel);
+    pair.set_tunnel(Tunnel { fast_path: fast_path::OFF, ..tunnel });
+    assert_eq!(pair.shortcut(out::<F>(2, 40)), Fate::Pass);
+}
 
-    pub(super) fn packets_leave_by_the_tunnel<F: Bed>() {
-        let mut pair = Pair::<F>::new();
-        let mut leave = |frame| pair.run("tunnel_egress", frame, encapsulate::<F, _, _>).0;
-        assert_eq!(leave(out::<F>(2, 40)), Fate::Pass);
-        let many = Datagram::<F>::udp(place::<F>(1), Place::new(F::group(), Be16::new(5353)));
-        assert_eq!(leave(Framed::new(many.bytes(), LO, POD)), Fate::Drop);
-    }
+fn packets_leave_by_the_tunnel<F: Bed>() {
+    let mut pair = Pair::<F>::new();
+    let mut leave = |frame| pair.run("tunnel_egress", frame, encapsulate::<F, _, _>).0;
+    assert_eq!(leave(out::<F>(2, 40)), Fate::Pass);
+    let many = Datagram::<F>::udp(place::<F>(1), Place::new(F::group(), Be16::new(5353)));
+    assert_eq!(leave(Framed::new(many.bytes(), LO, POD)), Fate::Drop);
+}
 
-    pub(super) fn what_came_by_no_tunnel_is_refused<F: Bed>() {
-        let mut pair = Pair::<F>::new();
-        let frame = Framed::new(out::<F>(2, 40).packet.bytes, OWN, PEER);
-        let engine = datapath::encapsulation::decapsulate::<F, _, _>;
-        assert_eq!(pair.run("tunnel_ingress", frame, engine).0, Fate::Drop);
-        assert_eq!(pair.host.drops, [(Hook::TunnelIngress, Reason::WrongVni)]);
-    }
+fn what_came_by_no_tunnel_is_refused<F: Bed>() {
+    let mut pair = Pair::<F>::new();
+    let frame = Framed::new(out::<F>(2, 40).packet.bytes, OWN, PEER);
+    let engine = datapath::encapsulation::decapsulate::<F, _, _>;
+    assert_eq!(pair.run("tunnel_ingress", frame, engine).0, Fate::Drop);
+    assert_eq!(pair.host.drops, [(Hook::TunnelIngress, Reason::WrongVni)]);
 }
 
 /// The answer to a packet to a pod network without a node goes back with its addresses swapped,

@@ -106,7 +106,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{annotation::DEFAULT_PREFIX, lease::Vtep, mac::Mac};
+    use crate::{annotation::DEFAULT_PREFIX, lease::Vtep, mac};
 
     fn names() -> Annotations {
         Annotations::new(DEFAULT_PREFIX).unwrap()
@@ -121,7 +121,7 @@ mod tests {
     }
 
     fn attrs() -> Attrs {
-        let mac = Mac::parse("12:c6:65:89:b4:e3").unwrap();
+        let mac = mac::parse("12:c6:65:89:b4:e3").unwrap();
         Attrs {
             public_ip: "192.168.78.12".parse().ok(),
             public_ipv6: "fd00:78::12".parse().ok(),
