@@ -393,8 +393,6 @@ pub enum FastPath {
 /// A flag that is understood, and asks for what is not there, or for what cannot be.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{flag}: not built yet; {instead}")]
-    NotBuilt { flag: &'static str, instead: &'static str },
     #[error("{flag}: {text:?} is no {expected}")]
     Value { flag: &'static str, text: String, expected: &'static str },
     #[error(transparent)]
@@ -431,14 +429,6 @@ pub struct InterfaceSettings {
 
 impl RunArgs {
     pub fn validate(&self) -> Result<Settings, ConfigError> {
-        let missing = |flag, instead| Err(ConfigError::NotBuilt { flag, instead });
-        if self.ip_masq && self.datapath == Datapath::Kernel {
-            return missing(
-                "--ip-masq with --datapath kernel",
-                "leave one of them out: without --ip-masq subnet.env says FLANNEL_IPMASQ=false, \
-                 and the CNI plugin masquerades",
-            );
-        }
         let healthz = (self.healthz_port != 0).then(|| (self.healthz_ip, self.healthz_port).into());
         Ok(Settings {
             store: match &self.subnet_store {

@@ -2,7 +2,7 @@
 //! told what this node is.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
     os::fd::AsFd,
@@ -44,6 +44,8 @@ pub enum Role {
     Tunnel,
     /// The tunnel's device where flows are masqueraded.
     MasqueradingTunnel,
+    /// A device that finds its tunnels by the kernel's own entries, where flows are masqueraded.
+    ClassicTunnel,
     Pod,
     Uplink,
     /// An uplink where flows are masqueraded.
@@ -51,13 +53,15 @@ pub enum Role {
 }
 
 /// What goes into the tunnel is made ready before anything is sent there past the stack.
-pub const HOOKS: [Hook<Role>; 10] = [
+pub const HOOKS: [Hook<Role>; 12] = [
     hook("tunnel_egress", Role::Tunnel, false, Layer::Inner),
     hook("tunnel_ingress", Role::Tunnel, true, Layer::Inner),
     hook("tunnel_egress", Role::MasqueradingTunnel, false, Layer::Inner),
     hook("tunnel_ingress", Role::MasqueradingTunnel, true, Layer::Inner),
     hook("masq_egress", Role::MasqueradingTunnel, false, Layer::Innermost),
     hook("masq_ingress", Role::MasqueradingTunnel, true, Layer::Innermost),
+    hook("masq_egress", Role::ClassicTunnel, false, Layer::Innermost),
+    hook("masq_ingress", Role::ClassicTunnel, true, Layer::Innermost),
     hook("bypass_ingress", Role::Pod, true, Layer::Inner),
     hook("decap_ingress", Role::Uplink, true, Layer::Innermost),
     hook("masq_egress", Role::MasqueradingUplink, false, Layer::Innermost),
@@ -174,9 +178,10 @@ impl Overlay {
         Ok(())
     }
 
-    /// Tells the programs what this node is.
-    pub fn tell(&mut self, node: &Node<'_>) -> Result<(), TableError> {
-        let row = row(node, self.ipv6_checksum_flags);
+    /// Tells the programs what this node is; with `None` that they have nothing to do with
+    /// tunnels.
+    pub fn tell(&mut self, node: Option<&Node<'_>>) -> Result<(), TableError> {
+        let row = node.map(|node| row(node, self.ipv6_checksum_flags)).unwrap_or_default();
         self.tables.set_tunnel(&row)
     }
 
@@ -266,8 +271,10 @@ fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
 
 /// What decides which devices get programs.
 pub struct Wish<'a> {
-    /// The tunnel's device, if there is one.
-    pub tunnel: Option<u32>,
+    /// The tunnels' devices: one, or one for each family.
+    pub tunnels: BTreeSet<u32>,
+    /// Whether programs choose the tunnel of each packet.
+    pub chooses: bool,
     pub uplink: &'a Uplink,
     pub subnet: Subnet,
     pub fast_path: bool,
@@ -278,8 +285,13 @@ pub struct Wish<'a> {
 /// as where flows are masqueraded those that lead out of the node.
 pub fn attachments(listing: &Listing, wish: &Wish<'_>) -> BTreeMap<u32, Attachment> {
     let roles = listing.interfaces.iter().filter_map(|found| {
-        let (role, device) = if Some(found.index) == wish.tunnel {
-            let role = if wish.masquerades { Role::MasqueradingTunnel } else { Role::Tunnel };
+        let (role, device) = if wish.tunnels.contains(&found.index) {
+            let role = match (wish.chooses, wish.masquerades) {
+                (true, true) => Role::MasqueradingTunnel,
+                (true, false) => Role::Tunnel,
+                (false, true) => Role::ClassicTunnel,
+                (false, false) => return None,
+            };
             (role, masquerade::of_tunnel(wish.subnet))
         } else if is_uplink(listing, wish, found.index) {
             let role = match (wish.masquerades, wish.fast_path) {
@@ -345,15 +357,16 @@ mod tests {
         };
         let uplink =
             Uplink { index: 2, name: "eth0".into(), mtu: 1500, public_ip: None, public_ipv6: None };
-        let found = |fast_path, masquerades| {
-            let subnet = Subnet::default();
-            let wish = Wish { tunnel: Some(4), uplink: &uplink, subnet, fast_path, masquerades };
+        let found_as = |chooses, fast_path, masquerades| {
+            let (tunnels, subnet) = ([4].into(), Subnet::default());
+            let wish = Wish { tunnels, chooses, uplink: &uplink, subnet, fast_path, masquerades };
             let roles: Vec<_> = attachments(&listing, &wish)
                 .into_values()
                 .map(|attachment| (attachment.name, attachment.role))
                 .collect();
             (roles, not_ethernet(&listing, &wish).cloned().collect::<Vec<_>>())
         };
+        let found = |fast_path, masquerades| found_as(true, fast_path, masquerades);
         let named = |roles: &[(&str, Role)]| {
             roles.iter().map(|&(name, role)| (name.to_owned(), role)).collect::<Vec<_>>()
         };
@@ -363,5 +376,7 @@ mod tests {
         assert_eq!(found(true, false), (named(&fast), vec![]));
         let both = [("eth0", Role::MasqueradingUplink), ("flannel.1", Role::MasqueradingTunnel)];
         assert_eq!(found(false, true), (named(&both), vec!["wg0".to_owned()]));
+        let classic = [("eth0", Role::MasqueradingUplink), ("flannel.1", Role::ClassicTunnel)];
+        assert_eq!(found_as(false, false, true), (named(&classic), vec!["wg0".to_owned()]));
     }
 }

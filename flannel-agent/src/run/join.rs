@@ -57,7 +57,7 @@ impl Agent {
         let listing = kernel.listing().await?;
         let (mut overlay, mut macs) = (None, BTreeMap::new());
         let has_tunnel = matches!(config.backend, Backend::Vxlan(_));
-        if args.datapath == Datapath::Ebpf && (has_tunnel || args.ip_masq) {
+        if args.ip_masq || has_tunnel && args.datapath == Datapath::Ebpf {
             overlay = Some(Overlay::load(&args.pins.bpffs)?);
         }
         if let Backend::Vxlan(vxlan) = &config.backend {

@@ -111,7 +111,7 @@ impl Agent {
         let (tunnels, mut repairs) = provided?;
         self.macs.extend(tunnels.iter().map(|(&family, tunnel)| (family, tunnel.mac)));
         self.tunnels = tunnels;
-        if is_first && datapath == Datapath::Kernel {
+        if is_first && self.overlay.is_none() {
             forget_programs(&self.args.pins.bpffs, self.args.nat_ports);
         }
         // Programs are there before the device comes up.
@@ -131,9 +131,15 @@ impl Agent {
     /// Tells the programs what this node is, and has them run where they belong.
     fn attach(&mut self, listing: &Listing) {
         let Some(overlay) = &mut self.overlay else { return };
-        let tunnel = self.tunnels.values().next().map(|tunnel| tunnel.device);
+        let tunnels: BTreeSet<u32> = self.tunnels.values().map(|tunnel| tunnel.device).collect();
+        let chooses = self.args.datapath == Datapath::Ebpf;
+        // Of the tunnel whose packets programs see to.
+        let vxlan = match &self.config.backend {
+            Backend::Vxlan(vxlan) if chooses && !tunnels.is_empty() => Some(vxlan),
+            _ => None,
+        };
         let mut fast_path = FastPathState::default();
-        if let (Backend::Vxlan(vxlan), Some(_)) = (&self.config.backend, tunnel) {
+        if let Some(vxlan) = vxlan {
             let plan = (vxlan, &self.config, &self.uplink);
             fast_path = state(self.args.fast_path, plan, listing);
         }
@@ -145,20 +151,17 @@ impl Agent {
             (true, false) => fast_path::ONE_WAY,
             (true, true) => fast_path::STRAIGHT,
         };
-        let mut node = None;
-        if let (Backend::Vxlan(vxlan), Some(_)) = (&self.config.backend, tunnel) {
-            node = Some(Node {
-                vni: vxlan.vni,
-                mtu: pod_mtu(&self.config, &self.uplink),
-                uplink: &self.uplink,
-                subnet: self.held.subnet,
-                tunnels: &self.tunnels,
-                fast_path: how(overlay),
-                encapsulates,
-                port: device::port(vxlan),
-            });
-        }
-        problems.extend(node.as_ref().and_then(|node| tell(overlay, node)));
+        let mut node = vxlan.map(|vxlan| Node {
+            vni: vxlan.vni,
+            mtu: pod_mtu(&self.config, &self.uplink),
+            uplink: &self.uplink,
+            subnet: self.held.subnet,
+            tunnels: &self.tunnels,
+            fast_path: how(overlay),
+            encapsulates,
+            port: device::port(vxlan),
+        });
+        problems.extend(tell(overlay, node.as_ref()));
         if overlay.is_outdated()
             && let Err(err) = overlay.refresh()
         {
@@ -178,7 +181,7 @@ impl Agent {
             problems.push(Problem::new(Kind::Entry, "POLICIES", message));
         }
         let (uplink, subnet) = (&self.uplink, self.held.subnet);
-        let wish = Wish { tunnel, uplink, subnet, fast_path, masquerades };
+        let wish = Wish { tunnels, chooses, uplink, subnet, fast_path, masquerades };
         problems.extend(not_ethernet(listing, &wish).map(|name| {
             let message = "carries no Ethernet frames, which the programs need: what pods send out by \
                            it keeps its source; let a rule of netfilter masquerade it";
@@ -197,7 +200,7 @@ impl Agent {
         {
             // Those that are attached now may know more.
             node.fast_path = how(overlay);
-            problems.extend(tell(overlay, node));
+            problems.extend(tell(overlay, Some(node)));
         }
         problems.extend(outcome.errors.iter().map(|err| Problem::new(Kind::Device, "", err)));
         self.board.set_problems("programs", problems);
@@ -419,7 +422,7 @@ impl Agent {
 }
 
 /// Tells the programs what this node is; a problem if they cannot be told.
-fn tell(overlay: &mut Overlay, node: &Node<'_>) -> Option<Problem> {
+fn tell(overlay: &mut Overlay, node: Option<&Node<'_>>) -> Option<Problem> {
     let err = overlay.tell(node).err()?;
     let message = format!("cannot tell the programs what this node is: {err}");
     Some(Problem::new(Kind::Entry, "TUNNELS", message))

@@ -7,7 +7,7 @@ use lab::{
     peer::{self, Protocol},
 };
 
-use crate::bed::{Bed, DUAL, ok};
+use crate::bed::{Bed, DUAL, KERNEL, ok};
 
 const PORTS: std::ops::RangeInclusive<u16> = 60_000..=65_535;
 
@@ -41,7 +41,16 @@ fn assert_seen_as(bed: &Bed, from: &str, to: [IpAddr; 2], expected: [IpAddr; 2])
 
 #[test]
 fn pods_reach_the_outside_by_their_nodes_address() {
-    let bed = Bed::up(DUAL, &["--ip-masq"]);
+    reach_the_outside(&["--ip-masq"]);
+}
+
+#[test]
+fn pods_of_the_kernels_tunnels_reach_the_outside_by_their_nodes_address() {
+    reach_the_outside(&["--ip-masq", KERNEL]);
+}
+
+fn reach_the_outside(flags: &[&str]) {
+    let bed = Bed::up(DUAL, flags);
     let places = ["client", "node2"].map(|name| ok(bed.lab.place(name)));
     let _servers = places.map(|place| ok(peer::serve(&place, &["--tcp=80", "--udp=53"])));
     let node = [address::node4(1).into(), address::node6(1).into()];
@@ -63,7 +72,16 @@ fn pods_reach_the_outside_by_their_nodes_address() {
 
 #[test]
 fn others_reach_pods_elsewhere_by_the_tunnels_address() {
-    let bed = Bed::up(DUAL, &["--ip-masq"]);
+    reach_pods_elsewhere(&["--ip-masq"]);
+}
+
+#[test]
+fn others_reach_pods_elsewhere_by_the_address_of_the_kernels_tunnel() {
+    reach_pods_elsewhere(&["--ip-masq", KERNEL]);
+}
+
+fn reach_pods_elsewhere(flags: &[&str]) {
+    let bed = Bed::up(DUAL, flags);
     let (via4, via6) = (address::node4(1), address::node6(1));
     bed.shell(
         "client",
