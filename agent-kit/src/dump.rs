@@ -15,6 +15,8 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// `NLM_F_REQUEST | NLM_F_DUMP`.
 const DUMP: u16 = 0x301;
+/// `NLM_F_REQUEST | NLM_F_ACK`.
+const ORDER: u16 = 0x5;
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
 
@@ -41,20 +43,39 @@ impl Dump {
         wanted: u16,
         mut visit: impl FnMut(&[u8]),
     ) -> io::Result<()> {
-        let mut request = Vec::with_capacity(HEADER + body.len());
-        request.extend(((HEADER + body.len()) as u32).to_ne_bytes());
-        request.extend(kind.to_ne_bytes());
-        request.extend(DUMP.to_ne_bytes());
-        // Sequence and port.
-        request.extend([0; 8]);
-        request.extend(body);
-        send(&self.socket, &request, SendFlags::empty())?;
+        self.send(kind, DUMP, body)?;
         loop {
             let (length, _) = recv(&self.socket, &mut self.buffer, RecvFlags::empty())?;
             if messages(&self.buffer[..length], wanted, &mut visit)? {
                 return Ok(());
             }
         }
+    }
+
+    /// Has the kernel do something.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn order(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
+        self.send(kind, ORDER, body)?;
+        let (length, _) = recv(&self.socket, &mut self.buffer, RecvFlags::empty())?;
+        match u32_at(&self.buffer[..length], HEADER) {
+            Some(0) => Ok(()),
+            Some(error) => Err(io::Error::from_raw_os_error(error.wrapping_neg().cast_signed())),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn send(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        let mut request = Vec::with_capacity(HEADER + body.len());
+        request.extend(((HEADER + body.len()) as u32).to_ne_bytes());
+        request.extend(kind.to_ne_bytes());
+        request.extend(flags.to_ne_bytes());
+        // Sequence and port.
+        request.extend([0; 8]);
+        request.extend(body);
+        send(&self.socket, &request, SendFlags::empty())?;
+        Ok(())
     }
 }
 

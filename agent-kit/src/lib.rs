@@ -33,6 +33,7 @@ pub mod problems;
 pub mod program;
 pub mod reason;
 pub mod server;
+pub mod socket_diag;
 pub mod table;
 
 pub use aya::Pod;

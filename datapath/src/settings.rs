@@ -14,7 +14,9 @@ pub struct Settings {
     /// 1 while another service proxy's rules are on the node: TCP connections that it began
     /// pass untouched, instead of being answered with RST.
     pub foreign_proxy: u8,
-    pub pad: u16,
+    /// 1 if the packet path sees what pods send.
+    pub sees_pods: u8,
+    pub pad: u8,
     /// Flags for `bpf_l4_csum_replace` when an IPv6 address changes: `BPF_F_PSEUDO_HDR`, and
     /// `BPF_F_IPV6` where the kernel knows it (6.16), without which it spoils the checksum of
     /// packets that a network card summed up (CHECKSUM_COMPLETE).

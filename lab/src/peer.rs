@@ -126,7 +126,10 @@ pub fn command() -> Command {
     Command::new(dist().join("lab-peer"))
 }
 
-/// How to ask; the default waits two seconds on a connected socket.
+/// What is answered at all is answered within this time, on however busy a machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How to ask; the default waits long, on a connected socket.
 #[derive(Clone, Debug, Default)]
 pub struct Question {
     pub count: Option<u32>,
@@ -158,7 +161,7 @@ pub fn ask_with(
     let mut ask = command();
     ask.args(["ask", "--json", protocol.name(), &to.to_string()]);
     ask.arg(format!("--count={}", question.count.unwrap_or(1)));
-    let timeout = question.timeout.unwrap_or(Duration::from_secs(2));
+    let timeout = question.timeout.unwrap_or(PATIENCE);
     ask.arg(format!("--timeout={}", timeout.as_secs_f64()));
     let port = question.source_port.map(|port| format!("--source-port={port}"));
     let size = question.size.map(|size| format!("--size={size}"));

@@ -89,7 +89,9 @@ pub fn compile(
     rows
 }
 
-fn key(service: &Service, port: &ServicePort, family: IpFamily) -> ServicePortKey {
+/// The name of the row for a Service's port in a family.
+#[must_use]
+pub fn key(service: &Service, port: &ServicePort, family: IpFamily) -> ServicePortKey {
     ServicePortKey {
         namespace: service.name.namespace.to_string(),
         name: service.name.name.to_string(),
@@ -151,7 +153,8 @@ fn verdict(mut backends: Vec<DesiredBackend>, any: bool) -> DesiredSet {
 /// The endpoints of a port, sorted, each address and port once; of two the local one counts,
 /// else the first by the name of its EndpointSlice (addEndpoints of pkg/proxy/
 /// endpointslicecache.go).
-fn candidates<'a>(
+#[must_use]
+pub fn candidates<'a>(
     port: &ServicePort,
     family: IpFamily,
     sets: &[&'a EndpointSet],

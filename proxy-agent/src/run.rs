@@ -23,7 +23,7 @@ use agent_kit::{
 use datapath::settings::Settings;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    task::JoinHandle,
+    task::{JoinError, JoinHandle},
     time::{MissedTickBehavior, interval},
 };
 use tracing::{debug, info, warn};
@@ -37,7 +37,7 @@ use crate::{
     },
     attach::{self, DEVICE_HOOKS},
     check,
-    config::{ConfigError, RunArgs, SocketLb},
+    config::{ConfigError, PodLink, RunArgs, SocketLb},
     desired::Desired,
     devices::{Roles, Wish, node_port_addresses, roles},
     health,
@@ -45,6 +45,7 @@ use crate::{
     netlink::{Netlink, NetlinkError, Network},
     object, report, settings,
     source::{Feed, Source, node_addresses},
+    stale::{self, Ended, StaleError},
     status::{Board, Problem},
 };
 
@@ -122,6 +123,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut sweeping: Option<JoinHandle<Result<(), AttachError>>> = None;
     loop {
         agent.begin_wait();
+        agent.end_stale();
         tokio::select! {
             Some(feed) = agent.source.next() => agent.take(feed),
             true = netfilter::changed(&mut rules) => {
@@ -131,11 +133,15 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
                 }
             }
             Some(()) = netlink.changed() => agent.list_devices(&netlink).await,
-            result = finished(&mut agent.waiting) => agent.wait_ended(&result),
+            Ok(result) = finished(&mut agent.waiting) => agent.wait_ended(&result),
+            Ok(result) = finished(&mut agent.ending) => agent.stale_ended(result),
             _ = retry.tick() => {
                 agent.look_at_netfilter();
                 agent.list_devices(&netlink).await;
                 agent.sync(0);
+                if agent.all_flows == Due::Later {
+                    agent.all_flows = Due::Now;
+                }
             }
             _ = sweep.tick() => {
                 if sweeping.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -163,13 +169,13 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     ticks
 }
 
-/// Resolves when a wait is over, never if there is none.
-async fn finished(waiting: &mut Option<JoinHandle<io::Result<()>>>) -> io::Result<()> {
-    match waiting {
+/// Resolves when something done elsewhere is over, never if there is nothing.
+async fn finished<T>(job: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
+    match job {
         Some(handle) => {
             let result = handle.await;
-            *waiting = None;
-            result.unwrap_or_else(|err| Err(io::Error::other(err)))
+            *job = None;
+            result
         }
         None => std::future::pending().await,
     }
@@ -181,6 +187,15 @@ fn node_name(args: &RunArgs) -> String {
         std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()
     });
     name.trim().to_lowercase()
+}
+
+/// When something has to be done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Due {
+    No,
+    Now,
+    /// When what failed is tried again.
+    Later,
 }
 
 struct Agent {
@@ -199,6 +214,10 @@ struct Agent {
     programmed_settings: Option<Settings>,
     sweep: Arc<Sweep>,
     waiting: Option<JoinHandle<io::Result<()>>>,
+    /// Flows being ended whose endpoint serves no more.
+    ending: Option<JoinHandle<Result<Ended, StaleError>>>,
+    /// Whether all flows must be looked at, and not only those to what has changed.
+    all_flows: Due,
     foreign_proxy: bool,
     /// Why what leaves toward pods cannot be seen at their bridges.
     obstacle: Option<String>,
@@ -251,6 +270,8 @@ impl Agent {
             programmed_settings: None,
             sweep,
             waiting: None,
+            ending: None,
+            all_flows: Due::Now,
             foreign_proxy: false,
             obstacle: None,
             sockets_attached: false,
@@ -264,8 +285,9 @@ impl Agent {
 
     fn write_settings(&mut self) -> Result<(), RunError> {
         let RunArgs { socket_lb, nat_ports, .. } = self.args;
-        let settings =
-            settings::settings(socket_lb, nat_ports, self.foreign_proxy).map_err(RunError::Node)?;
+        let sees_pods = self.args.pod_link != PodLink::None;
+        let settings = settings::settings(socket_lb, nat_ports, self.foreign_proxy, sees_pods)
+            .map_err(RunError::Node)?;
         if self.programmed_settings != Some(settings) {
             self.settings.insert(&0, &settings).map_err(RunError::Settings)?;
             self.programmed_settings = Some(settings);
@@ -521,6 +543,40 @@ impl Agent {
             warn!(%err, "cannot wait for running programs");
         }
         self.applier.wait_ended(result);
+    }
+
+    /// Has flows of UDP ended whose endpoint serves no more, once the tables lead to others.
+    fn end_stale(&mut self) {
+        if self.ending.is_some() || !self.applier.is_complete() || self.applier.is_behind() {
+            return;
+        }
+        let is_whole = self.all_flows == Due::Now;
+        if is_whole {
+            self.all_flows = Due::No;
+        }
+        let serving = self.source.take_serving(is_whole);
+        if serving.is_empty() {
+            return;
+        }
+        let maps = self.loaded.maps.clone();
+        self.ending = Some(tokio::task::spawn_blocking(move || stale::end(&maps, &serving)));
+    }
+
+    fn stale_ended(&mut self, result: Result<Ended, StaleError>) {
+        let problem = match result {
+            Ok(ended) => {
+                if ended != Ended::default() {
+                    let Ended { flows, sockets } = ended;
+                    info!(flows, sockets, "ended what UDP had with endpoints that are gone");
+                }
+                None
+            }
+            Err(err) => {
+                self.all_flows = Due::Later;
+                Some(Problem::new(Problem::TABLE, "UDP", err.to_string()))
+            }
+        };
+        self.board.set_problems("stale", problem.into_iter().collect());
     }
 
     async fn look_for_rules(&mut self) {

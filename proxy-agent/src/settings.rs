@@ -15,6 +15,7 @@ pub fn settings(
     socket_lb: SocketLb,
     nat_ports: PortRange,
     foreign_proxy: bool,
+    sees_pods: bool,
 ) -> io::Result<Settings> {
     Ok(Settings {
         host_netns_cookie: netns_cookie()?,
@@ -26,6 +27,7 @@ pub fn settings(
             SocketLb::On => socket_lb::ON,
         },
         foreign_proxy: foreign_proxy.into(),
+        sees_pods: sees_pods.into(),
         ipv6_checksum_flags: kernel::ipv6_checksum_flags()?,
         ..Settings::default()
     })

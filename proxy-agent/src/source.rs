@@ -17,6 +17,7 @@ use crate::{
     doubt::Doubt,
     model::Node,
     problem::Problem,
+    serving::Serving,
     state::{RowChange, State},
     status,
 };
@@ -86,6 +87,11 @@ impl Source {
     /// Has NodePorts answer at these addresses; gives what changes by that.
     pub fn set_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<RowChange> {
         self.state.set_addresses(addresses)
+    }
+
+    /// [`State::take_serving`].
+    pub fn take_serving(&mut self, is_whole: bool) -> Serving {
+        self.state.take_serving(is_whole)
     }
 
     /// This node's object, if there is one.

@@ -2,10 +2,12 @@
 //! come out, and what one change costs does not depend on how many Services there are.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
+
+use datapath::address::protocol;
 
 use crate::{
     adopted::{Adopted, Known, Step},
@@ -15,6 +17,7 @@ use crate::{
     doubt::Doubt,
     model::{Change, EndpointSet, Name, Node, Object, ObjectKey, ObjectKind, Service},
     problem::Problem,
+    serving::{self, Place, Serving},
 };
 
 /// A row that is new or another than before, or `None` in place of one that is no more.
@@ -35,6 +38,10 @@ pub struct State {
     claims: Claims,
     desired: Desired,
     adopted: Adopted,
+    /// Services of which somebody speaks UDP, and frontends of theirs, now or before, that have
+    /// changed in any way since [`State::take_serving`].
+    touched: BTreeSet<Name>,
+    touched_frontends: HashSet<Place>,
 }
 
 impl State {
@@ -118,6 +125,36 @@ impl State {
     #[must_use]
     pub const fn desired(&self) -> &Desired {
         &self.desired
+    }
+
+    /// The endpoints that flows of UDP may stay with, of the frontends that changed since this was
+    /// asked last; of all with `is_whole`.
+    pub fn take_serving(&mut self, is_whole: bool) -> Serving {
+        let names = std::mem::take(&mut self.touched);
+        let gone = std::mem::take(&mut self.touched_frontends);
+        let mut endpoints: HashMap<Place, Vec<Place>> =
+            gone.into_iter().map(|frontend| (frontend, Vec::new())).collect();
+        let names: Vec<&Name> =
+            if is_whole { self.services.keys().collect() } else { names.iter().collect() };
+        for name in names {
+            for (key, serving) in self.serving(name) {
+                for frontend in self.desired.get(&key).into_iter().flat_map(|row| &row.frontends) {
+                    endpoints.insert((frontend.address, frontend.port), serving.clone());
+                }
+            }
+        }
+        Serving::new(endpoints, is_whole)
+    }
+
+    fn serving(&self, name: &Name) -> Vec<(ServicePortKey, Vec<Place>)> {
+        let Some(service) = self.services.get(name) else { return Vec::new() };
+        let mut found = serving::of_service(service, &self.sets_of(name), &self.facts.name);
+        for (key, places) in &mut found {
+            if let Some(row) = self.stand_in(name, key) {
+                *places = serving::of_row(row);
+            }
+        }
+        found
     }
 
     /// This node's object, if the source has it.
@@ -212,21 +249,28 @@ impl State {
 
     fn rows(&self, name: &Name) -> Vec<(ServicePortKey, DesiredService)> {
         let Some(service) = self.services.get(name) else { return Vec::new() };
-        let sets = self.sets.get(name).into_iter().flatten();
-        let sets: Vec<&EndpointSet> = sets.map(|(_, set)| &**set).collect();
+        let sets = self.sets_of(name);
         let mut held: Vec<Claim> = claims(service, &self.facts);
         held.retain(|claim| self.claims.holds(name, claim));
         let zone = self.zone();
         let mut rows = compile(service, &sets, &held, &self.facts.name, zone.as_deref());
         for (key, row) in &mut rows {
-            if let Some(found) = self.adopted.row(name, key)
-                && !self.tells(name, key.family)
-            {
+            if let Some(found) = self.stand_in(name, key) {
                 row.cluster = found.cluster.clone();
                 row.local = found.local.clone();
             }
         }
         rows
+    }
+
+    fn sets_of(&self, name: &Name) -> Vec<&EndpointSet> {
+        let sets = self.sets.get(name).into_iter().flatten();
+        sets.map(|(_, set)| &**set).collect()
+    }
+
+    /// What the last agent left, where nothing that can be read tells of a row's endpoints.
+    fn stand_in(&self, name: &Name, key: &ServicePortKey) -> Option<&DesiredService> {
+        self.adopted.row(name, key).filter(|_| !self.tells(name, key.family))
     }
 
     fn replace_rows(
@@ -235,7 +279,15 @@ impl State {
         rows: Vec<(ServicePortKey, DesiredService)>,
         changes: &mut Vec<RowChange>,
     ) {
-        for key in self.keys(name) {
+        let old = self.keys(name);
+        let before = old.iter().filter_map(|key| Some((key, self.desired.get(key)?)));
+        let now = rows.iter().map(|(key, row)| (key, row));
+        for (_, row) in before.chain(now).filter(|(key, _)| key.proto == protocol::UDP) {
+            let places = row.frontends.iter().map(|frontend| (frontend.address, frontend.port));
+            self.touched_frontends.extend(places);
+            self.touched.insert(name.clone());
+        }
+        for key in old {
             if !rows.iter().any(|(other, _)| *other == key) {
                 self.desired.remove(&key);
                 changes.push((key, None));

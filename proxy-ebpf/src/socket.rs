@@ -187,6 +187,16 @@ fn outward<F: Peerage>(
         }
         return ALLOW;
     }
+    // A datagram socket with a peer asks nobody again, and would stay with an endpoint that is gone.
+    // Where the packet path sees what pods send, it balances them, and gives them another.
+    if operation == Operation::Connect
+        && protocol(context) != protocol::TCP
+        && settings().sees_pods != 0
+        && !is_of_node(context)
+    {
+        connected::forget::<F>(cookie(context));
+        return ALLOW;
+    }
     let mut maps = Maps { packet: None };
     let call = if operation == Operation::Send {
         connect::send::<F, _>(&mut maps, peer, cookie(context))

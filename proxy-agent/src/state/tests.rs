@@ -1,6 +1,7 @@
 //! Laws of the state, on random batches, and the cases of frontends that two Services claim.
 
 mod adopted;
+mod serving;
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,10 @@
 //! A Service's backends change: what is established stays, what is new follows.
 
+use std::{thread::sleep, time::Duration};
+
 use lab::{
     agent::SocketLb,
-    peer::{self, Load},
+    peer::{self, Load, Loading},
 };
 
 use crate::{
@@ -15,6 +17,8 @@ both! {
     new_connections_use_the_new_set,
     deleted_service_stops,
     endpoints_come_and_go,
+    udp_follows_when_its_backend_goes,
+    udp_that_began_without_endpoints_finds_them,
 }
 
 /// Where a load goes: both families, TCP and UDP.
@@ -120,5 +124,68 @@ fn endpoints_come_and_go(mode: SocketLb) {
         cluster.publish(&expose(10, &["pod2a"]));
         cluster.reaches("pod1a", Target::ClusterIp(10), &["pod2a"], "pod1a");
         cluster.publish(&expose(10, &[]));
+    }
+}
+
+/// A gentle load of datagrams in both families.
+fn datagrams(
+    cluster: &Cluster,
+    (from, target, flags): (&'static str, Target, &'static [&'static str]),
+) -> (&'static str, Loading) {
+    let arguments = load_arguments(cluster, target);
+    let udp = arguments.iter().map(String::as_str).filter(|argument| argument.starts_with("--udp"));
+    let flags = flags.iter().copied().chain(["--datagrams=100"]);
+    let arguments: Vec<&str> = udp.chain(flags).collect();
+    (from, ok(peer::load(&cluster.place(from), &arguments)))
+}
+
+/// Who keeps a socket and a port to a Service is answered by another pod within a second after the
+/// one before has gone.
+fn udp_follows_when_its_backend_goes(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
+    let loads = [
+        ("pod1a", Target::ClusterIp(10), &[][..]),
+        ("pod1b", Target::ClusterIp(10), &["--unconnected"]),
+        ("client", Target::NodePort("node1", 10), &[]),
+        ("client", Target::ClusterIp(10), &[]),
+    ]
+    .map(|load| datagrams(&cluster, load));
+    sleep(Duration::from_millis(500));
+    cluster.publish(&expose(10, &["pod2b"]));
+    sleep(Duration::from_secs(1));
+    for (from, load) in loads {
+        let load = ok(load.stop());
+        // The pod before still answers; only what is under way in the moment of the change is lost.
+        assert!(load.failed == 0 && load.udp_missing <= 4, "{from}: {load:?}");
+        assert!(load.udp_moved > 0, "{from}: {load:?}");
+    }
+    // A process of the node has a socket that leads to the pod itself, and is told.
+    let (_, load) = datagrams(&cluster, ("node1", Target::ClusterIp(10), &[]));
+    sleep(Duration::from_millis(500));
+    cluster.publish(&expose(10, &["pod1b"]));
+    sleep(Duration::from_secs(1));
+    let load = ok(load.stop());
+    assert!(load.errors.contains_key("ECONNABORTED"), "{load:?}");
+    cluster.answers("node1", Target::ClusterIp(10), &["pod1b"]);
+}
+
+/// A client that began too early is refused and asks on; it need not open another socket.
+fn udp_that_began_without_endpoints_finds_them(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &[])]);
+    let loads = [
+        ("pod1a", Target::ClusterIp(10), &[][..]),
+        ("pod1b", Target::ClusterIp(10), &["--unconnected"]),
+        ("client", Target::NodePort("node1", 10), &[]),
+    ]
+    .map(|load| datagrams(&cluster, load));
+    sleep(Duration::from_millis(500));
+    cluster.publish(&expose(10, &["pod2a"]));
+    sleep(Duration::from_secs(1));
+    for (from, load) in loads {
+        let load = ok(load.stop());
+        // Only a socket with a peer is told of an ICMP error.
+        let is_told = from != "pod1b" || mode == SocketLb::On;
+        assert_eq!(load.errors.contains_key("ECONNREFUSED"), is_told, "{from}: {load:?}");
+        assert!(load.udp_missing < load.udp_sent, "{from} is never answered: {load:?}");
     }
 }

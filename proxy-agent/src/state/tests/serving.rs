@@ -1,0 +1,105 @@
+//! Which flows of UDP have to end.
+
+use super::*;
+
+const FRONTEND: &str = "10.0.0.1:53";
+
+fn dns(spec: &str) -> String {
+    service("dns", &format!("{{clusterIP: 10.0.0.1, ports: [{{port: 53, protocol: UDP}}]{spec}}}"))
+}
+
+fn endpoints(endpoints: &str) -> String {
+    slice("dns", "dns", endpoints).replace("{port: 8080}", "{port: 53, protocol: UDP}")
+}
+
+fn place(text: &str) -> Place {
+    let address: std::net::SocketAddr = text.parse().unwrap();
+    (address.ip(), address.port())
+}
+
+/// Whether a flow to the frontend stays with an endpoint, after what has changed since the last
+/// question.
+fn stays(state: &mut State, endpoint: &str) -> bool {
+    state.take_serving(false).keeps(place(FRONTEND), place(endpoint))
+}
+
+/// A node's state with a Service of two endpoints, asked once.
+fn settled() -> State {
+    let mut state = state();
+    state.apply(puts(&dns("")));
+    state.apply(puts(&endpoints("[{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]")));
+    assert!(!state.take_serving(true).is_empty());
+    assert!(state.take_serving(false).is_empty(), "asked once, nothing is left to do");
+    state
+}
+
+#[test]
+fn flows_leave_an_endpoint_that_is_gone_or_has_another_port() {
+    let mut state = settled();
+    state.apply(puts(&endpoints("[{addresses: [10.1.0.2]}]")));
+    let serving = state.take_serving(false);
+    assert!(!serving.keeps(place(FRONTEND), place("10.1.0.1:53")));
+    assert!(!serving.keeps(place(FRONTEND), place("10.1.0.2:5353")));
+    assert!(serving.keeps(place(FRONTEND), place("10.1.0.2:53")));
+    assert!(serving.keeps(place("10.0.0.9:53"), place("10.1.0.1:53")), "nobody's business");
+}
+
+#[test]
+fn flows_stay_with_what_serves_though_nothing_new_goes_there() {
+    let mut state = settled();
+    let conditions = "conditions: {ready: false, serving: true, terminating: true}";
+    let leaving = format!("[{{addresses: [10.1.0.1], {conditions}}}, {{addresses: [10.1.0.2]}}]");
+    state.apply(puts(&endpoints(&leaving)));
+    assert!(stays(&mut state, "10.1.0.1:53"), "it finishes what it began");
+    state.apply(puts(&dns(", internalTrafficPolicy: Local")));
+    assert!(stays(&mut state, "10.1.0.2:53"), "policies do not matter");
+    state.apply(puts(&endpoints(&leaving.replace("serving: true", "serving: false"))));
+    assert!(!stays(&mut state, "10.1.0.1:53"));
+}
+
+#[test]
+fn without_endpoints_and_without_its_service_a_flow_ends() {
+    let mut state = settled();
+    state.apply(puts(&endpoints("[]")));
+    assert!(!stays(&mut state, "10.1.0.1:53"));
+    let mut state = settled();
+    state.apply(delete(&dns("")));
+    assert!(!stays(&mut state, "10.1.0.1:53"));
+    // Whoever has the frontend next decides.
+    let heir = dns("").replace("name: dns", "name: heir");
+    let mut state = settled();
+    let mut batch = delete(&dns(""));
+    batch.extend(puts(&heir));
+    state.apply(batch);
+    assert!(!stays(&mut state, "10.1.0.1:53"));
+}
+
+#[test]
+fn after_a_restart_all_flows_are_looked_at() {
+    let mut state = settled();
+    let serving = state.take_serving(true);
+    assert!(serving.keeps(place(FRONTEND), place("10.1.0.1:53")));
+    assert!(!serving.keeps(place("10.0.0.9:53"), place("10.1.0.1:53")), "no Service has it");
+}
+
+#[test]
+fn endpoints_of_which_nothing_can_be_read_serve() {
+    let mut last = state();
+    last.apply(puts(&dns("")));
+    last.apply(puts(&endpoints("[{addresses: [10.1.0.1]}]")));
+    let mut next = state();
+    next.apply(puts(&dns("")));
+    next.doubt(&[crate::doubt::Doubt { file: "broken.yaml".into(), object: None }].into());
+    next.adopt(last.desired().clone());
+    let serving = next.take_serving(true);
+    assert!(serving.keeps(place(FRONTEND), place("10.1.0.1:53")));
+    assert!(!serving.keeps(place(FRONTEND), place("10.1.0.2:53")));
+}
+
+#[test]
+fn tcp_is_left_alone() {
+    let mut state = state();
+    state.apply(puts(&service("web", "{clusterIP: 10.0.0.2, ports: [{port: 80}]}")));
+    state.apply(puts(&slice("web", "web", "[{addresses: [10.1.0.1]}]")));
+    assert!(state.take_serving(false).is_empty());
+}
