@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     metrics::Metrics,
-    status::{Board, Problem, attachments},
+    status::{self, Board, Problem, attachments},
 };
 
 /// Changes that have waited this long to be programmed make the agent unhealthy: twice
@@ -39,7 +39,7 @@ pub fn serve(metrics: SocketAddr, healthz: SocketAddr, answers: &Answers) {
         .route("/metrics", get(metrics_text))
         .route("/proxyMode", get(|| async { "millrace" }))
         .route("/configz", get(configz))
-        .route("/status", get(status));
+        .route("/status", get(status_answer));
     listen("--metrics-bind-address", metrics, all, answers);
     if healthz != metrics {
         listen("--healthz-bind-address", healthz, health, answers);
@@ -54,12 +54,17 @@ fn listen(flag: &'static str, address: SocketAddr, router: Router<Answers>, answ
     });
 }
 
+/// Whether changes have waited too long to be programmed.
+pub fn is_stale(state: &status::State) -> bool {
+    state.behind_since.is_some_and(|since| since.elapsed() > STALE)
+}
+
 /// The body of both health answers.
 fn health(board: &Board, with_node: bool) -> (StatusCode, Value) {
     let state = board.state();
     let now = jiff::Timestamp::now();
     let behind = state.behind_since.map(|since| since.elapsed());
-    let is_stale = behind.is_some_and(|behind| behind > STALE);
+    let is_stale = is_stale(&state);
     // While nothing waits, what is programmed is as of now.
     let updated = behind
         .and_then(|behind| jiff::SignedDuration::try_from(behind).ok())
@@ -111,7 +116,7 @@ async fn configz(State(answers): State<Answers>) -> Json<Value> {
     Json(json!({ "millrace": answers.config }))
 }
 
-async fn status(State(answers): State<Answers>) -> Response {
+async fn status_answer(State(answers): State<Answers>) -> Response {
     let mut status = answers.board.status();
     match attachments(&answers.bpffs) {
         Ok(attachments) => status.attachments = attachments,

@@ -39,8 +39,9 @@ use crate::{
     check,
     config::{ConfigError, RunArgs, SocketLb},
     desired::Desired,
-    devices::{Roles, Wish, node_port_addresses, roles},
+    devices::{Roles, Wish, health_check_addresses, node_port_addresses, roles},
     health,
+    health_checks::{HealthChecks, Where},
     metrics::Metrics,
     netlink::{Netlink, NetlinkError, Network},
     object, report, settings,
@@ -192,6 +193,7 @@ struct Agent {
     programmed_settings: Option<Settings>,
     sweep: Arc<Sweep>,
     waiting: Option<JoinHandle<io::Result<()>>>,
+    health_checks: HealthChecks,
     foreign_proxy: bool,
     /// Why what leaves toward pods cannot be seen at their bridges.
     obstacle: Option<String>,
@@ -229,6 +231,7 @@ impl Agent {
             state.source = format!("dir:{}", source.path().display());
         }
         let node_addresses = args.node_ip.clone();
+        let health_checks = HealthChecks::start(Arc::clone(&board));
         let mut agent = Self {
             args,
             source,
@@ -244,6 +247,7 @@ impl Agent {
             programmed_settings: None,
             sweep,
             waiting: None,
+            health_checks,
             foreign_proxy: false,
             obstacle: None,
             sockets_attached: false,
@@ -326,9 +330,20 @@ impl Agent {
         for (key, wanted) in self.source.set_addresses(addresses) {
             self.applier.want(key, wanted);
         }
+        self.answer_health_checks();
         // New programs with tables that are not filled would take old ones' place too early.
         if self.loaded.replaces.is_none() {
             self.attach();
+        }
+    }
+
+    /// Has load balancers told which Services have endpoints here, once everything was told.
+    fn answer_health_checks(&self) {
+        if self.applier.is_complete() {
+            let wanted = &self.args.nodeport_addresses;
+            let at =
+                health_check_addresses(&self.network, wanted).map_or(Where::Everywhere, Where::At);
+            self.health_checks.set(self.source.health(), at);
         }
     }
 
@@ -403,6 +418,7 @@ impl Agent {
             self.sync(changes);
             self.metrics.change_to_programmed(feed.since.elapsed());
         }
+        self.answer_health_checks();
         self.board.state().is_synced |= feed.is_synced;
         if is_first {
             info!(services = self.applier.services(), "all Services are programmed");

@@ -17,6 +17,7 @@ use crate::{
     doubt::Doubt,
     model::Node,
     problem::Problem,
+    service_health::ServicesHealth,
     state::{RowChange, State},
     status,
 };
@@ -86,6 +87,11 @@ impl Source {
     /// Has NodePorts answer at these addresses; gives what changes by that.
     pub fn set_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<RowChange> {
         self.state.set_addresses(addresses)
+    }
+
+    /// What load balancers are to be told of Services.
+    pub fn health(&self) -> &ServicesHealth {
+        self.state.health()
     }
 
     /// This node's object, if there is one.

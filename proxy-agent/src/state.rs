@@ -15,6 +15,7 @@ use crate::{
     doubt::Doubt,
     model::{Change, EndpointSet, Name, Node, Object, ObjectKey, ObjectKind, Service},
     problem::Problem,
+    service_health::{ServicesHealth, service_health},
 };
 
 /// A row that is new or another than before, or `None` in place of one that is no more.
@@ -34,6 +35,7 @@ pub struct State {
     owners: HashMap<ObjectKey, Name>,
     claims: Claims,
     desired: Desired,
+    health: ServicesHealth,
     adopted: Adopted,
 }
 
@@ -118,6 +120,12 @@ impl State {
     #[must_use]
     pub const fn desired(&self) -> &Desired {
         &self.desired
+    }
+
+    /// What load balancers are to be told.
+    #[must_use]
+    pub const fn health(&self) -> &ServicesHealth {
+        &self.health
     }
 
     /// This node's object, if the source has it.
@@ -206,8 +214,21 @@ impl State {
         for name in dirty {
             let rows = self.rows(name);
             self.replace_rows(name, rows, &mut changes);
+            self.settle_health(name);
         }
         changes
+    }
+
+    fn settle_health(&mut self, name: &Name) {
+        let service = self.services.get(name).filter(|service| service.health_check_node_port != 0);
+        let sets = || self.sets.get(name).into_iter().flatten().map(|(_, set)| &**set);
+        let health = service.and_then(|service| {
+            service_health(service, &sets().collect::<Vec<_>>(), &self.facts.name)
+        });
+        match health {
+            Some(health) => drop(self.health.insert(name.clone(), health)),
+            None => drop(self.health.remove(name)),
+        }
     }
 
     fn rows(&self, name: &Name) -> Vec<(ServicePortKey, DesiredService)> {

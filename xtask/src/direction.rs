@@ -47,6 +47,7 @@ const PURE: &[&str] = &[
     "proxy-agent/src/adopted.rs",
     "proxy-agent/src/claims.rs",
     "proxy-agent/src/maglev.rs",
+    "proxy-agent/src/service_health.rs",
 ];
 
 const IMPURE: &[&str] =

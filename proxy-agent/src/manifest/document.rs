@@ -86,6 +86,7 @@ pub struct Spec {
     pub load_balancer_source_ranges: Option<Vec<String>>,
     pub internal_traffic_policy: Option<String>,
     pub external_traffic_policy: Option<String>,
+    pub health_check_node_port: Option<i64>,
     pub session_affinity: Option<String>,
     pub session_affinity_config: Option<SessionAffinityConfig>,
     #[serde(rename = "podCIDR")]

@@ -102,6 +102,38 @@ fn who_held_a_cluster_ip_first_keeps_it_until_it_goes() {
 }
 
 #[test]
+fn what_load_balancers_are_told_follows_services_and_endpoints() {
+    let told = |state: &State| {
+        let all = state.health().iter();
+        all.map(|(name, health)| format!("{name} {} {}", health.port, health.local_endpoints))
+            .collect::<Vec<_>>()
+    };
+    let local = |port: u16| {
+        service(
+            "a",
+            &format!(
+                "{{clusterIP: 10.0.0.1, type: LoadBalancer, externalTrafficPolicy: Local, \
+                 healthCheckNodePort: {port}, ports: [{{port: 80}}]}}"
+            ),
+        )
+    };
+    let endpoint = slice("a-1", "a", "[{addresses: [10.1.0.1], nodeName: here}]");
+    let mut state = state();
+    state.apply(puts(&endpoint));
+    assert_eq!(told(&state), [""; 0]);
+    state.apply(puts(&local(32_000)));
+    assert_eq!(told(&state), ["default/a 32000 1"]);
+    state.apply(delete(&endpoint));
+    state.apply(puts(&local(32_001)));
+    assert_eq!(told(&state), ["default/a 32001 0"]);
+    state.apply(puts(&service("a", "{clusterIP: 10.0.0.1, ports: [{port: 80}]}")));
+    assert_eq!(told(&state), [""; 0]);
+    state.apply(puts(&local(32_000)));
+    state.apply(delete(&local(32_000)));
+    assert_eq!(told(&state), [""; 0]);
+}
+
+#[test]
 fn of_newcomers_the_oldest_has_it_then_the_first_by_name() {
     let text = |name: &str, created: &str| {
         service(name, "{clusterIP: 10.0.0.1, ports: [{port: 80}]}")

@@ -31,6 +31,7 @@ mod cluster;
 mod cluster_ip;
 mod device;
 mod exposition;
+mod health_check;
 mod inspect;
 mod manifest;
 mod mark;
