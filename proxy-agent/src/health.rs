@@ -28,6 +28,8 @@ pub struct Answers {
     pub metrics: Arc<Metrics>,
     /// The configuration, as `/configz` shows it.
     pub config: Value,
+    /// The same in kube-proxy's words.
+    pub kube_proxy: Value,
     pub bpffs: PathBuf,
 }
 
@@ -113,7 +115,7 @@ async fn metrics_text(State(answers): State<Answers>) -> Response {
 }
 
 async fn configz(State(answers): State<Answers>) -> Json<Value> {
-    Json(json!({ "millrace": answers.config }))
+    Json(json!({ "millrace": answers.config, "kubeproxy.config.k8s.io": answers.kube_proxy }))
 }
 
 async fn status_answer(State(answers): State<Answers>) -> Response {

@@ -14,6 +14,7 @@ pub mod directory;
 pub mod doubt;
 pub mod health;
 pub mod health_checks;
+pub mod kube_proxy;
 pub mod manifest;
 pub mod metrics;
 pub mod model;

@@ -42,6 +42,7 @@ use crate::{
     devices::{Roles, Wish, health_check_addresses, node_port_addresses, roles},
     health,
     health_checks::{HealthChecks, Where},
+    kube_proxy::KubeProxyConfig,
     metrics::Metrics,
     netlink::{Netlink, NetlinkError, Network},
     object, report, settings,
@@ -78,6 +79,8 @@ pub enum RunError {
     Settings(TableError),
     #[error("cannot tell this node from its pods: {0}")]
     Node(io::Error),
+    #[error("--config: {0} says something else now; the agent ends, to be started anew with it")]
+    ConfigChanged(PathBuf),
     #[error("cannot listen to the source: {0}")]
     Source(io::Error),
     #[error(transparent)]
@@ -86,14 +89,17 @@ pub enum RunError {
     Attach(#[from] AttachError),
 }
 
-/// Runs until told to stop.
-pub async fn run(args: RunArgs) -> Result<(), RunError> {
+/// Runs until told to stop, or until the file of `--config` changes.
+pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunError> {
     let directory = args.validate()?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Node)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Node)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Node)?;
     let config = serde_json::to_value(&args).unwrap_or_default();
     info!(version = env!("CARGO_PKG_VERSION"), %config, "starting");
+    for warning in &kube_proxy.warnings {
+        warn!("{warning}");
+    }
 
     // The source reads its files while the kernel verifies the programs.
     let board = Arc::new(Board::default());
@@ -106,6 +112,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
             board: Arc::clone(&board),
             metrics: Arc::clone(&agent.metrics),
             config,
+            kube_proxy: kube_proxy.in_force(&agent.args, &node_name(&agent.args)),
             bpffs: agent.args.pins.bpffs.clone(),
         },
     );
@@ -128,6 +135,9 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
             Some(()) = netlink.changed() => agent.list_devices(&netlink).await,
             result = finished(&mut agent.waiting) => agent.wait_ended(&result),
             _ = retry.tick() => {
+                if let Some(path) = kube_proxy.changed() {
+                    return Err(RunError::ConfigChanged(path.into()));
+                }
                 agent.list_devices(&netlink).await;
                 agent.sync(0);
             }
@@ -171,7 +181,8 @@ async fn finished(waiting: &mut Option<JoinHandle<io::Result<()>>>) -> io::Resul
 
 /// As kube-proxy: without blanks, in small letters.
 fn node_name(args: &RunArgs) -> String {
-    let name = args.hostname_override.clone().unwrap_or_else(|| {
+    let name = args.hostname_override.clone().filter(|name| !name.trim().is_empty());
+    let name = name.unwrap_or_else(|| {
         std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()
     });
     name.trim().to_lowercase()

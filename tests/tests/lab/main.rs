@@ -33,6 +33,7 @@ mod device;
 mod exposition;
 mod health_check;
 mod inspect;
+mod kube_proxy_config;
 mod manifest;
 mod mark;
 mod node_port;
