@@ -30,4 +30,5 @@ pub mod show;
 pub mod source;
 pub mod state;
 pub mod status;
+pub mod told;
 pub mod topology;

@@ -2,7 +2,7 @@
 //! thousand Services have to fit into a few megabytes. Every value in here is valid; checking
 //! is the business of [`crate::reflect`].
 
-use std::{collections::HashSet, fmt, net::IpAddr, sync::Arc};
+use std::{collections::HashSet, fmt, net::IpAddr, num::NonZeroU64, sync::Arc};
 
 use ipnetwork::IpNetwork;
 
@@ -114,6 +114,8 @@ pub struct EndpointSet {
     pub service: Name,
     /// From an EndpointSlice, not from core/v1 Endpoints.
     pub from_slice: bool,
+    /// When the change of the pods came that it tells of, in milliseconds since 1970, if it says.
+    pub triggered_ms: Option<NonZeroU64>,
     pub slices: Box<[Slice]>,
 }
 

@@ -400,6 +400,7 @@ impl Agent {
     fn take(&mut self, feed: Feed) {
         let changes = feed.changes.len() as u64;
         self.metrics.queued();
+        self.metrics.told(&self.source.take_told());
         {
             let mut state = self.board.state();
             state.last_event = Some(feed.since);
@@ -428,6 +429,9 @@ impl Agent {
         if changes > 0 || is_first {
             self.sync(changes);
             self.metrics.change_to_programmed(feed.since.elapsed());
+        } else if self.applier.is_complete() && !self.applier.is_behind() {
+            // What was told changes no row.
+            self.metrics.settled();
         }
         self.answer_health_checks();
         self.board.state().is_synced |= feed.is_synced;
@@ -485,14 +489,16 @@ impl Agent {
             state.last_sync_duration = duration;
             state.last_sync_changes = changes;
             state.last_sync = Some(Instant::now());
-            self.metrics.synced(duration);
+            self.metrics.synced(duration, state.syncs == 1);
         }
         if self.applier.is_behind() {
             state.behind_since.get_or_insert(began);
         } else {
             state.behind_since = None;
+            self.metrics.settled();
         }
         state.tables = report::fill(&fill);
+        self.metrics.no_local(self.source.no_local());
     }
 
     /// Compares tables with what was written, and repairs them. On this thread, which writes

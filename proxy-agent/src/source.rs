@@ -20,6 +20,7 @@ use crate::{
     service_health::ServicesHealth,
     state::{RowChange, State},
     status,
+    told::{NoLocal, Told},
 };
 
 /// News.
@@ -92,6 +93,16 @@ impl Source {
     /// What load balancers are to be told of Services.
     pub fn health(&self) -> &ServicesHealth {
         self.state.health()
+    }
+
+    /// What was told since this was last asked, for metrics.
+    pub fn take_told(&mut self) -> Told {
+        self.state.take_told()
+    }
+
+    /// Services' ports without endpoints where their policy wants them, for metrics.
+    pub fn no_local(&self) -> NoLocal {
+        self.state.no_local()
     }
 
     /// This node's object, if there is one.

@@ -16,6 +16,7 @@ use crate::{
     model::{Change, EndpointSet, Name, Node, Object, ObjectKey, ObjectKind, Service},
     problem::Problem,
     service_health::{ServicesHealth, service_health},
+    told::{NoLocal, Told, Trigger},
 };
 
 /// A row that is new or another than before, or `None` in place of one that is no more.
@@ -36,6 +37,8 @@ pub struct State {
     claims: Claims,
     desired: Desired,
     health: ServicesHealth,
+    no_local: NoLocal,
+    told: Told,
     adopted: Adopted,
 }
 
@@ -50,6 +53,7 @@ impl State {
         let mut dirty = BTreeSet::new();
         let zone = self.zone();
         for change in batch {
+            self.count(&change);
             match change {
                 Change::Put(key, object) => self.put(key, object, &mut dirty),
                 Change::Delete(key) => self.delete(&key, &mut dirty),
@@ -60,6 +64,21 @@ impl State {
         }
         dirty.append(&mut self.claims.settle());
         self.recompile(&dirty)
+    }
+
+    fn count(&mut self, change: &Change) {
+        let (Change::Put(key, _) | Change::Delete(key)) = change;
+        match key.kind {
+            ObjectKind::Service => self.told.services += 1,
+            ObjectKind::EndpointSlice | ObjectKind::Endpoints => self.told.endpoints += 1,
+            ObjectKind::Node => {}
+        }
+        // What is deleted tells only of its last change but one.
+        if let Change::Put(_, Object::Endpoints(set)) = change
+            && let (Some(at_ms), Some(slice)) = (set.triggered_ms, set.slices.first())
+        {
+            self.told.triggers.push(Trigger { family: slice.family, at_ms: at_ms.get() });
+        }
     }
 
     /// What cannot be read now. Until the state is told, it keeps nothing of the last agent.
@@ -126,6 +145,17 @@ impl State {
     #[must_use]
     pub const fn health(&self) -> &ServicesHealth {
         &self.health
+    }
+
+    /// What was told since this was last asked.
+    pub fn take_told(&mut self) -> Told {
+        std::mem::take(&mut self.told)
+    }
+
+    /// Services' ports that have endpoints, but none where their policy wants them.
+    #[must_use]
+    pub const fn no_local(&self) -> NoLocal {
+        self.no_local
     }
 
     /// This node's object, if the source has it.
@@ -258,13 +288,18 @@ impl State {
     ) {
         for key in self.keys(name) {
             if !rows.iter().any(|(other, _)| *other == key) {
-                self.desired.remove(&key);
+                if let Some(old) = self.desired.remove(&key) {
+                    self.no_local.remove(key.family, &old);
+                }
                 changes.push((key, None));
             }
         }
         for (key, row) in rows {
             if self.desired.get(&key) != Some(&row) {
-                self.desired.insert(key.clone(), row.clone());
+                self.no_local.add(key.family, &row);
+                if let Some(old) = self.desired.insert(key.clone(), row.clone()) {
+                    self.no_local.remove(key.family, &old);
+                }
                 changes.push((key, Some(row)));
             }
         }

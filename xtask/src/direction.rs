@@ -51,6 +51,7 @@ const PURE: &[&str] = &[
     "proxy-agent/src/claims.rs",
     "proxy-agent/src/maglev.rs",
     "proxy-agent/src/service_health.rs",
+    "proxy-agent/src/told.rs",
 ];
 
 const IMPURE: &[&str] =

@@ -54,6 +54,7 @@ pub struct Metadata {
     pub name: Option<String>,
     pub namespace: Option<String>,
     pub labels: Option<Labels>,
+    pub annotations: Option<Annotations>,
     pub creation_timestamp: Option<String>,
     pub deletion_timestamp: Option<String>,
 }
@@ -69,6 +70,13 @@ pub struct Labels {
     pub service_name: Option<String>,
     #[serde(rename = "topology.kubernetes.io/zone")]
     pub zone: Option<String>,
+}
+
+#[derive(Deserialize, Default, Debug)]
+#[serde(default, remote = "Self")]
+pub struct Annotations {
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    pub last_change_trigger_time: Option<String>,
 }
 
 /// Of Services and of Nodes.
@@ -244,5 +252,5 @@ macro_rules! only_from_mappings {
 }
 
 only_from_mappings! {
-    Head HeadMetadata Document Metadata Labels Spec ServicePort SessionAffinityConfig ClientIpConfig Taint Status LoadBalancerStatus LoadBalancerIngress NodeAddress Endpoint Conditions EndpointHints Hint EndpointPort Subset EndpointAddress
+    Head HeadMetadata Document Metadata Labels Annotations Spec ServicePort SessionAffinityConfig ClientIpConfig Taint Status LoadBalancerStatus LoadBalancerIngress NodeAddress Endpoint Conditions EndpointHints Hint EndpointPort Subset EndpointAddress
 }

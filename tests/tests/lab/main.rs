@@ -36,6 +36,7 @@ mod inspect;
 mod kube_proxy_config;
 mod manifest;
 mod mark;
+mod metrics;
 mod node_port;
 mod packet;
 mod privilege;
