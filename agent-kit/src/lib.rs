@@ -30,6 +30,7 @@ pub mod output;
 pub mod ports;
 pub mod print;
 pub mod problems;
+pub mod process;
 pub mod program;
 pub mod reason;
 pub mod server;

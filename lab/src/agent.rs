@@ -6,7 +6,7 @@ use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
-    process::{Command, Output},
+    process::{Command, ExitStatus, Output},
     thread,
     time::{Duration, Instant},
 };
@@ -269,6 +269,17 @@ impl Agent {
     pub fn health(&self, path: &str) -> Result<(u16, String)> {
         let (address, _) = self.kind.readiness();
         self.get(address, path).at("read", format!("http://{address}{path}"))
+    }
+
+    /// Status and body of a path at the address of metrics.
+    pub fn status(&self, path: &str) -> Result<(u16, String)> {
+        let address = self.kind.metrics();
+        self.get(address, path).at("read", format!("http://{address}{path}"))
+    }
+
+    /// How the process ended, if it did by itself.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.as_mut().and_then(Process::ended)
     }
 
     fn get(&self, address: &str, path: &str) -> io::Result<(u16, String)> {

@@ -222,6 +222,7 @@ fn service(name: &Name, rows: &[(ServicePortKey, DesiredService)]) -> Option<Ser
         source_ranges: [].into(),
         internal_local: any(service_flags::INTERNAL_LOCAL),
         external_local: any(service_flags::EXTERNAL_LOCAL),
+        health_check_node_port: 0,
         affinity_timeout_sec: None,
     })
 }

@@ -161,7 +161,7 @@ pub fn candidates<'a>(
     node: &str,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
-    let slices_only = has_slices(sets, family);
+    let slices_only = EndpointSet::has_slices(sets, family);
     for set in sets.iter().filter(|set| set.from_slice || !slices_only) {
         for slice in set.slices.iter().filter(|slice| slice.family == family) {
             let ports = slice.ports.iter();
@@ -183,11 +183,4 @@ pub fn candidates<'a>(
     candidates.sort_by_key(|c| (place(c), !c.backend.local));
     candidates.dedup_by_key(|c| place(c));
     candidates
-}
-
-/// A Service's EndpointSlices are the word on it: the cluster mirrors Endpoints into them, and
-/// what a dump holds of both may be of two moments.
-fn has_slices(sets: &[&EndpointSet], family: IpFamily) -> bool {
-    let mut slices = sets.iter().filter(|set| set.from_slice).flat_map(|set| &set.slices);
-    slices.any(|slice| slice.family == family)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     path::PathBuf,
     str::FromStr,
 };
@@ -16,6 +16,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
+use crate::kube_proxy::{flags::KubeProxyFlags, mapping::parse_socket};
+
 /// Balances Kubernetes Services with eBPF, in place of kube-proxy.
 #[derive(Parser, Debug)]
 #[command(
@@ -23,7 +25,7 @@ use serde::Serialize;
     version,
     propagate_version = true,
     args_conflicts_with_subcommands = true,
-    after_help = "Example:\n  proxy-agent --source dir:/etc/millrace/manifests --node-ip 10.0.0.1"
+    after_help = RUN_HELP
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -35,9 +37,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Balance Services until told to stop; what is programmed stays (the default)
-    #[command(
-        after_help = "Example:\n  proxy-agent run --source dir:/etc/millrace/manifests --node-ip 10.0.0.1"
-    )]
+    #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
     /// Show on one screen what the agent does and how it fares
     #[command(after_help = "Example:\n  proxy-agent status -o json")]
@@ -58,6 +58,19 @@ pub enum Command {
     #[command(after_help = "Example:\n  proxy-agent cleanup")]
     Cleanup(CleanupArgs),
 }
+
+const RUN_HELP: &str = "Example:
+  proxy-agent run --source dir:/etc/millrace/manifests --node-ip 10.0.0.1
+
+kube-proxy's other flags are taken too; those that have no meaning here are named in the log.";
+
+/// kube-proxy's ports.
+pub const HEALTHZ_PORT: u16 = 10_256;
+pub const METRICS_PORT: u16 = 10_249;
+pub const HEALTHZ_ADDRESS: SocketAddr =
+    SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, HEALTHZ_PORT));
+pub const METRICS_ADDRESS: SocketAddr =
+    SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, METRICS_PORT));
 
 /// Source ports for masquerading, unless others are named.
 const NAT_PORTS: PortRange = PortRange { first: 50_000, last: 59_999 };
@@ -121,6 +134,10 @@ pub struct CleanupArgs {
 
 #[derive(Args, Clone, Debug, Serialize)]
 pub struct RunArgs {
+    // First, because it looks at what others were given, and who reads them takes them away.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub kube_proxy: KubeProxyFlags,
     /// Where Services, EndpointSlices and Nodes come from: dir:PATH (kubernetes and
     /// etcd:URL[,URL…][/PREFIX] are not built yet)
     /// [default: kubernetes in a cluster or with a kubeconfig, else dir:/etc/millrace/manifests]
@@ -177,12 +194,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "TABLE=ROWS", value_delimiter = ',', value_parser = parse_capacity)]
     pub capacity: Vec<(CapacityOf, u32)>,
     /// Where /metrics, /healthz, /livez, /proxyMode, /configz and /status answer
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10249")]
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = METRICS_ADDRESS, value_parser = metrics_address)]
     pub metrics_bind_address: SocketAddr,
     /// Where /healthz and /livez answer
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:10256")]
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = HEALTHZ_ADDRESS, value_parser = healthz_address)]
     pub healthz_bind_address: SocketAddr,
-    /// A KubeProxyConfiguration (not built yet)
+    /// A KubeProxyConfiguration as kubeadm writes it; goes before flags that kube-proxy has too, but
+    /// --hostname-override. The agent ends when it changes, to be started anew
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// How the log is written to standard error
@@ -208,9 +226,6 @@ impl RunArgs {
     pub fn validate(&self) -> Result<PathBuf, ConfigError> {
         let missing =
             |flag: &str, instead| Err(ConfigError::NotBuilt { flag: flag.to_owned(), instead });
-        if self.config.is_some() {
-            return missing("--config", "flags");
-        }
         if self.xdp != Xdp::Off {
             return missing("--xdp", "--xdp off");
         }
@@ -389,6 +404,14 @@ impl CapacityOf {
             Self::Flows => "flows",
         }
     }
+}
+
+fn metrics_address(text: &str) -> Result<SocketAddr, String> {
+    parse_socket(text, METRICS_PORT)
+}
+
+fn healthz_address(text: &str) -> Result<SocketAddr, String> {
+    parse_socket(text, HEALTHZ_PORT)
 }
 
 fn parse_capacity(text: &str) -> Result<(CapacityOf, u32), String> {

@@ -141,6 +141,26 @@ pub fn node_port_addresses(
     addresses
 }
 
+/// Addresses at which healthCheckNodePorts answer; `None`: at all that there are. A load balancer
+/// may ask at others than NodePorts answer at, so only addresses that are written out count.
+pub fn health_check_addresses(
+    network: &Network,
+    wanted: &NodePortAddresses,
+) -> Option<Vec<IpAddr>> {
+    match wanted {
+        NodePortAddresses::Primary | NodePortAddresses::All => None,
+        NodePortAddresses::Localhost | NodePortAddresses::Cidrs(_) => {
+            let mut addresses = node_port_addresses(network, &[], wanted);
+            // Without their device nobody can listen at them.
+            addresses.retain(|address| match address {
+                IpAddr::V4(_) => true,
+                IpAddr::V6(address) => !address.is_unicast_link_local(),
+            });
+            Some(addresses)
+        }
+    }
+}
+
 fn uplinks(network: &Network, wish: &Wish, roles: &mut Roles) -> BTreeSet<u32> {
     if !wish.uplinks.is_empty() {
         let mut found = BTreeSet::new();
@@ -370,6 +390,16 @@ mod tests {
         assert_eq!(at("all"), "10.1.0.1 10.9.9.9 192.0.2.1 2001:db8::1");
         assert_eq!(at("localhost"), "");
         assert_eq!(at("10.0.0.0/8"), "10.1.0.1 10.9.9.9");
+    }
+
+    #[test]
+    fn health_checks_answer_everywhere_unless_addresses_are_written_out() {
+        let mut network = node();
+        network.addresses.push(DeviceAddress { is_global: false, ..held(2, "fe80::1") });
+        let at = |wanted: &str| health_check_addresses(&network, &wanted.parse().unwrap());
+        assert_eq!([at("primary"), at("all")], [None, None]);
+        assert_eq!(at("192.0.2.0/24,::/0").unwrap().len(), 2);
+        assert_eq!(at("localhost"), Some(Vec::new()));
     }
 
     #[test]

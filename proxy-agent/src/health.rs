@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     metrics::Metrics,
-    status::{Board, Problem, attachments},
+    status::{self, Board, Problem, attachments},
 };
 
 /// Changes that have waited this long to be programmed make the agent unhealthy: twice
@@ -28,6 +28,8 @@ pub struct Answers {
     pub metrics: Arc<Metrics>,
     /// The configuration, as `/configz` shows it.
     pub config: Value,
+    /// The same in kube-proxy's words.
+    pub kube_proxy: Value,
     pub bpffs: PathBuf,
 }
 
@@ -37,9 +39,9 @@ pub fn serve(metrics: SocketAddr, healthz: SocketAddr, answers: &Answers) {
     let all = health
         .clone()
         .route("/metrics", get(metrics_text))
-        .route("/proxyMode", get(|| async { "millrace" }))
+        .route("/proxyMode", get(proxy_mode))
         .route("/configz", get(configz))
-        .route("/status", get(status));
+        .route("/status", get(status_answer));
     listen("--metrics-bind-address", metrics, all, answers);
     if healthz != metrics {
         listen("--healthz-bind-address", healthz, health, answers);
@@ -54,33 +56,37 @@ fn listen(flag: &'static str, address: SocketAddr, router: Router<Answers>, answ
     });
 }
 
-/// The body of both health answers.
+/// Whether changes have waited too long to be programmed.
+pub fn is_stale(state: &status::State) -> bool {
+    state.behind_since.is_some_and(|since| since.elapsed() > STALE)
+}
+
+/// Go's zero time: not yet.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// The body of both health answers, field by field that of pkg/proxy/healthcheck/proxy_health.go.
 fn health(board: &Board, with_node: bool) -> (StatusCode, Value) {
     let state = board.state();
     let now = jiff::Timestamp::now();
-    let behind = state.behind_since.map(|since| since.elapsed());
-    let is_stale = behind.is_some_and(|behind| behind > STALE);
-    // While nothing waits, what is programmed is as of now.
-    let updated = behind
-        .and_then(|behind| jiff::SignedDuration::try_from(behind).ok())
-        .map_or(now, |behind| now - behind);
-    let mut body = json!({
-        "lastUpdated": updated.to_string(),
-        "currentTime": now.to_string(),
-        "healthy": !is_stale,
-        "status": {
-            "IPv4": { "lastUpdated": updated.to_string(), "healthy": !is_stale },
-            "IPv6": { "lastUpdated": updated.to_string(), "healthy": !is_stale },
-        },
-    });
-    let mut is_ok = !is_stale;
+    let is_healthy = !is_stale(&state);
+    let updated = state.last_sync.and_then(|at| jiff::SignedDuration::try_from(at.elapsed()).ok());
+    let updated = updated.map(|age| (now - age).to_string());
+    let mut body = json!({ "currentTime": now.to_string(), "healthy": is_healthy });
+    let mut is_ok = is_healthy;
     if with_node {
         // Until the source has told everything once, this node is unknown, and no load
         // balancer should count on it.
         let eligible = state.is_synced && !state.is_leaving;
         is_ok &= eligible;
         body["nodeEligible"] = eligible.into();
-        body["healthy"] = is_ok.into();
+    }
+    // While nothing is amiss, what is programmed is as of now.
+    let last = if is_ok { now.to_string() } else { updated.as_deref().unwrap_or(NEVER).into() };
+    body["lastUpdated"] = last.into();
+    if let Some(updated) = updated {
+        // Both families are written at once.
+        let family = json!({ "lastUpdated": updated, "healthy": is_healthy });
+        body["status"] = json!({ "IPv4": family, "IPv6": family });
     }
     (if is_ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
 }
@@ -99,6 +105,10 @@ async fn livez(State(answers): State<Answers>) -> Response {
     answer(&answers, "/livez")
 }
 
+async fn proxy_mode() -> Response {
+    ([(header::X_CONTENT_TYPE_OPTIONS, "nosniff")], "millrace").into_response()
+}
+
 async fn metrics_text(State(answers): State<Answers>) -> Response {
     // It walks tables: not on a thread that carries changes.
     match tokio::task::spawn_blocking(move || answers.metrics.text()).await {
@@ -108,10 +118,10 @@ async fn metrics_text(State(answers): State<Answers>) -> Response {
 }
 
 async fn configz(State(answers): State<Answers>) -> Json<Value> {
-    Json(json!({ "millrace": answers.config }))
+    Json(json!({ "millrace": answers.config, "kubeproxy.config.k8s.io": answers.kube_proxy }))
 }
 
-async fn status(State(answers): State<Answers>) -> Response {
+async fn status_answer(State(answers): State<Answers>) -> Response {
     let mut status = answers.board.status();
     match attachments(&answers.bpffs) {
         Ok(attachments) => status.attachments = attachments,
@@ -139,7 +149,36 @@ mod tests {
         board.state().is_leaving = true;
         let (code, body) = health(&board, true);
         assert_eq!((code, &body["nodeEligible"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(false)));
-        assert_eq!(health(&board, false).0, StatusCode::OK);
+        // The proxy itself has nothing to complain of.
+        assert_eq!((&body["healthy"], &body["lastUpdated"]), (&json!(true), &json!(NEVER)));
+        let (code, body) = health(&board, false);
+        assert_eq!((code, &body["nodeEligible"]), (StatusCode::OK, &Value::Null));
+        assert_eq!(body["lastUpdated"], body["currentTime"]);
+    }
+
+    #[test]
+    fn when_tables_were_last_written_is_told_by_family() {
+        let board = Board::default();
+        board.state().is_synced = true;
+        assert_eq!(health(&board, true).1["status"], Value::Null);
+        board.state().last_sync = Instant::now().checked_sub(Duration::from_secs(100));
+        let (_, body) = health(&board, true);
+        let time = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+        let age = |body: &Value, value: &Value| {
+            time(&body["currentTime"]).duration_since(time(value)).as_secs()
+        };
+        assert_eq!(age(&body, &body["lastUpdated"]), 0);
+        for family in ["IPv4", "IPv6"] {
+            assert_eq!(age(&body, &body["status"][family]["lastUpdated"]), 100);
+            assert_eq!(body["status"][family]["healthy"], true);
+        }
+        board.state().behind_since = Instant::now().checked_sub(Duration::from_secs(61));
+        let (_, body) = health(&board, false);
+        assert_eq!(age(&body, &body["lastUpdated"]), 100);
+        assert_eq!(
+            (&body["healthy"], &body["status"]["IPv6"]["healthy"]),
+            (&json!(false), &json!(false))
+        );
     }
 
     #[test]

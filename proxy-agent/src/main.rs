@@ -13,6 +13,7 @@ use proxy_agent::{
     check,
     cleanup::{self, CleanupError},
     config::{Cli, Command, ConfigError, RunArgs},
+    kube_proxy::{self, KubeProxyError},
     object,
     run::{self, RunError},
     show,
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Err(err) => {
             let _ = writeln!(io::stderr(), "proxy-agent: {err}");
             let is_usage = err.downcast_ref::<ConfigError>().is_some()
+                || err.downcast_ref::<KubeProxyError>().is_some()
                 || matches!(err.downcast_ref(), Some(RunError::Config(_)))
                 || matches!(err.downcast_ref(), Some(CleanupError::KubeProxy));
             ExitCode::from(if is_usage { 2 } else { 1 })
@@ -75,7 +77,8 @@ fn execute(cli: Cli) -> Result<ExitCode> {
     }
 }
 
-fn agent(args: RunArgs) -> Result<ExitCode> {
+fn agent(mut args: RunArgs) -> Result<ExitCode> {
+    let kube_proxy = kube_proxy::resolve(&mut args)?;
     args.validate()?;
     log::init(args.log_format, args.verbose, "proxy_agent");
     return_memory_at_once();
@@ -86,7 +89,7 @@ fn agent(args: RunArgs) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(run::run(args));
+    let result = runtime.block_on(run::run(args, kube_proxy));
     // Nobody waits for a sweep or a wait that is under way.
     runtime.shutdown_background();
     result?;

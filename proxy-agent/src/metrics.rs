@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_kit::array::ArrayView;
+use agent_kit::{array::ArrayView, process::ProcessMetrics};
 use datapath::service::ServiceCounters;
 use prometheus_client::{
     collector::Collector,
@@ -17,7 +17,7 @@ use prometheus_client::{
         counter::{ConstCounter, Counter},
         family::Family,
         gauge::{ConstGauge, Gauge},
-        histogram::{Histogram, exponential_buckets},
+        histogram::{Histogram, exponential_buckets, linear_buckets},
         info::Info,
     },
     registry::Registry,
@@ -25,8 +25,10 @@ use prometheus_client::{
 
 use crate::{
     apply::audit::TABLES,
+    desired::IpFamily,
     show::{self, Counters},
     status::{Board, Problem, unix_seconds},
+    told::{NoLocal, Told, Trigger},
 };
 
 type Labels = Vec<(&'static str, String)>;
@@ -43,12 +45,45 @@ pub struct Metrics {
     registry: Registry,
     sync_duration: Histogram,
     proxy_sync_duration: Family<Labels, Histogram>,
+    full_sync_duration: Family<Labels, Histogram>,
+    partial_sync_duration: Family<Labels, Histogram>,
+    network_programming: Family<Labels, Histogram>,
+    service_changes: Changes,
+    endpoint_changes: Changes,
+    no_local: Family<Labels, Gauge>,
+    /// Changes of pods that are not programmed yet.
+    triggers: Mutex<Vec<Trigger>>,
+    started: f64,
     change_to_programmed: Histogram,
     last_sync: Family<Labels, Gauge64>,
     last_queued: Family<Labels, Gauge64>,
     healthz: Family<Labels, Counter>,
     livez: Family<Labels, Counter>,
     audit_repairs: Family<Labels, Counter>,
+}
+
+/// Changes of objects, as kube-proxy counts them.
+#[derive(Debug, Default)]
+struct Changes {
+    total: Counter,
+    pending: Gauge,
+}
+
+impl Changes {
+    fn told(&self, count: u64) {
+        self.total.inc_by(count);
+        self.pending.inc_by(count.try_into().unwrap_or(i64::MAX));
+    }
+}
+
+/// Triggers that are kept; more are not measured. Only while nothing can be written do they heap up.
+const TRIGGERS: usize = 10_000;
+
+/// kube-proxy's buckets: to 60 s by the second, to 2 min by 5 s, to 5 min by 30 s.
+fn long_seconds() -> Histogram {
+    let fine = [0.25, 0.5].into_iter();
+    let rest = linear_buckets(60.0, 5.0, 12).chain(linear_buckets(120.0, 30.0, 7));
+    Histogram::new(fine.chain(linear_buckets(1.0, 1.0, 59)).chain(rest))
 }
 
 fn seconds() -> Histogram {
@@ -65,6 +100,14 @@ impl Metrics {
         let metrics = Self {
             sync_duration: fine_seconds(),
             proxy_sync_duration: Family::new_with_constructor(seconds),
+            full_sync_duration: Family::new_with_constructor(seconds),
+            partial_sync_duration: Family::new_with_constructor(seconds),
+            network_programming: Family::new_with_constructor(long_seconds),
+            service_changes: Changes::default(),
+            endpoint_changes: Changes::default(),
+            no_local: Family::default(),
+            triggers: Mutex::default(),
+            started: unix_seconds(),
             change_to_programmed: fine_seconds(),
             last_sync: Family::default(),
             last_queued: Family::default(),
@@ -87,6 +130,44 @@ impl Metrics {
             "kubeproxy_sync_proxy_rules_duration_seconds",
             "Time to write the difference into the tables",
             metrics.proxy_sync_duration.clone(),
+        );
+        registry.register(
+            "kubeproxy_sync_full_proxy_rules_duration_seconds",
+            "Time to write all that the source told first",
+            metrics.full_sync_duration.clone(),
+        );
+        registry.register(
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds",
+            "Time to write a difference after that",
+            metrics.partial_sync_duration.clone(),
+        );
+        registry.register(
+            "kubeproxy_network_programming_duration_seconds",
+            "Time from a change of pods, as their EndpointSlice says, to its being in force",
+            metrics.network_programming.clone(),
+        );
+        for (changes, what, total, pending) in [
+            (
+                &metrics.service_changes,
+                "Services",
+                "kubeproxy_sync_proxy_rules_service_changes",
+                "kubeproxy_sync_proxy_rules_service_changes_pending",
+            ),
+            (
+                &metrics.endpoint_changes,
+                "EndpointSlices and Endpoints",
+                "kubeproxy_sync_proxy_rules_endpoint_changes",
+                "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+            ),
+        ] {
+            registry.register(total, format!("Changes of {what}"), changes.total.clone());
+            let help = format!("Changes of {what} that are not in force yet");
+            registry.register(pending, help, changes.pending.clone());
+        }
+        registry.register(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "Services' ports whose policy is Local, with endpoints on other nodes only",
+            metrics.no_local.clone(),
         );
         registry.register(
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
@@ -113,6 +194,12 @@ impl Metrics {
             "Rows that were not as the agent had written them",
             metrics.audit_repairs.clone(),
         );
+        for family in families() {
+            // Told before there is anything to tell.
+            drop(metrics.network_programming.get_or_create(&family));
+        }
+        metrics.no_local(NoLocal::default());
+        registry.register_collector(Box::new(ProcessMetrics));
         for table in TABLES {
             // Told as 0 from the start.
             drop(metrics.audit_repairs.get_or_create(&vec![("table", table.to_owned())]));
@@ -128,11 +215,46 @@ impl Metrics {
         Self { registry, ..metrics }
     }
 
-    /// The difference was written.
-    pub fn synced(&self, duration: Duration) {
+    /// The source told of this, which is not in force yet.
+    pub fn told(&self, told: &Told) {
+        self.service_changes.told(told.services);
+        self.endpoint_changes.told(told.endpoints);
+        let mut triggers = self.triggers.lock().unwrap_or_else(PoisonError::into_inner);
+        // What came before is no fault of this process.
+        let news = told.triggers.iter().filter(|trigger| unix(**trigger) > self.started);
+        let room = TRIGGERS.saturating_sub(triggers.len());
+        triggers.extend(news.take(room));
+    }
+
+    /// All that was told is in force.
+    pub fn settled(&self) {
+        self.service_changes.pending.set(0);
+        self.endpoint_changes.pending.set(0);
+        let mut triggers = self.triggers.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = unix_seconds();
+        let [v4, v6] = families();
+        for trigger in triggers.drain(..) {
+            let family = if trigger.family == IpFamily::V4 { &v4 } else { &v6 };
+            self.network_programming.get_or_create(family).observe((now - unix(trigger)).max(0.0));
+        }
+    }
+
+    pub fn no_local(&self, counts: NoLocal) {
+        for (policy, counts) in [("internal", counts.internal), ("external", counts.external)] {
+            for (mut labels, count) in families().into_iter().zip(counts) {
+                labels.insert(0, ("traffic_policy", policy.to_owned()));
+                self.no_local.get_or_create(&labels).set(count.into());
+            }
+        }
+    }
+
+    /// The difference was written; the first time, that was all there is.
+    pub fn synced(&self, duration: Duration, is_full: bool) {
         self.sync_duration.observe(duration.as_secs_f64());
+        let kind = if is_full { &self.full_sync_duration } else { &self.partial_sync_duration };
         for family in families() {
             self.proxy_sync_duration.get_or_create(&family).observe(duration.as_secs_f64());
+            kind.get_or_create(&family).observe(duration.as_secs_f64());
             self.last_sync.get_or_create(&family).set(unix_seconds());
         }
     }
@@ -169,6 +291,11 @@ impl Metrics {
 
 fn families() -> [Labels; 2] {
     ["IPv4", "IPv6"].map(|family| vec![("ip_family", family.to_owned())])
+}
+
+/// Seconds since 1970.
+fn unix(trigger: Trigger) -> f64 {
+    Duration::from_millis(trigger.at_ms).as_secs_f64()
 }
 
 /// What stands in tables.

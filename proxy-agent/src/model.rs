@@ -2,7 +2,7 @@
 //! thousand Services have to fit into a few megabytes. Every value in here is valid; checking
 //! is the business of [`crate::reflect`].
 
-use std::{collections::HashSet, fmt, net::IpAddr, sync::Arc};
+use std::{collections::HashSet, fmt, net::IpAddr, num::NonZeroU64, sync::Arc};
 
 use ipnetwork::IpNetwork;
 
@@ -91,6 +91,8 @@ pub struct Service {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
+    /// `spec.healthCheckNodePort` of a load balancer with that policy; 0 if it has none.
+    pub health_check_node_port: u16,
     /// Timeout of `sessionAffinity: ClientIP`.
     pub affinity_timeout_sec: Option<u32>,
 }
@@ -112,7 +114,19 @@ pub struct EndpointSet {
     pub service: Name,
     /// From an EndpointSlice, not from core/v1 Endpoints.
     pub from_slice: bool,
+    /// When the change of the pods came that it tells of, in milliseconds since 1970, if it says.
+    pub triggered_ms: Option<NonZeroU64>,
     pub slices: Box<[Slice]>,
+}
+
+impl EndpointSet {
+    /// Whether EndpointSlices tell of a family: then they are the word on it. The cluster mirrors
+    /// Endpoints into them, and what a dump holds of both may be of two moments.
+    #[must_use]
+    pub fn has_slices(sets: &[&Self], family: IpFamily) -> bool {
+        let mut slices = sets.iter().filter(|set| set.from_slice).flat_map(|set| &set.slices);
+        slices.any(|slice| slice.family == family)
+    }
 }
 
 /// Endpoints of one family that share their ports. An EndpointSlice is one, an Endpoints

@@ -39,8 +39,10 @@ use crate::{
     check,
     config::{ConfigError, PodLink, RunArgs, SocketLb},
     desired::Desired,
-    devices::{Roles, Wish, node_port_addresses, roles},
+    devices::{Roles, Wish, health_check_addresses, node_port_addresses, roles},
     health,
+    health_checks::{HealthChecks, Where},
+    kube_proxy::KubeProxyConfig,
     metrics::Metrics,
     netlink::{Netlink, NetlinkError, Network},
     object, report, settings,
@@ -78,6 +80,8 @@ pub enum RunError {
     Settings(TableError),
     #[error("cannot tell this node from its pods: {0}")]
     Node(io::Error),
+    #[error("--config: {0} says something else now; the agent ends, to be started anew with it")]
+    ConfigChanged(PathBuf),
     #[error("cannot listen to the source: {0}")]
     Source(io::Error),
     #[error(transparent)]
@@ -86,14 +90,17 @@ pub enum RunError {
     Attach(#[from] AttachError),
 }
 
-/// Runs until told to stop.
-pub async fn run(args: RunArgs) -> Result<(), RunError> {
+/// Runs until told to stop, or until the file of `--config` changes.
+pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunError> {
     let directory = args.validate()?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Node)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Node)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Node)?;
     let config = serde_json::to_value(&args).unwrap_or_default();
     info!(version = env!("CARGO_PKG_VERSION"), %config, "starting");
+    for warning in &kube_proxy.warnings {
+        warn!("{warning}");
+    }
 
     // The source reads its files while the kernel verifies the programs.
     let board = Arc::new(Board::default());
@@ -106,6 +113,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
             board: Arc::clone(&board),
             metrics: Arc::clone(&agent.metrics),
             config,
+            kube_proxy: kube_proxy.in_force(&agent.args, &node_name(&agent.args)),
             bpffs: agent.args.pins.bpffs.clone(),
         },
     );
@@ -137,6 +145,9 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
             Ok(result) = finished(&mut agent.ending) => agent.stale_ended(result),
             _ = retry.tick() => {
                 agent.look_at_netfilter();
+                if let Some(path) = kube_proxy.changed() {
+                    return Err(RunError::ConfigChanged(path.into()));
+                }
                 agent.list_devices(&netlink).await;
                 agent.sync(0);
                 if agent.all_flows == Due::Later {
@@ -183,7 +194,8 @@ async fn finished<T>(job: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
 
 /// As kube-proxy: without blanks, in small letters.
 fn node_name(args: &RunArgs) -> String {
-    let name = args.hostname_override.clone().unwrap_or_else(|| {
+    let name = args.hostname_override.clone().filter(|name| !name.trim().is_empty());
+    let name = name.unwrap_or_else(|| {
         std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()
     });
     name.trim().to_lowercase()
@@ -218,6 +230,7 @@ struct Agent {
     ending: Option<JoinHandle<Result<Ended, StaleError>>>,
     /// Whether all flows must be looked at, and not only those to what has changed.
     all_flows: Due,
+    health_checks: HealthChecks,
     foreign_proxy: bool,
     /// Why what leaves toward pods cannot be seen at their bridges.
     obstacle: Option<String>,
@@ -255,6 +268,7 @@ impl Agent {
             state.source = format!("dir:{}", source.path().display());
         }
         let node_addresses = args.node_ip.clone();
+        let health_checks = HealthChecks::start(Arc::clone(&board));
         let mut agent = Self {
             args,
             source,
@@ -272,6 +286,7 @@ impl Agent {
             waiting: None,
             ending: None,
             all_flows: Due::Now,
+            health_checks,
             foreign_proxy: false,
             obstacle: None,
             sockets_attached: false,
@@ -356,9 +371,20 @@ impl Agent {
         for (key, wanted) in self.source.set_addresses(addresses) {
             self.applier.want(key, wanted);
         }
+        self.answer_health_checks();
         // New programs with tables that are not filled would take old ones' place too early.
         if self.loaded.replaces.is_none() {
             self.attach();
+        }
+    }
+
+    /// Has load balancers told which Services have endpoints here, once everything was told.
+    fn answer_health_checks(&self) {
+        if self.applier.is_complete() {
+            let wanted = &self.args.nodeport_addresses;
+            let at =
+                health_check_addresses(&self.network, wanted).map_or(Where::Everywhere, Where::At);
+            self.health_checks.set(self.source.health(), at);
         }
     }
 
@@ -404,6 +430,7 @@ impl Agent {
     fn take(&mut self, feed: Feed) {
         let changes = feed.changes.len() as u64;
         self.metrics.queued();
+        self.metrics.told(&self.source.take_told());
         {
             let mut state = self.board.state();
             state.last_event = Some(feed.since);
@@ -432,7 +459,11 @@ impl Agent {
         if changes > 0 || is_first {
             self.sync(changes);
             self.metrics.change_to_programmed(feed.since.elapsed());
+        } else if self.applier.is_complete() && !self.applier.is_behind() {
+            // What was told changes no row.
+            self.metrics.settled();
         }
+        self.answer_health_checks();
         self.board.state().is_synced |= feed.is_synced;
         if is_first {
             info!(services = self.applier.services(), "all Services are programmed");
@@ -488,14 +519,16 @@ impl Agent {
             state.last_sync_duration = duration;
             state.last_sync_changes = changes;
             state.last_sync = Some(Instant::now());
-            self.metrics.synced(duration);
+            self.metrics.synced(duration, state.syncs == 1);
         }
         if self.applier.is_behind() {
             state.behind_since.get_or_insert(began);
         } else {
             state.behind_since = None;
+            self.metrics.settled();
         }
         state.tables = report::fill(&fill);
+        self.metrics.no_local(self.source.no_local());
     }
 
     /// Compares tables with what was written, and repairs them. On this thread, which writes

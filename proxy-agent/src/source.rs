@@ -17,9 +17,11 @@ use crate::{
     doubt::Doubt,
     model::Node,
     problem::Problem,
+    service_health::ServicesHealth,
     serving::Serving,
     state::{RowChange, State},
     status,
+    told::{NoLocal, Told},
 };
 
 /// News.
@@ -92,6 +94,21 @@ impl Source {
     /// [`State::take_serving`].
     pub fn take_serving(&mut self, is_whole: bool) -> Serving {
         self.state.take_serving(is_whole)
+    }
+
+    /// What load balancers are to be told of Services.
+    pub fn health(&self) -> &ServicesHealth {
+        self.state.health()
+    }
+
+    /// What was told since this was last asked, for metrics.
+    pub fn take_told(&mut self) -> Told {
+        self.state.take_told()
+    }
+
+    /// Services' ports without endpoints where their policy wants them, for metrics.
+    pub fn no_local(&self) -> NoLocal {
+        self.state.no_local()
     }
 
     /// This node's object, if there is one.

@@ -17,7 +17,9 @@ use crate::{
     doubt::Doubt,
     model::{Change, EndpointSet, Name, Node, Object, ObjectKey, ObjectKind, Service},
     problem::Problem,
+    service_health::{ServicesHealth, service_health},
     serving::{self, Place, Serving},
+    told::{NoLocal, Told, Trigger},
 };
 
 /// A row that is new or another than before, or `None` in place of one that is no more.
@@ -37,6 +39,9 @@ pub struct State {
     owners: HashMap<ObjectKey, Name>,
     claims: Claims,
     desired: Desired,
+    health: ServicesHealth,
+    no_local: NoLocal,
+    told: Told,
     adopted: Adopted,
     /// Services of which somebody speaks UDP, and frontends of theirs, now or before, that have
     /// changed in any way since [`State::take_serving`].
@@ -55,6 +60,7 @@ impl State {
         let mut dirty = BTreeSet::new();
         let zone = self.zone();
         for change in batch {
+            self.count(&change);
             match change {
                 Change::Put(key, object) => self.put(key, object, &mut dirty),
                 Change::Delete(key) => self.delete(&key, &mut dirty),
@@ -65,6 +71,21 @@ impl State {
         }
         dirty.append(&mut self.claims.settle());
         self.recompile(&dirty)
+    }
+
+    fn count(&mut self, change: &Change) {
+        let (Change::Put(key, _) | Change::Delete(key)) = change;
+        match key.kind {
+            ObjectKind::Service => self.told.services += 1,
+            ObjectKind::EndpointSlice | ObjectKind::Endpoints => self.told.endpoints += 1,
+            ObjectKind::Node => {}
+        }
+        // What is deleted tells only of its last change but one.
+        if let Change::Put(_, Object::Endpoints(set)) = change
+            && let (Some(at_ms), Some(slice)) = (set.triggered_ms, set.slices.first())
+        {
+            self.told.triggers.push(Trigger { family: slice.family, at_ms: at_ms.get() });
+        }
     }
 
     /// What cannot be read now. Until the state is told, it keeps nothing of the last agent.
@@ -157,6 +178,23 @@ impl State {
         found
     }
 
+    /// What load balancers are to be told.
+    #[must_use]
+    pub const fn health(&self) -> &ServicesHealth {
+        &self.health
+    }
+
+    /// What was told since this was last asked.
+    pub fn take_told(&mut self) -> Told {
+        std::mem::take(&mut self.told)
+    }
+
+    /// Services' ports that have endpoints, but none where their policy wants them.
+    #[must_use]
+    pub const fn no_local(&self) -> NoLocal {
+        self.no_local
+    }
+
     /// This node's object, if the source has it.
     #[must_use]
     pub fn node(&self) -> Option<&Node> {
@@ -243,8 +281,21 @@ impl State {
         for name in dirty {
             let rows = self.rows(name);
             self.replace_rows(name, rows, &mut changes);
+            self.settle_health(name);
         }
         changes
+    }
+
+    fn settle_health(&mut self, name: &Name) {
+        let service = self.services.get(name).filter(|service| service.health_check_node_port != 0);
+        let sets = || self.sets.get(name).into_iter().flatten().map(|(_, set)| &**set);
+        let health = service.and_then(|service| {
+            service_health(service, &sets().collect::<Vec<_>>(), &self.facts.name)
+        });
+        match health {
+            Some(health) => drop(self.health.insert(name.clone(), health)),
+            None => drop(self.health.remove(name)),
+        }
     }
 
     fn rows(&self, name: &Name) -> Vec<(ServicePortKey, DesiredService)> {
@@ -289,13 +340,18 @@ impl State {
         }
         for key in old {
             if !rows.iter().any(|(other, _)| *other == key) {
-                self.desired.remove(&key);
+                if let Some(old) = self.desired.remove(&key) {
+                    self.no_local.remove(key.family, &old);
+                }
                 changes.push((key, None));
             }
         }
         for (key, row) in rows {
             if self.desired.get(&key) != Some(&row) {
-                self.desired.insert(key.clone(), row.clone());
+                self.no_local.add(key.family, &row);
+                if let Some(old) = self.desired.insert(key.clone(), row.clone()) {
+                    self.no_local.remove(key.family, &old);
+                }
                 changes.push((key, Some(row)));
             }
         }

@@ -36,6 +36,9 @@ const PURE: &[&str] = &[
     "flannel-agent/src/pool.rs",
     "flannel-agent/src/subnet.rs",
     "flannel-agent/src/subnet_env.rs",
+    "proxy-agent/src/kube_proxy/document.rs",
+    "proxy-agent/src/kube_proxy/fields.rs",
+    "proxy-agent/src/kube_proxy/mapping.rs",
     "proxy-agent/src/model",
     "proxy-agent/src/model.rs",
     "proxy-agent/src/topology",
@@ -47,6 +50,8 @@ const PURE: &[&str] = &[
     "proxy-agent/src/adopted.rs",
     "proxy-agent/src/claims.rs",
     "proxy-agent/src/maglev.rs",
+    "proxy-agent/src/service_health.rs",
+    "proxy-agent/src/told.rs",
 ];
 
 const IMPURE: &[&str] =

@@ -54,6 +54,7 @@ pub struct Metadata {
     pub name: Option<String>,
     pub namespace: Option<String>,
     pub labels: Option<Labels>,
+    pub annotations: Option<Annotations>,
     pub creation_timestamp: Option<String>,
     pub deletion_timestamp: Option<String>,
 }
@@ -71,6 +72,13 @@ pub struct Labels {
     pub zone: Option<String>,
 }
 
+#[derive(Deserialize, Default, Debug)]
+#[serde(default, remote = "Self")]
+pub struct Annotations {
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    pub last_change_trigger_time: Option<String>,
+}
+
 /// Of Services and of Nodes.
 #[derive(Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
@@ -86,6 +94,7 @@ pub struct Spec {
     pub load_balancer_source_ranges: Option<Vec<String>>,
     pub internal_traffic_policy: Option<String>,
     pub external_traffic_policy: Option<String>,
+    pub health_check_node_port: Option<i64>,
     pub session_affinity: Option<String>,
     pub session_affinity_config: Option<SessionAffinityConfig>,
     #[serde(rename = "podCIDR")]
@@ -243,5 +252,5 @@ macro_rules! only_from_mappings {
 }
 
 only_from_mappings! {
-    Head HeadMetadata Document Metadata Labels Spec ServicePort SessionAffinityConfig ClientIpConfig Taint Status LoadBalancerStatus LoadBalancerIngress NodeAddress Endpoint Conditions EndpointHints Hint EndpointPort Subset EndpointAddress
+    Head HeadMetadata Document Metadata Labels Annotations Spec ServicePort SessionAffinityConfig ClientIpConfig Taint Status LoadBalancerStatus LoadBalancerIngress NodeAddress Endpoint Conditions EndpointHints Hint EndpointPort Subset EndpointAddress
 }

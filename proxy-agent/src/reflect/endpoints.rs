@@ -1,15 +1,16 @@
 //! EndpointSlices and core/v1 Endpoints, as pkg/proxy/endpointslicecache.go reads them.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, num::NonZeroU64, sync::Arc};
 
 use datapath::address::protocol;
+use jiff::Timestamp;
 
 use super::{Report, address::Use, is_for_another, labels, share};
 use crate::{
     desired::IpFamily,
     manifest::document::{
         Conditions, Document, Endpoint as EndpointDocument, EndpointAddress, EndpointHints,
-        EndpointPort, Hint, Subset,
+        EndpointPort, Hint, Metadata, Subset,
     },
     model::{Endpoint, EndpointSet, Hints, Name, Object, Slice, SlicePort},
     problem::ProblemKind,
@@ -20,6 +21,7 @@ pub(super) fn slice(document: Document, report: &mut Report) -> Option<Object> {
     if is_for_another(document.metadata.as_ref()) {
         return None;
     }
+    let triggered_ms = triggered_ms(document.metadata.as_ref());
     let service = labels(document.metadata.as_ref())?.service_name.clone();
     let service = service.filter(|name| !name.is_empty())?;
     let family = match document.address_type.as_deref().unwrap_or_default() {
@@ -41,7 +43,15 @@ pub(super) fn slice(document: Document, report: &mut Report) -> Option<Object> {
     let name =
         Name { namespace: Arc::clone(&report.key.name.namespace), name: service.as_str().into() };
     let slices = [Slice { family, endpoints, ports }].into();
-    Some(Object::Endpoints(Arc::new(EndpointSet { service: name, from_slice: true, slices })))
+    let set = EndpointSet { service: name, from_slice: true, triggered_ms, slices };
+    Some(Object::Endpoints(Arc::new(set)))
+}
+
+/// Only measured by: a time that cannot be read is as good as none.
+fn triggered_ms(metadata: Option<&Metadata>) -> Option<NonZeroU64> {
+    let annotations = metadata?.annotations.as_ref()?;
+    let time: Timestamp = annotations.last_change_trigger_time.as_deref()?.parse().ok()?;
+    NonZeroU64::new(time.as_millisecond().try_into().ok()?)
 }
 
 /// Only `addresses[0]` counts. Conditions that are missing: ready and serving are true,
@@ -116,7 +126,8 @@ pub(super) fn endpoints(document: Document, report: &mut Report) -> Option<Objec
     }
     let service = report.key.name.clone();
     let slices = slices.into();
-    Some(Object::Endpoints(Arc::new(EndpointSet { service, from_slice: false, slices })))
+    let set = EndpointSet { service, from_slice: false, triggered_ms: None, slices };
+    Some(Object::Endpoints(Arc::new(set)))
 }
 
 fn subset_slices(subset: &Subset, field: &str, slices: &mut Vec<Slice>, report: &mut Report) {

@@ -38,6 +38,7 @@ pub(super) fn service(document: Document, report: &mut Report) -> Option<Object>
         source_ranges: source_ranges(&spec, report),
         internal_local: is_local("internal", spec.internal_traffic_policy.as_deref(), report),
         external_local: is_local("external", spec.external_traffic_policy.as_deref(), report),
+        health_check_node_port: health_check_node_port(&spec, kind, report),
         affinity_timeout_sec: affinity(&spec, report),
         cluster_ips,
     };
@@ -175,6 +176,25 @@ fn is_local(which: &str, policy: Option<&str>, report: &mut Report) -> bool {
             report.refuse(format!("spec.{which}TrafficPolicy"), message);
             false
         }
+    }
+}
+
+/// Only load balancers with externalTrafficPolicy Local are asked for it (NeedsHealthCheck of
+/// pkg/api/v1/service); elsewhere it has no meaning.
+fn health_check_node_port(spec: &Spec, kind: ServiceType, report: &mut Report) -> u16 {
+    let is_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    if kind != ServiceType::LoadBalancer || !is_local {
+        return 0;
+    }
+    let field = "spec.healthCheckNodePort";
+    match spec.health_check_node_port {
+        None | Some(0) => {
+            let message = "is missing: a load balancer cannot ask which nodes have endpoints, as \
+                           externalTrafficPolicy Local needs; write a port";
+            report.note(ProblemKind::Ignored, field, message);
+            0
+        }
+        Some(number) => report.port(field, number),
     }
 }
 

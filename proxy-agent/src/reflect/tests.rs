@@ -294,3 +294,30 @@ fn a_node_tells_zone_and_addresses() {
     assert_eq!((node.zone.as_deref(), node.internal_ips.len(), node.going), (Some("z"), 1, true));
     assert_eq!(node.pod_cidrs.len(), 1);
 }
+
+#[test]
+fn health_checks_are_those_of_load_balancers_with_local_policy() {
+    let port = |spec: &str| {
+        service(&format!("{{clusterIP: 10.0.0.1, ports: [{{port: 80}}], {spec}}}"))
+            .health_check_node_port
+    };
+    let local = "externalTrafficPolicy: Local, healthCheckNodePort: 32000";
+    assert_eq!(port(&format!("type: LoadBalancer, {local}")), 32_000);
+    assert_eq!(port(&format!("type: NodePort, {local}")), 0);
+    assert_eq!(port("type: LoadBalancer, healthCheckNodePort: 32000"), 0);
+    let spec = "{clusterIP: 10.0.0.1, type: LoadBalancer, externalTrafficPolicy: Local}";
+    assert_eq!(
+        outline(&service_text(spec)),
+        [
+            "Service default/web: good",
+            "ignored Service default/web: spec.healthCheckNodePort: is missing: a load balancer \
+             cannot ask which nodes have endpoints, as externalTrafficPolicy Local needs; write a \
+             port"
+        ]
+    );
+    refused(
+        "{clusterIP: 10.0.0.1, type: LoadBalancer, externalTrafficPolicy: Local, \
+         healthCheckNodePort: 99999}",
+        "spec.healthCheckNodePort: 99999 is no port; write 1 to 65535",
+    );
+}

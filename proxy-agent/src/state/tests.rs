@@ -103,6 +103,82 @@ fn who_held_a_cluster_ip_first_keeps_it_until_it_goes() {
 }
 
 #[test]
+fn what_load_balancers_are_told_follows_services_and_endpoints() {
+    let told = |state: &State| {
+        let all = state.health().iter();
+        all.map(|(name, health)| format!("{name} {} {}", health.port, health.local_endpoints))
+            .collect::<Vec<_>>()
+    };
+    let local = |port: u16| {
+        service(
+            "a",
+            &format!(
+                "{{clusterIP: 10.0.0.1, type: LoadBalancer, externalTrafficPolicy: Local, \
+                 healthCheckNodePort: {port}, ports: [{{port: 80}}]}}"
+            ),
+        )
+    };
+    let endpoint = slice("a-1", "a", "[{addresses: [10.1.0.1], nodeName: here}]");
+    let mut state = state();
+    state.apply(puts(&endpoint));
+    assert_eq!(told(&state), [""; 0]);
+    state.apply(puts(&local(32_000)));
+    assert_eq!(told(&state), ["default/a 32000 1"]);
+    state.apply(delete(&endpoint));
+    state.apply(puts(&local(32_001)));
+    assert_eq!(told(&state), ["default/a 32001 0"]);
+    state.apply(puts(&service("a", "{clusterIP: 10.0.0.1, ports: [{port: 80}]}")));
+    assert_eq!(told(&state), [""; 0]);
+    state.apply(puts(&local(32_000)));
+    state.apply(delete(&local(32_000)));
+    assert_eq!(told(&state), [""; 0]);
+}
+
+#[test]
+fn ports_without_endpoints_where_their_policy_wants_them_are_counted() {
+    let spec = |policy: &str| {
+        format!(
+            "{{clusterIPs: [10.0.0.1, 'fd00::1'], type: NodePort, {policy}, ports: [{{port: 80, \
+             nodePort: 30080}}]}}"
+        )
+    };
+    let counts = |state: &State| {
+        let NoLocal { internal, external } = state.no_local();
+        [internal, external]
+    };
+    let away = slice("a-1", "a", "[{addresses: [10.1.0.1], nodeName: there}]");
+    let here = slice("a-1", "a", "[{addresses: [10.1.0.1], nodeName: here}]");
+    let mut state = state();
+    state.apply(puts(&service("a", &spec("externalTrafficPolicy: Local"))));
+    // No endpoint at all is another matter.
+    assert_eq!(counts(&state), [[0, 0], [0, 0]]);
+    state.apply(puts(&away));
+    assert_eq!(counts(&state), [[0, 0], [1, 0]]);
+    state.apply(puts(&service("a", &spec("internalTrafficPolicy: Local"))));
+    assert_eq!(counts(&state), [[1, 0], [0, 0]]);
+    state.apply(puts(&here));
+    assert_eq!(counts(&state), [[0, 0], [0, 0]]);
+    state.apply(puts(&away));
+    assert_eq!(counts(&state), [[1, 0], [0, 0]]);
+    state.apply(delete(&service("a", &spec("internalTrafficPolicy: Local"))));
+    assert_eq!(counts(&state), [[0, 0], [0, 0]]);
+}
+
+#[test]
+fn changes_are_counted_and_the_pods_of_slices_that_say_since_when() {
+    let since = "annotations: {endpoints.kubernetes.io/last-change-trigger-time: \
+                 '2026-01-31T12:00:00.5Z'}, name:";
+    let text = slice("a-1", "a", "[{addresses: [10.1.0.1]}]").replacen("name:", since, 1);
+    let mut state = state();
+    state.apply(puts(&service("a", "{clusterIP: 10.0.0.1, ports: [{port: 80}]}")));
+    state.apply(puts(&text));
+    state.apply(delete(&text));
+    let triggers = vec![Trigger { family: IpFamily::V4, at_ms: 1_769_860_800_500 }];
+    assert_eq!(state.take_told(), Told { services: 1, endpoints: 2, triggers });
+    assert_eq!(state.take_told(), Told::default());
+}
+
+#[test]
 fn of_newcomers_the_oldest_has_it_then_the_first_by_name() {
     let text = |name: &str, created: &str| {
         service(name, "{clusterIP: 10.0.0.1, ports: [{port: 80}]}")
