@@ -53,6 +53,18 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, Fault> {
     }
 }
 
+/// One object that is JSON already.
+pub fn object(value: &serde_json::Value) -> Vec<Entry> {
+    match Document::deserialize(value) {
+        Ok(document) => entries([document]),
+        // Text is what faults are found in, and all of JSON is YAML.
+        Err(_) => parse(&value.to_string()).unwrap_or_else(|fault| {
+            let head = Head::deserialize(value).unwrap_or_default();
+            vec![Entry::Fault(head, fault)]
+        }),
+    }
+}
+
 fn json(text: &str) -> serde_json::Result<Vec<Document>> {
     serde_json::Deserializer::from_str(text).into_iter().collect()
 }
