@@ -64,22 +64,20 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, Fault> {
 
 /// One object that is JSON already.
 pub fn object(value: &serde_json::Value) -> Vec<Entry> {
-    match Document::deserialize(value) {
-        Ok(document) => entries([document]),
-        // Only a parser of text knows paths, and all of JSON is YAML.
-        Err(_) => {
-            let mut entries = parse(&value.to_string()).unwrap_or_else(|fault| {
-                let head = Head::deserialize(value).unwrap_or_default();
-                vec![Entry::Fault(head, fault)]
-            });
-            for entry in &mut entries {
-                if let Entry::Fault(_, fault) = entry {
-                    fault.forget_line();
-                }
-            }
-            entries
+    if let Ok(document) = Document::deserialize(value) {
+        return entries([document]);
+    }
+    // Only a parser of text knows paths, and all of JSON is YAML.
+    let mut entries = parse(&value.to_string()).unwrap_or_else(|fault| {
+        let head = Head::deserialize(value).unwrap_or_default();
+        vec![Entry::Fault(head, fault)]
+    });
+    for entry in &mut entries {
+        if let Entry::Fault(_, fault) = entry {
+            fault.forget_line();
         }
     }
+    entries
 }
 
 fn json(text: &str) -> serde_json::Result<Vec<Document>> {
