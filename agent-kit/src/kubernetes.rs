@@ -183,3 +183,25 @@ fn hint(err: &watcher::Error) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FLAGS: Flags = Flags { kubeconfig: "--config-of-cluster", url: "--url-of-cluster" };
+
+    async fn refusal(kubeconfig: Option<&str>, url: &str) -> String {
+        let kubeconfig = kubeconfig.map(PathBuf::from);
+        let access = Access { kubeconfig, url: Some(url.into()), flags: FLAGS };
+        access.open().await.err().map(|err| err.to_string()).unwrap_or_default()
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_is_told_by_its_flag() {
+        let missing = refusal(Some("/nowhere/config"), "https://a").await;
+        assert!(missing.starts_with("--config-of-cluster /nowhere/config: "), "{missing}");
+        let strange = refusal(None, "https://a b").await;
+        assert!(strange.starts_with("--url-of-cluster: \"https://a b\" is no URL: "), "{strange}");
+        assert_eq!(refusal(None, "http://192.0.2.1:1").await, "");
+    }
+}

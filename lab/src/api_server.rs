@@ -105,6 +105,11 @@ impl ApiServer {
         self.directory.join("kubeconfig-proxy")
     }
 
+    /// What a pod of proxy-agent would find of its account: token and authority.
+    pub fn proxy_account(&self) -> (&'static str, PathBuf) {
+        (PROXY, self.directory.join("certs/apiserver.crt"))
+    }
+
     fn launch(&mut self) -> Result<()> {
         let address = self.place.addresses.v4.to_string();
         let file = |name: &str| self.directory.join(name).display().to_string();

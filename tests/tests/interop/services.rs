@@ -1,7 +1,13 @@
 //! proxy-agent in a cluster of Kubernetes: Services and EndpointSlices of a real API server reach
 //! traffic, and go on without it.
 
-use std::{net::SocketAddr, thread::sleep, time::Duration};
+use std::{
+    fs::{self, Permissions},
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    thread::sleep,
+    time::Duration,
+};
 
 use lab::{
     Lab, LabSpec, Process,
@@ -288,6 +294,42 @@ fn an_account_without_rights_is_told_what_it_lacks() {
     ok(cluster.api.send(Verb::Create, &proxy_roles()));
     ok(cluster.agent.wait_ready());
     cluster.wait_answered(10, &["pod1b"]);
+    cluster.wait_no_problem();
+}
+
+/// As in a pod: the address stands in the environment, the account in files.
+#[test]
+fn in_a_pod_its_own_account_is_used() {
+    let mut cluster = Cluster::furnished();
+    cluster.create(10, &["pod1b"]);
+    let (token, authority) = cluster.api.proxy_account();
+    let binary = cluster.lab.directory("node1").join("agent-in-pod");
+    let account = "/run/secrets/kubernetes.io/serviceaccount";
+    // What the agent needs of /run is open already, or handed on here.
+    let script = format!(
+        "#!/bin/sh\n\
+         authority=$(cat {authority})\n\
+         mount -t tmpfs none /run && mkdir -p {account} && cd {account} || exit 1\n\
+         printf '%s' \"$authority\" > ca.crt; printf {token} > token; printf default > namespace\n\
+         exec {agent} \"$@\"\n",
+        authority = authority.display(),
+        agent = AgentOptions::default().binary.display(),
+    );
+    ok(fs::write(binary.with_extension("sh"), script));
+    let script = format!("#!/bin/sh\nexec unshare --mount {}.sh \"$@\"\n", binary.display());
+    ok(fs::write(&binary, script));
+    for path in [binary.with_extension("sh"), binary.clone()] {
+        ok(fs::set_permissions(path, Permissions::from_mode(0o755)));
+    }
+    let source = Some("kubernetes".into());
+    let options = AgentOptions { source, binary, ..AgentOptions::default() };
+    cluster.agent = ok(Agent::prepare(&cluster.lab, "node1", options));
+    cluster.agent.set_variable("KUBERNETES_SERVICE_HOST", "192.168.78.1");
+    cluster.agent.set_variable("KUBERNETES_SERVICE_PORT", "6443");
+    ok(cluster.agent.launch());
+    ok(cluster.agent.wait_ready());
+    cluster.wait_answered(10, &["pod1b"]);
+    assert_eq!(cluster.source()["source"], "kubernetes https://192.168.78.1:6443/");
     cluster.wait_no_problem();
 }
 
