@@ -2,7 +2,8 @@
 //! fake that refuses what the kernel refuses, objects loaded with their maps pinned, links
 //! that outlive the process, the wait for running programs, word of changed
 //! devices and rules. Toward
-//! people: the log, problems, the status server, what commands print, what `check` finds.
+//! people: the log, problems, the status server, what commands print, what `check` finds. Toward
+//! where objects live: clients and watches of Kubernetes and, behind a feature, of etcd.
 //!
 //! aya loads objects and programs. What it lacks (batches, links by interface index, link
 //! updates for cgroups, mapped arrays) is in [`bpf`].
@@ -16,9 +17,12 @@ pub mod clsact;
 pub mod drops;
 pub mod dump;
 pub mod embedded;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod filter;
 pub mod finding;
 pub mod kernel;
+pub mod kubernetes;
 pub mod link;
 pub mod log;
 pub mod mount;
@@ -36,5 +40,6 @@ pub mod reason;
 pub mod server;
 pub mod socket_diag;
 pub mod table;
+pub mod watch;
 
 pub use aya::Pod;

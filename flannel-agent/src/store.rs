@@ -5,7 +5,6 @@ pub mod dir;
 pub mod etcd;
 pub mod kubernetes;
 mod registry;
-mod trouble;
 
 use std::{
     fs, io,
@@ -93,19 +92,8 @@ impl Entry {
     }
 }
 
-/// What a watch tells.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// All there is, now; what is not in it is gone.
-    Listed(Vec<Entry>),
-    Put(Entry),
-    /// The lease with this key.
-    Gone(String),
-    /// Why nothing can be heard at the moment; what was told stays in force.
-    Trouble(String),
-    /// It can be heard again.
-    Recovered,
-}
+/// What a watch tells; what is gone, by its key.
+pub type Event = agent_kit::watch::Event<Entry>;
 
 /// Where leases live.
 pub trait Store: Send + Sync {

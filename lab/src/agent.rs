@@ -49,6 +49,8 @@ impl SocketLb {
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     pub socket_lb: SocketLb,
+    /// `--source`, where it is not the lab's manifests.
+    pub source: Option<String>,
     /// Further arguments; they come last, so they win.
     pub extra: Vec<String>,
     pub binary: PathBuf,
@@ -60,6 +62,7 @@ impl Default for AgentOptions {
     fn default() -> Self {
         Self {
             socket_lb: SocketLb::On,
+            source: None,
             extra: Vec::new(),
             binary: dist().join("proxy-agent"),
             patience: Duration::from_secs(20),
@@ -128,8 +131,9 @@ impl Agent {
         let place = lab.place(node)?;
         let bpffs = lab.bpffs(node);
         let [v4, v6] = place.addresses.both();
+        let manifests = || format!("dir:{}", lab.manifests(node).display());
         let flags = [
-            ("--source", format!("dir:{}", lab.manifests(node).display())),
+            ("--source", options.source.clone().unwrap_or_else(manifests)),
             ("--hostname-override", node.into()),
             ("--node-ip", format!("{v4},{v6}")),
             ("--cluster-cidr", format!("{CLUSTER_CIDR4},{CLUSTER_CIDR6}")),
@@ -201,11 +205,16 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until `/healthz` says 200.
+    /// Waits until it says that it is ready.
     pub fn wait_ready(&mut self) -> Result<()> {
+        self.wait(self.kind.readiness().1)
+    }
+
+    /// Waits until a path of the status server says 200.
+    fn wait(&mut self, path: &str) -> Result<()> {
         let began = Instant::now();
+        let (address, _) = self.kind.readiness();
         while began.elapsed() < self.patience {
-            let (address, path) = self.kind.readiness();
             if self.get(address, path).is_ok_and(|(status, _)| status == 200) {
                 return Ok(());
             }
@@ -234,6 +243,13 @@ impl Agent {
         self.kill()?;
         self.launch()?;
         self.wait_ready()
+    }
+
+    /// The same, but only until it answers: it may have to wait for what it reads.
+    pub fn restart_unready(&mut self) -> Result<()> {
+        self.kill()?;
+        self.launch()?;
+        self.wait("/livez")
     }
 
     /// Leaves the agent running when this process ends (kept labs).

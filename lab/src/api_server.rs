@@ -13,7 +13,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    address::SERVICE_CIDR4,
+    address::{SERVICE_CIDR4, SERVICE_CIDR6},
     error::{At, Error, Result},
     etcd::Etcd,
     lab::Lab,
@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_mins(2);
 const ADMINISTRATOR: &str = "lab";
 /// May do what roles allow it: [`flannel_roles`].
 const FLANNEL: &str = "flannel";
+/// The same: [`proxy_roles`].
+const PROXY: &str = "proxy";
 
 /// kube-apiserver and its etcd, running or stopped. Dropping it ends both.
 #[derive(Debug)]
@@ -69,11 +71,13 @@ impl ApiServer {
                 "tokens.csv",
                 format!(
                     "{ADMINISTRATOR},{ADMINISTRATOR},{ADMINISTRATOR},system:masters\n\
-                     {FLANNEL},{FLANNEL},{FLANNEL}\n"
+                     {FLANNEL},{FLANNEL},{FLANNEL}\n\
+                     {PROXY},{PROXY},{PROXY}\n"
                 ),
             ),
             ("kubeconfig", kubeconfig(&self.url(), ADMINISTRATOR)),
             ("kubeconfig-flannel", kubeconfig(&self.url(), FLANNEL)),
+            ("kubeconfig-proxy", kubeconfig(&self.url(), PROXY)),
         ];
         files.into_iter().try_for_each(|(name, text)| {
             let path = self.directory.join(name);
@@ -96,6 +100,16 @@ impl ApiServer {
         self.directory.join("kubeconfig-flannel")
     }
 
+    /// For `--kubeconfig` of proxy-agent, with the rights that [`proxy_roles`] give.
+    pub fn proxy_kubeconfig(&self) -> PathBuf {
+        self.directory.join("kubeconfig-proxy")
+    }
+
+    /// What a pod of proxy-agent would find of its account: token and authority.
+    pub fn proxy_account(&self) -> (&'static str, PathBuf) {
+        (PROXY, self.directory.join("certs/apiserver.crt"))
+    }
+
     fn launch(&mut self) -> Result<()> {
         let address = self.place.addresses.v4.to_string();
         let file = |name: &str| self.directory.join(name).display().to_string();
@@ -108,7 +122,7 @@ impl ApiServer {
             ("--cert-dir", file("certs")),
             ("--token-auth-file", file("tokens.csv")),
             ("--authorization-mode", "RBAC".into()),
-            ("--service-cluster-ip-range", SERVICE_CIDR4.into()),
+            ("--service-cluster-ip-range", format!("{SERVICE_CIDR4},{SERVICE_CIDR6}")),
             // Nobody asks for such accounts, but it does not start without a key for them.
             ("--service-account-issuer", "https://lab".into()),
             ("--service-account-key-file", file("certs/apiserver.key")),
@@ -292,24 +306,41 @@ fn escaped(value: &str) -> String {
 
 /// What flannel's manifest (`Documentation/kube-flannel.yml` of v0.28.4) allows flanneld.
 pub fn flannel_roles() -> [Value; 2] {
-    let rule = |resource: &str, verbs: &[&str]| json!({"apiGroups": [""], "resources": [resource], "verbs": verbs});
+    let rules = [
+        rule("", &["pods"], &["get"]),
+        rule("", &["nodes"], &["get", "list", "watch"]),
+        rule("", &["nodes/status"], &["patch"]),
+    ];
+    role(FLANNEL, &rules)
+}
+
+/// All that proxy-agent needs.
+pub fn proxy_roles() -> [Value; 2] {
+    let verbs = ["get", "list", "watch"];
+    let slices = rule("discovery.k8s.io", &["endpointslices"], &verbs);
+    role(PROXY, &[rule("", &["services", "nodes"], &verbs), slices])
+}
+
+fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {
+    json!({"apiGroups": [group], "resources": resources, "verbs": verbs})
+}
+
+/// A role of a user by his name, and that it is his.
+fn role(user: &str, rules: &[Value]) -> [Value; 2] {
+    let group = "rbac.authorization.k8s.io";
     [
         json!({
             "apiVersion": RBAC,
             "kind": "ClusterRole",
-            "metadata": {"name": FLANNEL},
-            "rules": [
-                rule("pods", &["get"]),
-                rule("nodes", &["get", "list", "watch"]),
-                rule("nodes/status", &["patch"]),
-            ],
+            "metadata": {"name": user},
+            "rules": rules,
         }),
         json!({
             "apiVersion": RBAC,
             "kind": "ClusterRoleBinding",
-            "metadata": {"name": FLANNEL},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": FLANNEL},
-            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": FLANNEL}],
+            "metadata": {"name": user},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": user},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
         }),
     ]
 }

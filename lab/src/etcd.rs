@@ -1,4 +1,4 @@
-//! A real etcd for leases: started by a test or a demo, stopped and started again with what it
+//! A real etcd for leases and objects: started by a test or a demo, stopped and started again with what it
 //! holds, gone with its files when dropped.
 
 use std::{
@@ -16,6 +16,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use crate::{
+    address::FABRIC4,
     bench::clock,
     error::{At, Error, Result},
     lab::Lab,
@@ -53,7 +54,8 @@ impl Tls {
     /// Makes the files with `openssl`.
     pub fn create(directory: &Path, wants_client: bool) -> Result<Self> {
         fs::create_dir_all(directory).at("create", directory)?;
-        fs::write(directory.join("san"), "subjectAltName=IP:127.0.0.1\n").at("write", directory)?;
+        let san = format!("subjectAltName=IP:127.0.0.1,IP:{FABRIC4}\n");
+        fs::write(directory.join("san"), san).at("write", directory)?;
         let sign = |name: &str| {
             [
                 format!(
@@ -113,13 +115,18 @@ impl Etcd {
 
     /// In a place of a lab, at its address.
     pub fn in_place(lab: &Lab, place: &str) -> Result<Self> {
+        Self::in_place_with(lab, place, None)
+    }
+
+    /// The same; with certificates, in the fabric alone.
+    pub fn in_place_with(lab: &Lab, place: &str, tls: Option<Tls>) -> Result<Self> {
         let place = lab.place(place)?;
         let mut etcd = Self {
             directory: lab.directory(&place.name).join("etcd"),
             client: (place.addresses.v4, 2379).into(),
             peer: (Ipv4Addr::LOCALHOST, 2380).into(),
             place: Some(place),
-            tls: None,
+            tls,
             process: None,
         };
         etcd.start()?;

@@ -8,11 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proxy_agent::{
-    compile::NodeFacts,
-    directory::{Batch, watch},
-    state::State,
-};
+use proxy_agent::{compile::NodeFacts, directory::watch, source::Batch, state::State};
 use tokio::sync::mpsc::Receiver;
 
 #[global_allocator]

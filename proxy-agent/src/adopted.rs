@@ -151,9 +151,9 @@ impl Adopted {
             1 => ("adopted Service", "is"),
             _ => ("adopted Services", "are"),
         };
-        Some(Problem {
+        let mut problem = Problem {
             kind: ProblemKind::Kept,
-            source: Some(Arc::clone(&doubt.file)),
+            source: None,
             object: doubt.object.clone(),
             field: String::new(),
             message: format!(
@@ -162,7 +162,9 @@ impl Adopted {
                 kept.len(),
                 names.join(", ")
             ),
-        })
+        };
+        problem.locate(&doubt.document);
+        Some(problem)
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     str::FromStr,
 };
 
+use agent_kit::kubernetes;
 pub use agent_kit::{
     log::LogFormat,
     output::{Output, OutputArgs},
@@ -16,7 +17,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-use crate::kube_proxy::{flags::KubeProxyFlags, mapping::parse_socket};
+use crate::{
+    kube_proxy::{flags::KubeProxyFlags, mapping::parse_socket},
+    source::Origin,
+};
 
 /// Balances Kubernetes Services with eBPF, in place of kube-proxy.
 #[derive(Parser, Debug)]
@@ -138,17 +142,19 @@ pub struct RunArgs {
     #[command(flatten)]
     #[serde(skip)]
     pub kube_proxy: KubeProxyFlags,
-    /// Where Services, EndpointSlices and Nodes come from: dir:PATH (kubernetes and
-    /// etcd:URL[,URL…][/PREFIX] are not built yet)
+    /// Where Services, EndpointSlices and Nodes come from: kubernetes, dir:PATH, or
+    /// etcd:URL[,URL…][/PREFIX], where the prefix is /millrace unless another is named
     /// [default: kubernetes in a cluster or with a kubeconfig, else dir:/etc/millrace/manifests]
     #[arg(long, value_name = "SOURCE")]
     pub source: Option<Source>,
-    /// Kubernetes client configuration, as for kube-proxy (not built yet)
+    /// Kubernetes client configuration [default: that of the pod we are in]
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// Address of the Kubernetes API server, as for kube-proxy (not built yet)
+    /// Address of the Kubernetes API server, in place of the client configuration's
     #[arg(long, value_name = "URL")]
     pub master: Option<String>,
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
     /// This node's name [default: the host name]
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub hostname_override: Option<String>,
@@ -212,18 +218,45 @@ pub struct RunArgs {
     pub verbose: u8,
 }
 
+/// How etcd is asked, where it is the source.
+#[derive(Args, Clone, Debug, Serialize)]
+pub struct EtcdArgs {
+    /// Who may have signed etcd's certificate [default: whom the system trusts]
+    #[arg(long, value_name = "FILE")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// Client certificate for etcd
+    #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
+    pub etcd_certfile: Option<PathBuf>,
+    /// Key of the client certificate
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// User of etcd
+    #[arg(long, value_name = "NAME", requires = "etcd_password")]
+    pub etcd_username: Option<String>,
+    /// Password of etcd's user; not seen by others where it comes by the environment
+    #[arg(long, env = "ETCD_PASSWORD", hide_env_values = true, value_name = "WORD")]
+    #[serde(skip)]
+    pub etcd_password: Option<String>,
+}
+
 /// A flag that is understood, and asks for what is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("{flag}: not built yet; use {instead}")]
     NotBuilt { flag: String, instead: &'static str },
+    #[cfg(not(feature = "etcd"))]
+    #[error(
+        "--source etcd: this agent was built without etcd's client; build it by `cargo xtask \
+         build`, or with the feature etcd"
+    )]
+    WithoutEtcd,
     #[error("--node-ip: {0} and {1} are of one family; give one address per family")]
     NodeIps(IpAddr, IpAddr),
 }
 
 impl RunArgs {
-    /// The directory to read, if everything asked for can be done.
-    pub fn validate(&self) -> Result<PathBuf, ConfigError> {
+    /// Where objects come from, if everything asked for can be done.
+    pub fn validate(&self) -> Result<Origin, ConfigError> {
         let missing =
             |flag: &str, instead| Err(ConfigError::NotBuilt { flag: flag.to_owned(), instead });
         if self.xdp != Xdp::Off {
@@ -238,16 +271,43 @@ impl RunArgs {
                 return Err(ConfigError::NodeIps(first, second));
             }
         }
-        let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
-            || self.kubeconfig.is_some()
-            || self.master.is_some();
+        self.origin()
+    }
+
+    fn origin(&self) -> Result<Origin, ConfigError> {
+        let is_in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
         match &self.source {
-            Some(Source::Dir(path)) => Ok(path.clone()),
-            Some(Source::Kubernetes) => missing("--source kubernetes", "--source dir:PATH"),
-            Some(Source::Etcd(_)) => missing("--source etcd", "--source dir:PATH"),
-            None if in_cluster => missing("--source kubernetes", "--source dir:PATH"),
-            None => Ok("/etc/millrace/manifests".into()),
+            Some(Source::Dir(path)) => Ok(Origin::Directory(path.clone())),
+            Some(Source::Etcd { endpoints, prefix }) => self.etcd(endpoints, prefix),
+            None if !is_in_cluster && self.kubeconfig.is_none() && self.master.is_none() => {
+                Ok(Origin::Directory("/etc/millrace/manifests".into()))
+            }
+            Some(Source::Kubernetes) | None => Ok(Origin::Kubernetes(kubernetes::Access {
+                kubeconfig: self.kubeconfig.clone(),
+                url: self.master.clone(),
+                flags: kubernetes::Flags { kubeconfig: "--kubeconfig", url: "--master" },
+            })),
         }
+    }
+
+    #[cfg(feature = "etcd")]
+    #[expect(clippy::unnecessary_wraps, reason = "as without etcd")]
+    fn etcd(&self, endpoints: &[String], prefix: &str) -> Result<Origin, ConfigError> {
+        let EtcdArgs { etcd_cafile, etcd_certfile, etcd_keyfile, etcd_username, etcd_password } =
+            self.etcd.clone();
+        let access = agent_kit::etcd::Access {
+            endpoints: endpoints.to_vec(),
+            ca: etcd_cafile,
+            identity: etcd_certfile.zip(etcd_keyfile),
+            user: etcd_username.zip(etcd_password),
+        };
+        Ok(Origin::Etcd(access, prefix.into()))
+    }
+
+    #[cfg(not(feature = "etcd"))]
+    #[expect(clippy::unused_self, reason = "as with etcd")]
+    fn etcd(&self, _endpoints: &[String], _prefix: &str) -> Result<Origin, ConfigError> {
+        Err(ConfigError::WithoutEtcd)
     }
 
     /// Rows by map.
@@ -264,8 +324,15 @@ impl RunArgs {
 pub enum Source {
     Kubernetes,
     Dir(PathBuf),
-    Etcd(String),
+    Etcd {
+        endpoints: Vec<String>,
+        /// Without a slash at its end.
+        prefix: String,
+    },
 }
+
+/// What keys of etcd begin with, unless told otherwise.
+const ETCD_PREFIX: &str = "/millrace";
 
 impl FromStr for Source {
     type Err = String;
@@ -274,10 +341,35 @@ impl FromStr for Source {
         match text.split_once(':') {
             None if text == "kubernetes" => Ok(Self::Kubernetes),
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
-            Some(("etcd", urls)) if !urls.is_empty() => Ok(Self::Etcd(urls.into())),
+            Some(("etcd", urls)) if !urls.is_empty() => etcd(urls),
             _ => Err("expected kubernetes, dir:PATH or etcd:URL[,URL…][/PREFIX]".into()),
         }
     }
+}
+
+/// `URL[,URL…][/PREFIX]`: the prefix is what stands behind the last URL.
+fn etcd(text: &str) -> Result<Source, String> {
+    let mut endpoints = Vec::new();
+    let mut prefix = String::new();
+    for url in text.split(',').map(str::trim) {
+        let (scheme, rest) = url
+            .split_once("://")
+            .filter(|(scheme, _)| matches!(*scheme, "http" | "https"))
+            .ok_or_else(|| format!("{url:?} is no URL; write http://HOST:PORT or https://…"))?;
+        if !prefix.is_empty() {
+            return Err(format!("the prefix {prefix} stands behind the last URL only"));
+        }
+        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        if host.is_empty() {
+            return Err(format!("{url:?} names no host; write {scheme}://HOST:PORT"));
+        }
+        endpoints.push(format!("{scheme}://{host}"));
+        path.trim_end_matches('/').clone_into(&mut prefix);
+    }
+    if prefix.is_empty() {
+        ETCD_PREFIX.clone_into(&mut prefix);
+    }
+    Ok(Source::Etcd { endpoints, prefix })
 }
 
 /// Where NodePorts answer.
@@ -452,6 +544,62 @@ mod tests {
     }
 
     #[test]
+    fn urls_of_etcd_and_the_prefix() {
+        let parsed = |text: &str| match text.parse() {
+            Ok(Source::Etcd { endpoints, prefix }) => Ok((endpoints.join(" "), prefix)),
+            Ok(other) => Err(format!("{other:?}")),
+            Err(err) => Err(err),
+        };
+        let both = "http://10.0.0.1:2379 https://[fd00::1]:2379";
+        for (text, urls, prefix) in [
+            ("etcd:http://a:2379", "http://a:2379", "/millrace"),
+            ("etcd:http://a:2379/", "http://a:2379", "/millrace"),
+            ("etcd:http://a:2379/one/two/", "http://a:2379", "/one/two"),
+            ("etcd:http://10.0.0.1:2379,https://[fd00::1]:2379/x", both, "/x"),
+        ] {
+            assert_eq!(parsed(text), Ok((urls.into(), prefix.into())), "{text}");
+        }
+        for text in ["etcd:", "etcd:a:2379", "etcd:http:///x", "etcd:http://a/x,http://b"] {
+            assert!(parsed(text).is_err(), "{text}");
+        }
+    }
+
+    /// Flags as they come after the command's name.
+    fn origin(flags: &str) -> Result<Origin, String> {
+        let words = std::iter::once("proxy-agent").chain(flags.split_whitespace());
+        let cli = Cli::try_parse_from(words).map_err(|err| err.to_string())?;
+        cli.run.validate().map_err(|err| err.to_string())
+    }
+
+    #[test]
+    fn a_kubeconfig_or_an_address_mean_kubernetes() {
+        for flags in ["--kubeconfig=/k", "--master=https://a:6443", "--source=kubernetes"] {
+            assert!(matches!(origin(flags), Ok(Origin::Kubernetes(_))), "{flags}");
+        }
+        let both = origin("--kubeconfig=/k --source=dir:/x");
+        assert!(matches!(both, Ok(Origin::Directory(path)) if path.ends_with("x")));
+    }
+
+    #[test]
+    fn what_belongs_together_for_etcd() {
+        let etcd = "--source=etcd:https://a:2379";
+        for half in ["--etcd-certfile=/c", "--etcd-keyfile=/k", "--etcd-username=u"] {
+            assert!(origin(&format!("{etcd} {half}")).is_err(), "{half}");
+        }
+        let whole = origin(&format!(
+            "{etcd} --etcd-certfile=/c --etcd-keyfile=/k --etcd-username=u --etcd-password=p"
+        ));
+        #[cfg(feature = "etcd")]
+        assert!(matches!(
+            whole,
+            Ok(Origin::Etcd(access, prefix))
+                if access.user.is_some() && access.identity.is_some() && prefix == "/millrace"
+        ));
+        #[cfg(not(feature = "etcd"))]
+        assert!(whole.unwrap_err().contains("--source etcd"));
+    }
+
+    #[test]
     fn node_port_addresses() {
         assert_eq!("all".parse(), Ok(NodePortAddresses::All));
         assert!("10.0.0.0/8,fd00::/8".parse::<NodePortAddresses>().is_ok());
@@ -464,12 +612,12 @@ mod tests {
             Cli::parse_from(line.split(' ')).run.validate().map_err(|err| err.to_string())
         };
         assert_eq!(
-            args("proxy-agent --source etcd:http://x --xdp off").unwrap_err(),
-            "--source etcd: not built yet; use --source dir:PATH"
+            args("proxy-agent --source dir:/x --xdp native").unwrap_err(),
+            "--xdp: not built yet; use --xdp off"
         );
         assert!(args("proxy-agent --algorithm rr --source dir:/x").is_err());
         assert!(args("proxy-agent --node-ip 10.0.0.1,10.0.0.2 --source dir:/x").is_err());
         assert!(args("proxy-agent --node-ip 10.0.0.1,::1,::2 --source dir:/x").is_err());
-        assert_eq!(args("proxy-agent --source dir:/x").unwrap(), PathBuf::from("/x"));
+        assert!(matches!(args("proxy-agent --source dir:/x"), Ok(Origin::Directory(_))));
     }
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use crate::model::{Name, ObjectKey, ObjectKind};
 
-/// Something of which no good version has been seen, in a file that is there.
+/// Something of which no good version has been seen, in a document that is there.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Doubt {
-    pub file: Arc<str>,
-    /// `None` if the file may hold anything.
+    pub document: Arc<str>,
+    /// `None` if the document may hold anything.
     pub object: Option<ObjectKey>,
 }
 

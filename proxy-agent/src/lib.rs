@@ -11,6 +11,7 @@ pub mod config;
 pub mod desired;
 pub mod devices;
 pub mod directory;
+pub mod documents;
 pub mod doubt;
 pub mod health;
 pub mod health_checks;

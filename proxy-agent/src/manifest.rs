@@ -30,6 +30,15 @@ pub struct Fault {
     pub message: String,
 }
 
+impl Fault {
+    /// For what was printed only to be parsed.
+    fn forget_line(&mut self) {
+        if let Some(at) = self.message.rfind(" at line ") {
+            self.message.truncate(at);
+        }
+    }
+}
+
 /// The documents in `text`, items of `List`s one by one. `Err` if it is no YAML at all.
 pub fn parse(text: &str) -> Result<Vec<Entry>, Fault> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -51,6 +60,24 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, Fault> {
         Ok(documents) => Ok(entries(documents.into_iter().flatten())),
         Err(_) => parse_values(text),
     }
+}
+
+/// One object that is JSON already.
+pub fn object(value: &serde_json::Value) -> Vec<Entry> {
+    if let Ok(document) = Document::deserialize(value) {
+        return entries([document]);
+    }
+    // Only a parser of text knows paths, and all of JSON is YAML.
+    let mut entries = parse(&value.to_string()).unwrap_or_else(|fault| {
+        let head = Head::deserialize(value).unwrap_or_default();
+        vec![Entry::Fault(head, fault)]
+    });
+    for entry in &mut entries {
+        if let Entry::Fault(_, fault) = entry {
+            fault.forget_line();
+        }
+    }
+    entries
 }
 
 fn json(text: &str) -> serde_json::Result<Vec<Document>> {
@@ -148,9 +175,7 @@ fn fault_in_item(item: &Value, path: &str) -> Option<Fault> {
     let text = yaml_serde::to_string(item).ok()?;
     let error = yaml_serde::from_str::<Document>(&text).err()?;
     let mut fault = fault(&error, path);
-    if let Some(at) = fault.message.rfind(" at line ") {
-        fault.message.truncate(at);
-    }
+    fault.forget_line();
     Some(fault)
 }
 

@@ -176,19 +176,46 @@ pub struct Node {
     pub going: bool,
 }
 
-/// Makes equal strings one allocation. Lives as long as a batch is read: what is shared then
-/// (namespaces, port names, node names of the first listing) is nearly all there is to share,
-/// and nothing is kept alive that no object uses.
+/// Makes equal strings one allocation: namespaces, port names and node names are nearly all there
+/// is to share.
 #[derive(Default, Debug)]
-pub struct Strings(HashSet<Arc<str>>);
+pub struct Strings {
+    known: HashSet<Arc<str>>,
+    /// Strings after the last look for those that nothing uses any more.
+    used: usize,
+}
 
 impl Strings {
+    /// Below this it is not worth to look for strings that nothing uses.
+    const FEW: usize = 1024;
+
     pub fn share(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.0.get(text) {
+        if let Some(known) = self.known.get(text) {
             return Arc::clone(known);
         }
+        if self.known.len() >= 2 * self.used.max(Self::FEW) {
+            self.known.retain(|known| Arc::strong_count(known) > 1);
+            self.known.shrink_to_fit();
+            self.used = self.known.len();
+        }
         let new: Arc<str> = text.into();
-        self.0.insert(Arc::clone(&new));
+        self.known.insert(Arc::clone(&new));
         new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_that_nothing_uses_are_forgotten() {
+        let mut strings = Strings::default();
+        let kept = strings.share("kept");
+        for nth in 0..10 * Strings::FEW {
+            strings.share(&nth.to_string());
+        }
+        assert!(strings.known.len() <= 2 * Strings::FEW);
+        assert!(Arc::ptr_eq(&kept, &strings.share("kept")));
     }
 }

@@ -10,9 +10,9 @@ use crate::model::ObjectKey;
 pub enum ProblemKind {
     /// The source as a whole cannot be read; what it last said stays in force.
     Source,
-    /// A file cannot be read; its last good objects stay in force.
+    /// A document cannot be read; its last good objects stay in force.
     Unreadable,
-    /// A file is not YAML or JSON; its last good objects stay in force.
+    /// A document is not YAML or JSON; its last good objects stay in force.
     Syntax,
     /// A field has the wrong type; the object's last good version stays in force.
     Type,
@@ -22,7 +22,7 @@ pub enum ProblemKind {
     Unsupported,
     /// An entry that has no meaning and is left out, as kube-proxy does; the rest counts.
     Ignored,
-    /// One object in two files.
+    /// One object in two documents.
     Duplicate,
     /// Two Services with one frontend.
     Conflict,
@@ -61,7 +61,7 @@ impl ProblemKind {
         }
     }
 
-    /// Whether the object, or the whole file, was refused and an older version, if there is
+    /// Whether the object, or the whole document, was refused and an older version, if there is
     /// one, stays in force.
     #[must_use]
     pub const fn refuses(self) -> bool {
@@ -73,14 +73,24 @@ impl ProblemKind {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Problem {
     pub kind: ProblemKind,
-    /// File (or directory) it comes from.
+    /// File or key it comes from, or the source as a whole.
     pub source: Option<Arc<str>>,
-    /// `None` if the file as a whole is meant, or the object could not be told.
+    /// `None` if the document as a whole is meant, or the object could not be told.
     pub object: Option<ObjectKey>,
     /// Path such as `spec.ports[1].nodePort`; empty if no one field is to blame.
     pub field: String,
     /// What is wrong and what to do.
     pub message: String,
+}
+
+impl Problem {
+    /// Says where it comes from, unless that is the object itself.
+    pub fn locate(&mut self, document: &Arc<str>) {
+        let is_object = |object: &ObjectKey| object.to_string() == **document;
+        if !self.object.as_ref().is_some_and(is_object) {
+            self.source = Some(Arc::clone(document));
+        }
+    }
 }
 
 impl fmt::Display for Problem {

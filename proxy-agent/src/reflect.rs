@@ -11,6 +11,7 @@ mod service;
 use std::sync::Arc;
 
 use datapath::address::protocol;
+use serde_json::Value;
 
 use crate::{
     manifest::{
@@ -41,13 +42,22 @@ pub struct Reading {
     pub unidentified: bool,
 }
 
-/// Reads the text of one file. `Err` if nothing in it can be trusted.
+/// Reads the text of one document. `Err` if nothing in it can be trusted.
 pub fn read(text: &str, strings: &mut Strings) -> Result<Reading, Problem> {
     let entries = manifest::parse(text).map_err(|fault| {
         let Fault { field, message } = fault;
         let message = format!("{message}; what it said before stays in force");
         Problem { kind: ProblemKind::Syntax, source: None, object: None, field, message }
     })?;
+    Ok(reading(entries, strings))
+}
+
+/// Reads one object that is JSON already.
+pub fn read_object(value: &Value, strings: &mut Strings) -> Reading {
+    reading(manifest::object(value), strings)
+}
+
+fn reading(entries: Vec<Entry>, strings: &mut Strings) -> Reading {
     let mut reading = Reading::default();
     for entry in entries {
         match entry {
@@ -59,7 +69,7 @@ pub fn read(text: &str, strings: &mut Strings) -> Result<Reading, Problem> {
             }
         }
     }
-    Ok(reading)
+    reading
 }
 
 /// What a kind means here.
@@ -156,7 +166,7 @@ impl Reading {
         self.objects.extend(object.map(|key| (key, Outcome::Refused)));
     }
 
-    /// About something that cannot be told from any other object of its file.
+    /// About something that cannot be told from any other object of its document.
     fn complain(&mut self, field: &str, message: String) {
         self.unidentified = true;
         let field = field.into();

@@ -46,7 +46,7 @@ use crate::{
     metrics::Metrics,
     netlink::{Netlink, NetlinkError, Network},
     object, report, settings,
-    source::{Feed, Source, node_addresses},
+    source::{self, Feed, Source, node_addresses},
     stale::{self, Ended, StaleError},
     status::{Board, Problem},
 };
@@ -82,8 +82,8 @@ pub enum RunError {
     Node(io::Error),
     #[error("--config: {0} says something else now; the agent ends, to be started anew with it")]
     ConfigChanged(PathBuf),
-    #[error("cannot listen to the source: {0}")]
-    Source(io::Error),
+    #[error("--source: {0}")]
+    Source(#[from] source::OpenError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
@@ -92,7 +92,7 @@ pub enum RunError {
 
 /// Runs until told to stop, or until the file of `--config` changes.
 pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunError> {
-    let directory = args.validate()?;
+    let origin = args.validate()?;
     let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Node)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Node)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Node)?;
@@ -104,7 +104,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
 
     // The source reads its files while the kernel verifies the programs.
     let board = Arc::new(Board::default());
-    let source = Source::open(directory, node_name(&args)).map_err(RunError::Source)?;
+    let source = Source::open(origin, node_name(&args)).await?;
     let mut agent = Agent::new(args, Arc::clone(&board), source)?;
     health::serve(
         agent.args.metrics_bind_address,
@@ -265,7 +265,7 @@ impl Agent {
             state.socket_lb = format!("{:?}", args.socket_lb).to_lowercase();
             state.nat_ports = args.nat_ports.to_string();
             state.node = node_name(&args);
-            state.source = format!("dir:{}", source.path().display());
+            source.name().clone_into(&mut state.source);
         }
         let node_addresses = args.node_ip.clone();
         let health_checks = HealthChecks::start(Arc::clone(&board));
@@ -433,7 +433,10 @@ impl Agent {
         self.metrics.told(&self.source.take_told());
         {
             let mut state = self.board.state();
-            state.last_event = Some(feed.since);
+            if feed.silent_since.is_none() {
+                state.last_event = Some(feed.since);
+            }
+            state.silent_since = feed.silent_since;
             state.is_leaving = self.source.node().is_some_and(|node| node.going);
         }
         for (key, wanted) in feed.changes {
@@ -468,8 +471,7 @@ impl Agent {
         if is_first {
             info!(services = self.applier.services(), "all Services are programmed");
             if self.applier.services() == 0 {
-                let path = self.source.path().display();
-                info!("no Service was found in {path}; manifests end in .yaml, .yml or .json");
+                info!("no Service was found at {}", self.source.name());
             }
             if self.loaded.replaces.is_some() {
                 self.take_over();

@@ -1,21 +1,22 @@
-//! From manifests to changed rows: the directory's watch and the state behind it.
+//! From objects to changed rows: one of the places where objects live, and the state behind it.
 
-use std::{
-    io,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
-};
+#[cfg(feature = "etcd")]
+mod etcd;
+mod gather;
+mod kubernetes;
+pub mod listing;
 
+use std::{io, net::IpAddr, path::PathBuf, sync::Arc, time::Instant};
+
+use agent_kit::kubernetes::{Access, AccessError};
 use tokio::sync::mpsc;
 
 use crate::{
     compile::NodeFacts,
     desired::{Desired, IpFamily},
-    directory::{self, Batch},
+    directory,
     doubt::Doubt,
-    model::Node,
+    model::{Change, Node},
     problem::Problem,
     service_health::ServicesHealth,
     serving::Serving,
@@ -23,6 +24,42 @@ use crate::{
     status,
     told::{NoLocal, Told},
 };
+
+/// Where objects live.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    Directory(PathBuf),
+    Kubernetes(Access),
+    /// Below a prefix.
+    #[cfg(feature = "etcd")]
+    Etcd(agent_kit::etcd::Access, String),
+}
+
+/// Why a source cannot be listened to at all. One that is only out of reach is waited for.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot listen to {0}: {1}")]
+    Directory(String, io::Error),
+    #[error(transparent)]
+    Kubernetes(#[from] AccessError),
+}
+
+/// What an origin tells at once.
+#[derive(Debug)]
+pub struct Batch {
+    /// Everything has been told as a whole, in this batch or an earlier one.
+    pub synced: bool,
+    /// When the first of it was noticed.
+    pub since: Instant,
+    /// The first synced batch completes all objects, later ones hold what changed.
+    pub changes: Vec<Change>,
+    /// All problems there are now, not only new ones.
+    pub problems: Arc<[Problem]>,
+    /// All there is now that cannot be read and never was.
+    pub doubts: Arc<[Doubt]>,
+    /// Since when nothing can be heard, if that is so.
+    pub silent_since: Option<Instant>,
+}
 
 /// News.
 #[derive(Debug)]
@@ -32,30 +69,52 @@ pub struct Feed {
     pub is_synced: bool,
     /// When the first word of it came.
     pub since: Instant,
+    /// Since when nothing can be heard, if that is so.
+    pub silent_since: Option<Instant>,
 }
 
-/// The directory and the state.
+/// An origin and the state.
 #[derive(Debug)]
 pub struct Source {
-    path: PathBuf,
+    name: String,
     batches: mpsc::Receiver<Batch>,
     state: State,
-    /// As the directory told last.
+    /// As the origin told last.
     problems: Arc<[Problem]>,
     doubts: Arc<[Doubt]>,
 }
 
 impl Source {
     /// Begins to read at once.
-    pub fn open(path: PathBuf, node: String) -> io::Result<Self> {
+    pub async fn open(origin: Origin, node: String) -> Result<Self, OpenError> {
+        let (name, batches) = match origin {
+            Origin::Directory(path) => {
+                let name = format!("dir:{}", path.display());
+                let batches = directory::watch(path);
+                let batches = batches.map_err(|err| OpenError::Directory(name.clone(), err))?;
+                (name, batches)
+            }
+            Origin::Kubernetes(access) => {
+                let (client, url) = access.open().await?;
+                let name = format!("kubernetes {url}");
+                let batches = kubernetes::watch(&client, &name, &node);
+                (name, batches)
+            }
+            #[cfg(feature = "etcd")]
+            Origin::Etcd(access, prefix) => {
+                let name = format!("etcd:{}{prefix}", access.endpoints.join(","));
+                let batches = etcd::watch(access, &name, &prefix);
+                (name, batches)
+            }
+        };
         let facts = NodeFacts { name: node, addresses: Vec::new() };
-        let batches = directory::watch(path.clone())?;
         let (problems, doubts) = (Arc::default(), Arc::default());
-        Ok(Self { path, batches, state: State::new(facts), problems, doubts })
+        Ok(Self { name, batches, state: State::new(facts), problems, doubts })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// For people.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Waits for news; `None` if there will be none.
@@ -66,7 +125,8 @@ impl Source {
             changes.extend(self.state.doubt(&batch.doubts));
         }
         (self.problems, self.doubts) = (batch.problems, batch.doubts);
-        Some(Feed { changes, is_synced: batch.synced, since: batch.since })
+        let Batch { synced, since, silent_since, .. } = batch;
+        Some(Feed { changes, is_synced: synced, since, silent_since })
     }
 
     /// Whether there is something that cannot be read and never was.

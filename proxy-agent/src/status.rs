@@ -129,7 +129,11 @@ pub struct SourceStatus {
     pub source: String,
     /// It has told everything once.
     pub is_synced: bool,
+    /// Seconds since it told something.
     pub age_seconds: f64,
+    /// Seconds since when nothing can be heard from it, if that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_seconds: Option<f64>,
 }
 
 /// The whole screen.
@@ -170,6 +174,8 @@ pub struct State {
     pub is_synced: bool,
     /// When the source last told of a change.
     pub last_event: Option<Instant>,
+    /// Since when nothing can be heard from the source.
+    pub silent_since: Option<Instant>,
     /// When the tables were last known to be as they should.
     pub last_sync: Option<Instant>,
     pub last_sync_duration: Duration,
@@ -220,6 +226,7 @@ impl Board {
                 source: state.source.clone(),
                 is_synced: state.is_synced,
                 age_seconds: state.last_event.map_or(0.0, |at| at.elapsed().as_secs_f64()),
+                silent_seconds: state.silent_since.map(|at| at.elapsed().as_secs_f64()),
             }),
             last_sync: state.last_sync.map(|at| SyncStatus {
                 age_seconds: at.elapsed().as_secs_f64(),

@@ -13,6 +13,10 @@ use crate::{
     setup,
 };
 
+/// What proxy-agent is built with here, and not by a plain `cargo build`, which does without
+/// protoc.
+pub(crate) const ETCD: &str = "proxy-agent/etcd";
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Profile {
     /// Quick to build, dynamically linked.
@@ -78,7 +82,10 @@ fn build_binaries(
             machine.target().join(target).join("release")
         }
     };
-    if names.contains(&"flannel-agent") {
+    if names.contains(&"proxy-agent") {
+        cargo.args(["--features", ETCD]);
+    }
+    if names.iter().any(|name| name.ends_with("-agent")) {
         machine.provide(&[setup::protoc()])?;
     }
     eprintln!("building {} ({profile:?})", names.join(" and "));

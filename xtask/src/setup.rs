@@ -18,7 +18,7 @@ pub(crate) fn root(why: &str) -> Result<()> {
     Ok(())
 }
 
-/// For what is compiled of flannel-agent: etcd's interface is made from its definition.
+/// For agents: etcd's interface is made from its definition.
 pub(crate) fn protoc() -> Need {
     // Debian keeps the definitions that others include in a package of their own.
     let is_whole = |protoc: &Path| {

@@ -30,7 +30,7 @@ pub(crate) enum Tier {
     Packet,
     /// Nodes and pods as namespaces, real sockets
     Lab,
-    /// Beside what real clusters run: flanneld and kube-apiserver, where Go is at hand to build them
+    /// With what real clusters run: flanneld and kube-apiserver, where Go is at hand to build them
     Cluster,
 }
 
@@ -113,6 +113,7 @@ fn unit(machine: &Machine) -> Result<Tally> {
     let mut cargo = machine.cargo();
     // What needs root is run by the other tiers.
     cargo.args(["test", "--no-fail-fast", "--workspace", "--exclude", "tests"]);
+    cargo.args(["--features", agents::ETCD]);
     let test = cargo.args(["--", "--skip", PRIVILEGED]);
     Ok(tidy + cargo_test(test, "unit")?)
 }

@@ -4,17 +4,12 @@
 //! put asks first whether the key is as it was seen, so that a lease that meanwhile became
 //! another node's is noticed instead of overwritten.
 
-mod connect;
-mod watch;
-
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, KvClient, LeaseClient, PutOptions, Txn, TxnOp,
-};
+pub use agent_kit::etcd::Access;
+use agent_kit::etcd::{Connections, EtcdError, clean};
+use etcd_client::{Compare, CompareOp, KeyValue, KvClient, LeaseClient, PutOptions, Txn, TxnOp};
 use tokio::sync::mpsc;
-
-pub use connect::{Access, EtcdError};
 
 use super::{
     Answer, Entry, Event, Held, QUEUE, Request, Store, StoreError,
@@ -26,7 +21,6 @@ use crate::{
     net_config::NetConfig,
     subnet::Subnet,
 };
-use connect::Connections;
 
 pub struct Etcd {
     connections: Connections,
@@ -58,19 +52,6 @@ impl Etcd {
     fn failed(&self, what: &'static str) -> impl Fn(EtcdError) -> StoreError {
         let place = self.connections.name();
         move |err| StoreError::Failed { place: place.clone(), what, reason: err.to_string() }
-    }
-
-    /// All leases, and the revision they are of.
-    async fn list_at(&self) -> Result<(Vec<(Entry, i64)>, i64), StoreError> {
-        let key = self.subnets_key();
-        let get = |mut kv: KvClient| {
-            let key = key.clone();
-            async move { kv.get(key, Some(GetOptions::new().with_prefix())).await }
-        };
-        let answer = self.connections.kv(get).await.map_err(self.failed("list the leases"))?;
-        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
-        let entries = answer.kvs().iter().map(|kv| (self.entry(kv), kv.mod_revision())).collect();
-        Ok((entries, revision))
     }
 
     fn entry(&self, kv: &KeyValue) -> Entry {
@@ -142,10 +123,11 @@ impl Registry for Etcd {
 
     fn list(&self) -> Answer<'_, Vec<Listed>> {
         Box::pin(async {
-            let (entries, _) = self.list_at().await?;
-            let listed = entries
-                .into_iter()
-                .filter_map(|(entry, version)| Some(Listed { lease: entry.taken()?, version }));
+            let listed = self.connections.list(&self.subnets_key()).await;
+            let (keys, _) = listed.map_err(self.failed("list the leases"))?;
+            let listed = keys.iter().filter_map(|kv| {
+                Some(Listed { lease: self.entry(kv).taken()?, version: kv.mod_revision() })
+            });
             Ok(listed.collect())
         })
     }
@@ -225,28 +207,10 @@ impl Store for Etcd {
 
     fn watch(self: Arc<Self>) -> mpsc::Receiver<Event> {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(async move { self.follow(&sender).await });
+        tokio::spawn(async move {
+            let (read, name) = (|kv: &KeyValue| self.entry(kv), |kv: &KeyValue| self.short(kv));
+            self.connections.follow(&self.subnets_key(), &sender, read, name).await;
+        });
         receiver
-    }
-}
-
-/// As Go's `path.Join` cleans what flanneld is given: one slash each, none at the end. What a
-/// user gives without a slash at its begin stays so.
-fn clean(prefix: &str) -> String {
-    let parts: Vec<&str> =
-        prefix.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-    let lead = if prefix.starts_with('/') { "/" } else { "" };
-    format!("{lead}{}", parts.join("/"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prefixes_are_cleaned() {
-        assert_eq!(clean("/coreos.com/network"), "/coreos.com/network");
-        assert_eq!(clean("/coreos.com//network/"), "/coreos.com/network");
-        assert_eq!(clean("a/./b/"), "a/b");
     }
 }

@@ -1,7 +1,6 @@
 //! Leases in a Kubernetes cluster: the subnet is the Node's podCIDRs, and what a node says of
 //! itself stands in its annotations, in flannel's words.
 
-mod connect;
 mod node;
 
 use std::{
@@ -11,14 +10,13 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use agent_kit::kubernetes::{Access, Flags, follow};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
-    Api, Client, Config, ResourceExt,
+    Api, Client, ResourceExt,
     api::{Patch, PatchParams},
-    config::{KubeConfigOptions, Kubeconfig},
-    runtime::watcher::{self, watcher},
+    runtime::watcher,
 };
 use serde_json::json;
 use tokio::{
@@ -29,9 +27,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    Answer, Event, Held, QUEUE, Request, Store, StoreError, read_config, trouble::Trouble,
-};
+use super::{Answer, Event, Held, QUEUE, Request, Store, StoreError, read_config};
 use crate::{
     annotation::Annotations,
     lease::{Attrs, Expiry},
@@ -65,38 +61,16 @@ pub struct Kubernetes {
 
 impl Kubernetes {
     pub async fn open(cluster: Cluster) -> Result<Self, StoreError> {
-        let refused = |what: &str, reason: &dyn ToString| {
-            StoreError::Refused(format!("{what}: {}", reason.to_string()))
+        let access = Access {
+            kubeconfig: cluster.kubeconfig.clone(),
+            url: cluster.url.clone(),
+            flags: Flags { kubeconfig: "--kubeconfig-file", url: "--kube-api-url" },
         };
-        let mut config = match &cluster.kubeconfig {
-            Some(path) => {
-                let name = format!("--kubeconfig-file {}", path.display());
-                let file = Kubeconfig::read_from(path).map_err(|err| refused(&name, &err))?;
-                let options = KubeConfigOptions::default();
-                let read = Config::from_custom_kubeconfig(file, &options).await;
-                read.map_err(|err| refused(&name, &err))?
-            }
-            None => match &cluster.url {
-                Some(url) => {
-                    let url = url.parse().map_err(|err| refused("--kube-api-url", &err))?;
-                    Config::new(url)
-                }
-                None => Config::infer()
-                    .await
-                    .map_err(|err| refused("no cluster is known; give --kubeconfig-file", &err))?,
-            },
-        };
-        if let (Some(url), true) = (&cluster.url, cluster.kubeconfig.is_some()) {
-            config.cluster_url = url.parse().map_err(|err| refused("--kube-api-url", &err))?;
-        }
-        let url = config.cluster_url.to_string();
-        if let Some(proxy) = &config.proxy_url {
-            let reason = format!("cannot be reached through the proxy {proxy}; give none");
-            return Err(refused(&url, &reason));
-        }
-        let client = connect::client(config).map_err(|err| refused(&url, &err))?;
+        let opened = access.open().await;
+        let (client, url) = opened.map_err(|err| StoreError::Refused(err.to_string()))?;
         if cluster.node.is_none() && cluster.pod.is_none() {
-            return Err(refused("NODE_NAME", &"give the Node's name in the environment"));
+            let message = "NODE_NAME: give the Node's name in the environment";
+            return Err(StoreError::Refused(message.into()));
         }
         let node = OnceCell::new_with(cluster.node.clone());
         Ok(Self { cluster, client, url, node })
@@ -189,48 +163,11 @@ impl Kubernetes {
     }
 
     async fn follow(&self, sender: &Sender<Event>) {
-        let mut events = watcher(self.nodes(), watcher::Config::default()).boxed();
-        let mut listed = Vec::new();
-        let mut trouble = Trouble::default();
-        while !sender.is_closed() {
-            let event = tokio::select! {
-                event = events.next() => event,
-                () = sender.closed() => return,
-            };
-            let event = match event {
-                Some(Ok(event)) => event,
-                Some(Err(err)) => {
-                    let reason = format!("{}: the watch on Nodes broke: {err}", self.url);
-                    trouble.wait(sender, &reason).await;
-                    continue;
-                }
-                None => return,
-            };
-            // That a list is about to be asked for is no sign yet that it can be.
-            if !matches!(event, watcher::Event::Init) {
-                trouble.over(sender).await;
-            }
-            let names = &self.cluster.annotations;
-            let event = match event {
-                watcher::Event::Init => {
-                    listed.clear();
-                    continue;
-                }
-                watcher::Event::InitApply(node) => {
-                    listed.extend(node::entry(names, &node));
-                    continue;
-                }
-                watcher::Event::InitDone => Event::Listed(std::mem::take(&mut listed)),
-                watcher::Event::Apply(node) => match node::entry(names, &node) {
-                    Some(entry) => Event::Put(entry),
-                    None => Event::Gone(node.name_any()),
-                },
-                watcher::Event::Delete(node) => Event::Gone(node.name_any()),
-            };
-            if sender.send(event).await.is_err() {
-                return;
-            }
-        }
+        let names = &self.cluster.annotations;
+        let read = |node: Node| node::entry(names, &node);
+        let config = watcher::Config::default();
+        let kind = format!("Nodes at {}", self.url);
+        follow(self.nodes(), config, sender, &kind, read, Node::name_any).await;
     }
 }
 

@@ -12,10 +12,12 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Instant,
 };
 
-use super::{files::Seen, is_manifest};
+use super::{EMPTY_GRACE, is_manifest};
 use crate::{
+    documents::Seen,
     model::Strings,
     problem::{Problem, ProblemKind},
     reflect,
@@ -124,7 +126,7 @@ fn load(path: &Path, text: &mut Vec<u8>) -> io::Result<Option<Stamp>> {
 
 fn look(text: &[u8], strings: &mut Strings) -> Seen {
     if text.is_empty() {
-        return Seen::Empty;
+        return Seen::Empty(Instant::now() + EMPTY_GRACE);
     }
     let text = str::from_utf8(text).map_err(|error| {
         let line = text[..error.valid_up_to()].split(|&byte| byte == b'\n').count();

@@ -13,14 +13,15 @@ use std::{
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::{
-    Batch,
-    files::{Files, GONE_GRACE, RETURN_GRACE, Seen},
+    GONE_GRACE, RETURN_GRACE,
     notify::{Last, News, Watch},
     read::{Sight, Stamp, list, read_all},
 };
 use crate::{
+    documents::{Documents, Seen},
     doubt::Doubt,
     problem::{Problem, ProblemKind},
+    source::Batch,
 };
 
 /// Batches that may wait for the receiver; inotify's queue holds what comes meanwhile.
@@ -40,10 +41,11 @@ pub fn watch(path: PathBuf) -> io::Result<Receiver<Batch>> {
         path,
         sender,
         watch: None,
-        files: Files::default(),
+        documents: Documents::default(),
         stamps: HashMap::new(),
         writing: BTreeMap::new(),
         away: None,
+        away_since: None,
         synced: false,
         problems: Arc::new([]),
         doubts: Arc::new([]),
@@ -58,11 +60,12 @@ struct Watcher {
     sender: Sender<Batch>,
     /// `None` while there is no directory.
     watch: Option<Watch>,
-    files: Files,
+    documents: Documents,
     stamps: HashMap<Arc<str>, Stamp>,
     /// Files being written, and when they are read nevertheless.
     writing: BTreeMap<Arc<str>, Instant>,
     away: Option<Problem>,
+    away_since: Option<Instant>,
     synced: bool,
     /// As told last.
     problems: Arc<[Problem]>,
@@ -91,13 +94,13 @@ impl Watcher {
             None => self.open(now),
             Some(news) => self.take(news, now),
         }
-        self.files.settle(Instant::now());
+        self.documents.settle(Instant::now());
         let is_news = self.synced != was_synced || self.away != had_problem;
         if self.sender.is_closed() { None } else { self.tell(now, is_news) }
     }
 
     fn timeout(&self) -> Duration {
-        let deadlines = self.writing.values().copied().chain(self.files.deadline());
+        let deadlines = self.writing.values().copied().chain(self.documents.deadline());
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
         // Rounded up, lest the wait ends just before its time.
         deadlines.map(until).min().map_or(LOOK, |wait| wait + Duration::from_millis(1)).min(LOOK)
@@ -112,7 +115,7 @@ impl Watcher {
         match opened {
             Ok(watch) => {
                 self.watch = Some(watch);
-                self.away = None;
+                (self.away, self.away_since) = (None, None);
                 self.synced = true;
             }
             Err(error) => self.went(&error.to_string()),
@@ -121,6 +124,7 @@ impl Watcher {
 
     fn went(&mut self, why: &str) {
         self.watch = None;
+        self.away_since.get_or_insert_with(Instant::now);
         self.writing.clear();
         let message = if self.synced {
             format!("{why}; what it said before stays in force until it is back")
@@ -180,20 +184,20 @@ impl Watcher {
                 Some(stamp) => self.stamps.insert(Arc::clone(&file), stamp),
                 None => self.stamps.remove(&file),
             };
-            self.files.see(&file, seen, now);
+            self.documents.see(&file, seen);
         }
     }
 
     fn gone(&mut self, file: &Arc<str>, now: Instant, grace: Duration) {
         self.stamps.remove(file);
-        self.files.see(file, Seen::Gone(now + grace), now);
+        self.documents.see(file, Seen::Gone(now + grace));
     }
 
     /// Reads what is not as it is known to be.
     fn compare(&mut self, now: Instant, grace: Duration) -> io::Result<()> {
         let mut files = list(&self.path)?;
         let there: BTreeSet<Arc<str>> = files.iter().cloned().collect();
-        let gone = self.files.names().filter(|&file| !there.contains(file));
+        let gone = self.documents.names().filter(|&file| !there.contains(file));
         for file in gone.cloned().collect::<Vec<_>>() {
             self.gone(&file, now, grace);
         }
@@ -209,17 +213,18 @@ impl Watcher {
     }
 
     fn tell(&mut self, since: Instant, is_news: bool) -> Option<()> {
-        let changes = self.files.take_changes();
-        let is_trouble = self.files.take_problems_changed();
+        let changes = self.documents.take_changes();
+        let is_trouble = self.documents.take_problems_changed();
         if changes.is_empty() && !is_trouble && !is_news {
             return Some(());
         }
         if is_trouble || is_news {
-            self.problems = self.away.iter().cloned().chain(self.files.problems()).collect();
-            self.doubts = self.files.doubts().collect();
+            self.problems = self.away.iter().cloned().chain(self.documents.problems()).collect();
+            self.doubts = self.documents.doubts().collect();
         }
         let (problems, doubts) = (Arc::clone(&self.problems), Arc::clone(&self.doubts));
-        let batch = Batch { synced: self.synced, since, changes, problems, doubts };
+        let (synced, silent_since) = (self.synced, self.away_since);
+        let batch = Batch { synced, since, changes, problems, doubts, silent_since };
         self.sender.blocking_send(batch).ok()
     }
 }

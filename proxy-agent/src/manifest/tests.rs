@@ -1,13 +1,16 @@
 //! Cases of text: what YAML allows around documents, and what is said of what does not fit.
 
-use super::{Entry, parse};
+use super::{Entry, object, parse};
 
 /// Kind and name of each document, or what is wrong with it.
 fn outline(text: &str) -> Vec<String> {
-    let entries = match parse(text) {
-        Ok(entries) => entries,
-        Err(fault) => return vec![format!("syntax: {}|{}", fault.field, fault.message)],
-    };
+    match parse(text) {
+        Ok(entries) => outlines(&entries),
+        Err(fault) => vec![format!("syntax: {}|{}", fault.field, fault.message)],
+    }
+}
+
+fn outlines(entries: &[Entry]) -> Vec<String> {
     let entry = |entry: &Entry| match entry {
         Entry::Document(document) => format!(
             "{} {}",
@@ -117,4 +120,22 @@ fn what_is_no_object_is_said_to_be_none() {
 fn a_field_that_stands_twice_is_refused() {
     let [message] = &outline("kind: A\nkind: B\n")[..] else { panic!() };
     assert!(message.contains("duplicate"), "{message}");
+}
+
+#[test]
+fn an_object_that_is_json_is_read_as_its_text_would_be() {
+    let outline = |value| outlines(&object(&value));
+    let metadata = serde_json::json!({"name": "a", "labels": {"any": "<<"}});
+    let sound = serde_json::json!({"kind": "A", "metadata": metadata, "spec": {"ports": null}});
+    assert_eq!(outline(sound), ["A a"]);
+    let ports = serde_json::json!([{"port": 80}, {"port": "http"}]);
+    let wrong = serde_json::json!({"kind": "A", "metadata": metadata, "spec": {"ports": ports}});
+    assert_eq!(
+        outline(wrong),
+        ["A a bad: spec.ports[1].port|invalid type: string \"http\", expected a number"]
+    );
+    for strange in [serde_json::json!("text"), serde_json::json!([1]), serde_json::json!(3)] {
+        let told = outline(strange);
+        assert!(told[0].starts_with("- - bad: "), "{told:?}");
+    }
 }

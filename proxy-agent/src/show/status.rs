@@ -136,7 +136,12 @@ fn head(status: &Status) -> String {
     if let Some(source) = &status.source {
         let state = if source.is_synced { "complete" } else { "not complete yet" };
         let last = age(source.age_seconds);
-        lines.push(format!("source     {}, {state}, last change {last} ago", source.source));
+        let silence = source.silent_seconds.map(|silent| format!(", silent for {}", age(silent)));
+        lines.push(format!(
+            "source     {}, {state}, last change {last} ago{}",
+            source.source,
+            silence.unwrap_or_default()
+        ));
     }
     lines.push(match &status.last_sync {
         Some(sync) => format!(

@@ -1,9 +1,9 @@
 //! flannel-agent and a real flanneld in one network, with a real etcd or a real API server of
 //! Kubernetes: nodes of both kinds reach each other, and a node goes from one to the other and back
-//! under traffic.
+//! under traffic. And proxy-agent with such an API server.
 //!
 //! Needs root, the kernel's module `br_netfilter`, `etcd`, `etcdctl`, `curl`, `iptables`, `nft`,
-//! `target/dist/flannel-agent`, `target/dist/lab-peer`, `target/peers/flanneld` and
+//! `target/dist/proxy-agent`, `target/dist/flannel-agent`, `target/dist/lab-peer`, `target/peers/flanneld` and
 //! `target/peers/kube-apiserver` (`cargo xtask build --peers`): `cargo xtask test --tier cluster`.
 
 #[allow(dead_code, reason = "the overlay's own cases use the rest")]
@@ -12,5 +12,6 @@ mod bed;
 mod cluster;
 mod kubernetes;
 mod mixed;
+mod services;
 mod shared;
 mod takeover;

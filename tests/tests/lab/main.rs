@@ -2,7 +2,7 @@
 //! agent. One case is one test; each that concerns traffic runs with `--socket-lb on` and with
 //! `--socket-lb host`, which leaves pods to the packet path.
 //!
-//! Needs root, `target/dist/proxy-agent` and `target/dist/lab-peer` (`cargo xtask build`):
+//! Needs root, `etcd`, `etcdctl`, `openssl`, `target/dist/proxy-agent` and `target/dist/lab-peer` (`cargo xtask build`):
 //! `cargo xtask test --tier lab`.
 
 /// Makes of each case a module with two tests, one for each setting of `--socket-lb`.
@@ -30,6 +30,7 @@ mod change;
 mod cluster;
 mod cluster_ip;
 mod device;
+mod etcd;
 mod exposition;
 mod health_check;
 mod inspect;

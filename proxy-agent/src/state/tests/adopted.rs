@@ -16,12 +16,12 @@ fn restarted(before: &str, text: &str, doubts: &[Doubt]) -> (State, Desired) {
 }
 
 fn file() -> Doubt {
-    Doubt { file: "broken.yaml".into(), object: None }
+    Doubt { document: "broken.yaml".into(), object: None }
 }
 
 fn object(kind: ObjectKind, name: &str) -> Doubt {
     let name = Name { namespace: "default".into(), name: name.into() };
-    Doubt { file: "bad.yaml".into(), object: Some(ObjectKey { kind, name }) }
+    Doubt { document: "bad.yaml".into(), object: Some(ObjectKey { kind, name }) }
 }
 
 fn web(name: &str, address: u8) -> String {

@@ -89,7 +89,7 @@ fn endpoints_of_which_nothing_can_be_read_serve() {
     last.apply(puts(&endpoints("[{addresses: [10.1.0.1]}]")));
     let mut next = state();
     next.apply(puts(&dns("")));
-    next.doubt(&[crate::doubt::Doubt { file: "broken.yaml".into(), object: None }].into());
+    next.doubt(&[crate::doubt::Doubt { document: "broken.yaml".into(), object: None }].into());
     next.adopt(last.desired().clone());
     let serving = next.take_serving(true);
     assert!(serving.keeps(place(FRONTEND), place("10.1.0.1:53")));

@@ -9,13 +9,20 @@ use etcd_client::{
 };
 use tokio::{sync::Mutex, time::timeout};
 
+use crate::reason::chain;
+
 /// No call takes longer; one that does is tried at the next endpoint.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A connection that is silent this long is asked whether it lives. etcd refuses clients that
 /// ask more often than every 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// Where etcd is, and who we are to it.
+/// The longest answer that is taken, in bytes: a list or what happened at once, of values of at
+/// most 1.5 MiB each.
+const ANSWER: usize = 512 << 20;
+
+/// Where etcd is, and who we are to it. Messages name the flags `--etcd-cafile`, `--etcd-certfile`,
+/// `--etcd-keyfile`, `--etcd-username` and `--etcd-password`.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     pub endpoints: Vec<String>,
@@ -29,12 +36,22 @@ pub struct Access {
 pub enum EtcdError {
     #[error("{0} answered nothing for {patience} s", patience = PATIENCE.as_secs())]
     Timeout(String),
-    #[error("{endpoint}: {source}{hint}", hint = hint(source))]
+    #[error("{endpoint}: {reason}{hint}", reason = reason(source), hint = hint(source))]
     Etcd { endpoint: String, source: Error },
     #[error("{flag} {path}: {source}")]
     File { flag: &'static str, path: PathBuf, source: io::Error },
-    #[error("--etcd-endpoints is empty")]
+    #[error("no endpoint of etcd is given")]
     NoEndpoint,
+}
+
+/// What an error says, without the codes and structures in which gRPC wraps it.
+pub(super) fn reason(err: &Error) -> String {
+    let Error::GRpcStatus(status) = err else { return chain(err) };
+    match std::error::Error::source(status) {
+        Some(source) if status.message().is_empty() => chain(source),
+        Some(source) => format!("{}: {}", status.message(), chain(source)),
+        None => format!("{} ({})", status.message(), status.code()),
+    }
 }
 
 /// etcd says what is wrong in words; what to do about it is added where it is known.
@@ -44,7 +61,7 @@ fn hint(err: &Error) -> &'static str {
     if message.contains("user name is empty") {
         "; give --etcd-username and --etcd-password"
     } else if message.contains("permission denied") {
-        "; the user must be allowed to read the configuration, and to read and write subnets/"
+        "; give the user a role with what the agent reads and writes under its prefix"
     } else {
         ""
     }
@@ -92,17 +109,19 @@ struct Current {
     client: Option<Client>,
 }
 
-pub(super) struct Connections {
+/// Calls go over one connection at a time.
+pub struct Connections {
     access: Access,
     current: Mutex<Current>,
 }
 
 impl Connections {
-    pub(super) fn new(access: Access) -> Self {
+    pub fn new(access: Access) -> Self {
         Self { access, current: Mutex::default() }
     }
 
-    pub(super) fn name(&self) -> String {
+    /// All endpoints, for people.
+    pub fn name(&self) -> String {
         self.access.endpoints.join(",")
     }
 
@@ -163,30 +182,24 @@ impl Connections {
         result
     }
 
-    pub(super) async fn kv<T, F>(&self, mut ask: impl FnMut(KvClient) -> F) -> Result<T, EtcdError>
+    pub async fn kv<T, F>(&self, mut ask: impl FnMut(KvClient) -> F) -> Result<T, EtcdError>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        self.call(|client| ask(client.kv_client())).await
+        self.call(|client| ask(client.kv_client().max_decoding_message_size(ANSWER))).await
     }
 
-    pub(super) async fn lease<T, F>(
-        &self,
-        mut ask: impl FnMut(LeaseClient) -> F,
-    ) -> Result<T, EtcdError>
+    pub async fn lease<T, F>(&self, mut ask: impl FnMut(LeaseClient) -> F) -> Result<T, EtcdError>
     where
         F: Future<Output = Result<T, Error>>,
     {
         self.call(|client| ask(client.lease_client())).await
     }
 
-    pub(super) async fn watch<T, F>(
-        &self,
-        mut ask: impl FnMut(WatchClient) -> F,
-    ) -> Result<T, EtcdError>
+    pub async fn watch<T, F>(&self, mut ask: impl FnMut(WatchClient) -> F) -> Result<T, EtcdError>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        self.call(|client| ask(client.watch_client())).await
+        self.call(|client| ask(client.watch_client().max_decoding_message_size(ANSWER))).await
     }
 }

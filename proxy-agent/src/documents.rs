@@ -1,13 +1,15 @@
-//! Which version of which object is in force, given what was seen of the files. No input or
-//! output, and time is an argument.
+//! Which version of which object is in force, given what was seen of the documents that hold
+//! objects: files, keys of etcd, objects of an API server. No input or output, and time is an
+//! argument.
 //!
-//! A file that is broken, empty or gone for a moment loses no object: files are emptied and
-//! written again, and removed and made anew, by programs that mean only to change them.
+//! A document that cannot be read loses no object, and one that is empty or gone loses them only
+//! when that counts: files are emptied and written again, and removed and made anew, by programs
+//! that mean only to change them.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use crate::{
@@ -17,30 +19,23 @@ use crate::{
     reflect::{Outcome, Reading},
 };
 
-/// An empty file may be about to be filled.
-pub const EMPTY_GRACE: Duration = Duration::from_secs(1);
-/// A file that went may be about to come back: editors that keep a copy rename the file, then
-/// write a new one.
-pub const GONE_GRACE: Duration = Duration::from_millis(10);
-/// The same, for a directory that was away itself and may be about to be filled.
-pub const RETURN_GRACE: Duration = Duration::from_secs(1);
-
-/// What was seen of a file.
+/// What was seen of a document.
 #[derive(Debug)]
 pub enum Seen {
     Text(Reading),
     /// Nothing in it can be trusted.
     Broken(Problem),
-    Empty,
+    /// Nothing is in it; it counts from the given time on.
+    Empty(Instant),
     /// Not there; it counts from the given time on.
     Gone(Instant),
 }
 
-/// A version in a file; `None` for an object that is none of our business.
+/// A version in a document; `None` for an object that is none of our business.
 type Version = Option<Object>;
 
 #[derive(Debug, Default)]
-struct File {
+struct Known {
     versions: Vec<(ObjectKey, Version)>,
     problems: Vec<Problem>,
     /// It may hold objects that nobody knows of: it was never read to the end.
@@ -51,68 +46,68 @@ struct File {
 
 #[derive(Debug)]
 struct Standing {
-    /// Files that have a version of the object, by name. The first counts.
-    files: Vec<Arc<str>>,
+    /// Documents that have a version of the object, by name. The first counts.
+    documents: Vec<Arc<str>>,
     told: Version,
 }
 
 impl Default for Standing {
     fn default() -> Self {
-        Self { files: Vec::with_capacity(1), told: None }
+        Self { documents: Vec::with_capacity(1), told: None }
     }
 }
 
-/// All files, and the objects that are in force because of them.
+/// All documents, and the objects that are in force because of them.
 #[derive(Debug, Default)]
-pub struct Files {
-    known: BTreeMap<Arc<str>, File>,
+pub struct Documents {
+    known: BTreeMap<Arc<str>, Known>,
     objects: HashMap<ObjectKey, Standing>,
-    /// Files that are empty or gone, and when that counts.
+    /// Those that are empty or gone, and when that counts.
     waiting: BTreeMap<Arc<str>, (Instant, bool)>,
     changed: BTreeSet<ObjectKey>,
-    /// Files with problems or doubts, and objects in several files.
+    /// Documents with problems or doubts, and objects in several documents.
     troubled: BTreeSet<Arc<str>>,
     shared: BTreeSet<ObjectKey>,
     problems_changed: bool,
 }
 
-impl Files {
-    pub fn see(&mut self, file: &Arc<str>, seen: Seen, now: Instant) {
+impl Documents {
+    pub fn see(&mut self, document: &Arc<str>, seen: Seen) {
         match seen {
             Seen::Text(reading) => {
-                self.waiting.remove(file);
-                self.replace(file, reading);
+                self.waiting.remove(document);
+                self.replace(document, reading);
             }
             Seen::Broken(problem) => {
-                self.waiting.remove(file);
-                self.meet(file);
-                self.set_problems(file, vec![problem]);
+                self.waiting.remove(document);
+                self.meet(document);
+                self.set_problems(document, vec![problem]);
             }
-            Seen::Empty => {
-                self.meet(file);
-                self.wait(file, now + EMPTY_GRACE, false);
+            Seen::Empty(at) => {
+                self.meet(document);
+                self.wait(document, at, false);
             }
-            Seen::Gone(at) => self.wait(file, at, true),
+            Seen::Gone(at) => self.wait(document, at, true),
         }
     }
 
-    /// Takes note of a file without having read it.
-    fn meet(&mut self, file: &Arc<str>) {
-        if !self.known.contains_key(file) {
-            self.known.insert(Arc::clone(file), File { is_obscure: true, ..File::default() });
-            self.troubled.insert(Arc::clone(file));
+    /// Takes note of a document without having read it.
+    fn meet(&mut self, document: &Arc<str>) {
+        if !self.known.contains_key(document) {
+            self.known.insert(Arc::clone(document), Known { is_obscure: true, ..Known::default() });
+            self.troubled.insert(Arc::clone(document));
             self.problems_changed = true;
         }
     }
 
-    fn wait(&mut self, file: &Arc<str>, at: Instant, gone: bool) {
-        if !self.known.contains_key(file) {
+    fn wait(&mut self, document: &Arc<str>, at: Instant, gone: bool) {
+        if !self.known.contains_key(document) {
             return;
         }
-        match self.waiting.get(file) {
+        match self.waiting.get(document) {
             Some((_, same)) if *same == gone => {}
             _ => {
-                self.waiting.insert(Arc::clone(file), (at, gone));
+                self.waiting.insert(Arc::clone(document), (at, gone));
             }
         }
     }
@@ -120,10 +115,10 @@ impl Files {
     /// Believes what has been so for long enough.
     pub fn settle(&mut self, now: Instant) {
         let due: Vec<_> = self.waiting.extract_if(.., |_, (at, _)| *at <= now).collect();
-        for (file, (_, gone)) in due {
-            self.replace(&file, Reading::default());
+        for (document, (_, gone)) in due {
+            self.replace(&document, Reading::default());
             if gone {
-                self.known.remove(&file);
+                self.known.remove(&document);
             }
         }
     }
@@ -134,44 +129,44 @@ impl Files {
         self.waiting.values().map(|(at, _)| *at).min()
     }
 
-    /// Files that are there, as far as is known.
+    /// Documents that are there, as far as is known.
     pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.known.keys()
     }
 
-    fn replace(&mut self, file: &Arc<str>, reading: Reading) {
-        let was_obscure = self.known.get(file).is_none_or(|known| known.is_obscure);
+    fn replace(&mut self, document: &Arc<str>, reading: Reading) {
+        let was_obscure = self.known.get(document).is_none_or(|known| known.is_obscure);
         let is_obscure = was_obscure && reading.unidentified;
-        let old = std::mem::take(&mut self.known.entry(Arc::clone(file)).or_default().versions);
+        let old = std::mem::take(&mut self.known.entry(Arc::clone(document)).or_default().versions);
         let Read { versions, refused, problems } = versions(&old, reading);
         let keys: BTreeSet<ObjectKey> = versions.iter().map(|(key, _)| key.clone()).collect();
         for (key, _) in old {
             if !keys.contains(&key) {
-                self.leave(&key, file);
+                self.leave(&key, document);
             }
         }
         for key in keys {
-            self.enter(key, file);
+            self.enter(key, document);
         }
-        if let Some(entry) = self.known.get_mut(file) {
+        if let Some(entry) = self.known.get_mut(document) {
             entry.versions = versions;
             self.problems_changed |= (entry.is_obscure, &entry.refused) != (is_obscure, &refused);
             (entry.is_obscure, entry.refused) = (is_obscure, refused);
         }
-        self.set_problems(file, problems);
+        self.set_problems(document, problems);
     }
 
-    fn set_problems(&mut self, file: &Arc<str>, mut problems: Vec<Problem>) {
+    fn set_problems(&mut self, document: &Arc<str>, mut problems: Vec<Problem>) {
         for problem in &mut problems {
-            problem.source = Some(Arc::clone(file));
+            problem.locate(document);
         }
-        let is_obscure = self.known.get(file).is_some_and(|known| known.is_obscure);
+        let is_obscure = self.known.get(document).is_some_and(|known| known.is_obscure);
         if problems.is_empty() && !is_obscure {
-            self.troubled.remove(file);
+            self.troubled.remove(document);
         } else {
-            self.troubled.insert(Arc::clone(file));
+            self.troubled.insert(Arc::clone(document));
         }
-        if let Some(entry) = self.known.get_mut(file)
+        if let Some(entry) = self.known.get_mut(document)
             && entry.problems != problems
         {
             entry.problems = problems;
@@ -179,23 +174,23 @@ impl Files {
         }
     }
 
-    fn enter(&mut self, key: ObjectKey, file: &Arc<str>) {
-        let files = &mut self.objects.entry(key.clone()).or_default().files;
-        if let Err(index) = files.binary_search(file) {
-            files.insert(index, Arc::clone(file));
+    fn enter(&mut self, key: ObjectKey, document: &Arc<str>) {
+        let documents = &mut self.objects.entry(key.clone()).or_default().documents;
+        if let Err(index) = documents.binary_search(document) {
+            documents.insert(index, Arc::clone(document));
         }
         self.note_shared(key);
     }
 
-    fn leave(&mut self, key: &ObjectKey, file: &Arc<str>) {
+    fn leave(&mut self, key: &ObjectKey, document: &Arc<str>) {
         if let Some(standing) = self.objects.get_mut(key) {
-            standing.files.retain(|other| other != file);
+            standing.documents.retain(|other| other != document);
         }
         self.note_shared(key.clone());
     }
 
     fn note_shared(&mut self, key: ObjectKey) {
-        let shared = self.objects.get(&key).is_some_and(|standing| standing.files.len() > 1);
+        let shared = self.objects.get(&key).is_some_and(|standing| standing.documents.len() > 1);
         self.problems_changed |= shared;
         if shared {
             self.shared.insert(key.clone());
@@ -213,10 +208,11 @@ impl Files {
 
     fn change(&mut self, key: ObjectKey) -> Option<Change> {
         let standing = self.objects.get_mut(&key)?;
-        let first = standing.files.first().and_then(|file| self.known.get(file));
-        let version = first.and_then(|file| version(&file.versions, &key)).cloned().flatten();
+        let first = standing.documents.first().and_then(|document| self.known.get(document));
+        let version =
+            first.and_then(|document| version(&document.versions, &key)).cloned().flatten();
         let before = std::mem::replace(&mut standing.told, version.clone());
-        if standing.files.is_empty() {
+        if standing.documents.is_empty() {
             self.objects.remove(&key);
         }
         match version {
@@ -233,23 +229,27 @@ impl Files {
 
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
-        let files = self.troubled.iter().filter_map(|file| self.known.get(file));
-        let own = files.flat_map(|file| file.problems.iter().cloned());
+        let documents = self.troubled.iter().filter_map(|document| self.known.get(document));
+        let own = documents.flat_map(|document| document.problems.iter().cloned());
         own.chain(self.shared.iter().filter_map(|key| self.duplicate(key))).collect()
     }
 
     /// What is there and cannot be read, and never was.
     pub fn doubts(&self) -> impl Iterator<Item = Doubt> {
-        let files = self.troubled.iter().filter_map(|file| Some((file, self.known.get(file)?)));
-        files.flat_map(|(file, known)| {
+        let documents =
+            self.troubled.iter().filter_map(|document| Some((document, self.known.get(document)?)));
+        documents.flat_map(|(document, known)| {
             let whole = known.is_obscure.then_some(None);
             let objects = known.refused.iter().cloned().map(Some);
-            whole.into_iter().chain(objects).map(|object| Doubt { file: Arc::clone(file), object })
+            whole
+                .into_iter()
+                .chain(objects)
+                .map(|object| Doubt { document: Arc::clone(document), object })
         })
     }
 
     fn duplicate(&self, key: &ObjectKey) -> Option<Problem> {
-        let (first, others) = self.objects.get(key)?.files.split_first()?;
+        let (first, others) = self.objects.get(key)?.documents.split_first()?;
         let message = format!("also stands in {first}, which counts; remove it here or there");
         Some(Problem {
             kind: ProblemKind::Duplicate,
@@ -310,7 +310,7 @@ fn twice(key: &ObjectKey) -> Problem {
         source: None,
         object: Some(key.clone()),
         field: String::new(),
-        message: "stands twice in this file; the first counts, remove the other".into(),
+        message: "stands twice; the first counts, remove the other".into(),
     }
 }
 

@@ -1,12 +1,17 @@
-//! What is in force after files come, break, empty, go and come back.
+//! What is in force after documents come, break, empty, go and come back.
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
-use crate::{model::Strings, reflect};
+use crate::{
+    directory::{EMPTY_GRACE, GONE_GRACE},
+    model::Strings,
+    reflect,
+};
+use std::time::Duration;
 
 struct World {
-    files: Files,
+    documents: Documents,
     now: Instant,
     /// Cluster IP by Service, as the receiver knows it.
     services: BTreeMap<String, String>,
@@ -14,18 +19,18 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { files: Files::default(), now: Instant::now(), services: BTreeMap::new() }
+        Self { documents: Documents::default(), now: Instant::now(), services: BTreeMap::new() }
     }
 
     fn see(&mut self, file: &str, seen: Seen) -> &mut Self {
-        self.files.see(&file.into(), seen, self.now);
+        self.documents.see(&file.into(), seen);
         self.take();
         self
     }
 
     fn write(&mut self, file: &str, text: &str) -> &mut Self {
         let seen = match reflect::read(text, &mut Strings::default()) {
-            _ if text.is_empty() => Seen::Empty,
+            _ if text.is_empty() => Seen::Empty(self.now + EMPTY_GRACE),
             Ok(reading) => Seen::Text(reading),
             Err(problem) => Seen::Broken(problem),
         };
@@ -38,13 +43,13 @@ impl World {
 
     fn pass(&mut self, time: Duration) -> &mut Self {
         self.now += time;
-        self.files.settle(self.now);
+        self.documents.settle(self.now);
         self.take();
         self
     }
 
     fn take(&mut self) {
-        for change in self.files.take_changes() {
+        for change in self.documents.take_changes() {
             match change {
                 Change::Put(key, Object::Service(service)) => {
                     let address = service.cluster_ips[0].to_string();
@@ -63,11 +68,11 @@ impl World {
     #[track_caller]
     fn doubts(&mut self, expected: &[&str]) -> &mut Self {
         let told: Vec<String> = self
-            .files
+            .documents
             .doubts()
             .map(|doubt| match doubt.object {
-                Some(object) => format!("{}: {object}", doubt.file),
-                None => doubt.file.to_string(),
+                Some(object) => format!("{}: {object}", doubt.document),
+                None => doubt.document.to_string(),
             })
             .collect();
         assert_eq!(told, expected);
@@ -80,7 +85,7 @@ impl World {
         let in_force: Vec<String> =
             self.services.iter().map(|(name, address)| format!("{name} {address}")).collect();
         assert_eq!(in_force, services);
-        let told: Vec<String> = self.files.problems().iter().map(ToString::to_string).collect();
+        let told: Vec<String> = self.documents.problems().iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), problems.len(), "{told:?}");
         for (told, expected) in told.iter().zip(problems) {
             assert!(told.contains(expected), "{told:?} lacks {expected:?}");
@@ -268,10 +273,10 @@ fn an_object_moves_to_another_file_unseen() {
     world.write("a.yaml", &service("a", "10.0.0.1"));
     let now = world.now;
     let reading = reflect::read(&service("a", "10.0.0.1"), &mut Strings::default()).unwrap();
-    world.files.see(&"b.yaml".into(), Seen::Text(reading), now);
-    world.files.see(&"a.yaml".into(), Seen::Gone(now), now);
-    world.files.settle(now);
-    assert_eq!(world.files.take_changes(), []);
+    world.documents.see(&"b.yaml".into(), Seen::Text(reading));
+    world.documents.see(&"a.yaml".into(), Seen::Gone(now));
+    world.documents.settle(now);
+    assert_eq!(world.documents.take_changes(), []);
     world.expect(&["default/a 10.0.0.1"], &[]);
 }
 

@@ -1,0 +1,79 @@
+//! Kubernetes as the source: Services, EndpointSlices and this node's Node, by the selectors with
+//! which kube-proxy watches them (cmd/kube-proxy/app/server.go).
+
+mod object;
+
+use agent_kit::{kubernetes::follow, watch::Event};
+use kube::{
+    Api, Client, Resource,
+    api::{ApiResource, GroupVersionKind},
+    runtime::watcher,
+};
+use tokio::sync::mpsc::{self, Receiver};
+
+use super::{
+    Batch,
+    gather::{QUEUE, gather},
+    listing::Sight,
+};
+use crate::{model::Strings, reflect};
+use object::Told;
+
+/// Services of another proxy, and headless ones: their EndpointSlices bear the same labels.
+const NOT_OURS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+/// Without addresses, whatever the labels say.
+const NOT_HEADLESS: &str = "spec.clusterIP!=None";
+
+/// What is watched of one kind.
+#[derive(Clone, Copy)]
+struct Kind {
+    group: &'static str,
+    name: &'static str,
+    plural: &'static str,
+}
+
+const SERVICE: Kind = Kind { group: "", name: "Service", plural: "services" };
+const SLICE: Kind =
+    Kind { group: "discovery.k8s.io", name: "EndpointSlice", plural: "endpointslices" };
+const NODE: Kind = Kind { group: "", name: "Node", plural: "nodes" };
+
+/// Begins to watch the place. A server that cannot be reached is waited for.
+pub(super) fn watch(client: &Client, place: &str, node: &str) -> Receiver<Batch> {
+    let ours = watcher::Config::default().labels(NOT_OURS);
+    let kinds = [
+        (SERVICE, ours.clone().fields(NOT_HEADLESS)),
+        (SLICE, ours),
+        (NODE, watcher::Config::default().fields(&format!("metadata.name={node}"))),
+    ];
+    let watches = kinds.map(|(kind, config)| (place.into(), kind.watch(client, config)));
+    gather(watches.into())
+}
+
+impl Kind {
+    fn watch(self, client: &Client, config: watcher::Config) -> Receiver<Event<Sight>> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let kind = GroupVersionKind::gvk(self.group, "v1", self.name);
+        let resource = ApiResource::from_gvk_with_plural(&kind, self.plural);
+        let api: Api<Told> = Api::all_with(client.clone(), &resource);
+        tokio::spawn(async move {
+            let mut strings = Strings::default();
+            let read = |told: Told| {
+                let document = self.document(&told).into();
+                let reading = reflect::read_object(&told.into_value(&resource), &mut strings);
+                Some(Sight { document, reading })
+            };
+            follow(api, config, &sender, self.plural, read, |told| self.document(told)).await;
+        });
+        receiver
+    }
+
+    /// An object is a document of its own, by the name that problems tell.
+    fn document(self, told: &Told) -> String {
+        let meta = told.meta();
+        let name = meta.name.as_deref().unwrap_or_default();
+        match &meta.namespace {
+            Some(namespace) => format!("{} {namespace}/{name}", self.name),
+            None => format!("{} {name}", self.name),
+        }
+    }
+}
