@@ -8,6 +8,7 @@
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 
 pub mod address;
+pub mod affinity;
 pub mod answer;
 pub mod backend;
 pub mod checksum;

@@ -2,6 +2,7 @@
 
 use crate::{
     address::{Be16, Ipv4, Ipv6},
+    affinity::{Affinity, AffinityKey},
     backend::Backend,
     device::Device,
     flow::{Flow, FlowKey, Scratch, Walk},
@@ -52,6 +53,10 @@ pod! {
     PeerKey<Ipv6>: 28,
     Peer<Ipv4>: 12,
     Peer<Ipv6>: 24,
+    AffinityKey<Ipv4>: 8,
+    AffinityKey<Ipv6>: 20,
+    Affinity<Ipv4>: 16,
+    Affinity<Ipv6>: 28,
     Device: 28,
     Settings: 24,
     Policy: 60,

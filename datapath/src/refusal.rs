@@ -71,8 +71,8 @@ fn fate<F: Network, P: Packet, T: Tables<F>>(packet: &P, tables: &mut T) -> Fate
     else {
         return Fate::Unreachable(Reason::UnknownPort);
     };
-    let flags = tables.service_flags(frontend.service).unwrap_or(0);
-    match tables.set(frontend.service, scope(frontend.kind, flags, true)) {
+    let policy = tables.policy(frontend.service);
+    match tables.set(frontend.service, scope(frontend.kind, policy.flags, true)) {
         Some(set) if set.count != 0 => Fate::Pass,
         Some(set) if set.block == empty_set::DROP => Fate::Drop(Reason::TrafficPolicy),
         _ => Fate::Unreachable(Reason::NoEndpoints),

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use datapath::{frontend::kind, service::service_flags};
+use datapath::{affinity, frontend::kind, service::service_flags};
 
 use crate::{
     desired::{Desired, DesiredService, DesiredSet, IpFamily, ServicePortKey},
@@ -175,6 +175,10 @@ fn lends(rows: &[(ServicePortKey, DesiredService)]) -> bool {
     rows.iter().any(|(_, row)| had_endpoints(row))
 }
 
+fn timeout_sec(row: &DesiredService) -> Option<u32> {
+    (row.affinity > 0).then(|| affinity::seconds(row.affinity))
+}
+
 /// A Service that compiles to these rows; `None` if they hold no cluster IP.
 fn service(name: &Name, rows: &[(ServicePortKey, DesiredService)]) -> Option<Service> {
     let addresses = |wanted: u8| -> BTreeSet<IpAddr> {
@@ -222,6 +226,6 @@ fn service(name: &Name, rows: &[(ServicePortKey, DesiredService)]) -> Option<Ser
         source_ranges: [].into(),
         internal_local: any(service_flags::INTERNAL_LOCAL),
         external_local: any(service_flags::EXTERNAL_LOCAL),
-        affinity_timeout_sec: None,
+        affinity_timeout_sec: rows.iter().find_map(|(_, row)| timeout_sec(row)),
     })
 }

@@ -145,7 +145,7 @@ impl Applier {
                 tables.write_block(family, first, generation, &backends);
             }
             Op::Set { index, scope, set } => tables.write_set(index, scope, set),
-            Op::Flags { index, flags } => tables.write_flags(index, flags),
+            Op::Policy { index, policy } => tables.write_policy(index, policy),
             Op::ResetCounters { index } => tables.reset_counters(index),
             Op::Name { index, name } => match tables.write_name(index, &name) {
                 Ok(()) => ledger.named(index),

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use datapath::{frontend::kind, service::service_flags};
+use datapath::{affinity, frontend::kind, service::service_flags};
 
 use crate::{
     desired::{
@@ -136,6 +136,7 @@ fn row(
         cluster: verdict(selection.cluster, selection.any),
         local: verdict(selection.local, selection.any),
         flags,
+        affinity: service.affinity_timeout_sec.map_or(0, affinity::ticks),
     }
 }
 

@@ -70,6 +70,8 @@ pub struct DesiredService {
     pub local: DesiredSet,
     /// [`datapath::service::service_flags`], without `USED` and `IPV6`, which `apply` knows.
     pub flags: u32,
+    /// Timeout of session affinity in [`datapath::flow::TICK_NS`]; 0 if there is none.
+    pub affinity: u32,
 }
 
 /// Everything that should be programmed.

@@ -27,6 +27,8 @@ const GROUPS: &[&[&str]] = &[
         "ADDRESSES6",
         "ADDRESSMARKS",
         "PORTMARKS",
+        "AFFINITY4",
+        "AFFINITY6",
     ],
     &["FLOWS4", "FLOWS6", "PENDING4", "PENDING6", "MARKS"],
     &["SOCKETS4", "SOCKETS6", "PEERS4", "PEERS6", "PEERMARKS"],

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use datapath::{frontend::kind, service::service_flags};
+use datapath::{affinity, frontend::kind, service::service_flags};
 use proxy_agent::{
     compile::NodeFacts,
     desired::{Desired, DesiredBackend, DesiredService, DesiredSet, IpFamily, ServicePortKey},
@@ -65,6 +65,9 @@ fn print_service(
         if service.flags & flag != 0 {
             write!(text, " {name}")?;
         }
+    }
+    if service.affinity != 0 {
+        write!(text, " affinity {} s", affinity::seconds(service.affinity))?;
     }
     writeln!(text)?;
     for frontend in &service.frontends {

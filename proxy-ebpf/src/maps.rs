@@ -8,11 +8,12 @@ use aya_ebpf::{
 };
 use datapath::{
     address::{Ipv4, Ipv6},
+    affinity::{Affinity, AffinityKey},
     backend::Backend,
     frontend::{AddressUse, Frontend, FrontendKey},
     maps::{
-        ADDRESSES_CAPACITY, BACKENDS_CAPACITY, FRONTENDS_CAPACITY, MARKS_LEN, PEERMARKS_LEN,
-        PEERS_CAPACITY, PORTMARKS_LEN, SERVICES_CAPACITY, SOCKETS_CAPACITY,
+        ADDRESSES_CAPACITY, AFFINITY_CAPACITY, BACKENDS_CAPACITY, FRONTENDS_CAPACITY, MARKS_LEN,
+        PEERMARKS_LEN, PEERS_CAPACITY, PORTMARKS_LEN, SERVICES_CAPACITY, SOCKETS_CAPACITY,
     },
     service::{Service, ServiceCounters, ServiceName},
     settings::Settings,
@@ -38,6 +39,8 @@ maps! {
     SOCKETS6: Array<Connected<Ipv6>, SOCKETS_CAPACITY, MMAP>,
     PEERS4: LruHashMap<PeerKey<Ipv4>, Peer<Ipv4>, PEERS_CAPACITY>,
     PEERS6: LruHashMap<PeerKey<Ipv6>, Peer<Ipv6>, PEERS_CAPACITY>,
+    AFFINITY4: LruHashMap<AffinityKey<Ipv4>, Affinity<Ipv4>, AFFINITY_CAPACITY>,
+    AFFINITY6: LruHashMap<AffinityKey<Ipv6>, Affinity<Ipv6>, AFFINITY_CAPACITY>,
     SETTINGS: Array<Settings, 1>,
     ADDRESSMARKS: Array<[u8; MARKS_LEN], 1, MMAP>,
     PORTMARKS: Array<[u8; PORTMARKS_LEN], 1, MMAP>,

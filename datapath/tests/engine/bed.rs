@@ -99,9 +99,14 @@ impl<F: Side> Bed<F> {
     }
 
     pub(crate) fn update(&mut self, index: u32, cluster: SetRef, local: SetRef, flags: u32) {
+        self.put(index, Service { cluster, local, flags, affinity: 0 });
+    }
+
+    /// Writes a row, with the flags that all have.
+    pub(crate) fn put(&mut self, index: u32, row: Service) {
         let family = if F::V6 { service_flags::IPV6 } else { 0 };
-        let flags = flags | family | service_flags::USED;
-        self.machine.put_service(index, Service { cluster, local, flags, pad: 0 });
+        let flags = row.flags | family | service_flags::USED;
+        self.machine.put_service(index, Service { flags, ..row });
     }
 
     /// Writes a set; without backends it is the one that refuses.

@@ -51,7 +51,7 @@ pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
         let key = ServicePortKey { namespace, name: service_name, port, proto, family };
         let mut row = Row::new(Arc::new(key));
         row.is_named = name.is_some();
-        row.flags = service.flags;
+        row.policy = service.policy();
         row.cluster = placed(tables, &mut ledger, family, service.cluster);
         row.local = placed(tables, &mut ledger, family, service.local);
         rows.insert(index, row);
@@ -85,7 +85,8 @@ impl Ledger {
             frontends,
             cluster: row.cluster.found()?,
             local: row.local.found()?,
-            flags: row.flags & !(service_flags::USED | service_flags::IPV6),
+            flags: row.policy.flags & !(service_flags::USED | service_flags::IPV6),
+            affinity: row.policy.affinity,
         })
     }
 }

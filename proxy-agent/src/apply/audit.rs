@@ -9,7 +9,7 @@ use std::{
 };
 
 use agent_kit::table::TableError;
-use datapath::service::{ServiceName, SetRef};
+use datapath::service::{ServiceName, ServicePolicy, SetRef};
 
 use super::{
     Applier,
@@ -238,8 +238,8 @@ fn audit_services(ledger: &mut Ledger, tables: &mut Tables) -> Vec<Difference> {
                 is_changed = true;
             }
         }
-        if found.flags != row.flags {
-            tables.write_flags(index, row.flags);
+        if found.policy() != row.policy {
+            tables.write_policy(index, row.policy);
             is_changed = true;
         }
         if is_changed {
@@ -261,8 +261,9 @@ fn audit_services(ledger: &mut Ledger, tables: &mut Tables) -> Vec<Difference> {
         }
     }
     for index in (0..tables.services.capacity()).filter(|index| !used.contains(index)) {
-        if tables.services.read(index).is_some_and(|row| row.flags != 0) {
-            tables.write_flags(index, 0);
+        let none = ServicePolicy::default();
+        if tables.services.read(index).is_some_and(|row| row.policy() != none) {
+            tables.write_policy(index, none);
             differ("SERVICES", index, Damage::Foreign);
         }
     }

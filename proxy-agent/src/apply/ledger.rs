@@ -12,7 +12,7 @@ use std::{
 
 use datapath::{
     frontend::{address_use, kind},
-    service::SetRef,
+    service::{ServicePolicy, SetRef},
 };
 
 use super::{
@@ -65,7 +65,7 @@ pub struct Row {
     pub(super) wanted: Option<DesiredService>,
     pub(super) cluster: Placed,
     pub(super) local: Placed,
-    pub(super) flags: u32,
+    pub(super) policy: ServicePolicy,
     pub(super) is_named: bool,
     /// Those in the tables that lead here.
     pub(super) frontends: Vec<FrontendAt>,
@@ -78,7 +78,7 @@ impl Row {
             wanted: None,
             cluster: Placed::default(),
             local: Placed::default(),
-            flags: 0,
+            policy: ServicePolicy::default(),
             is_named: false,
             frontends: Vec::new(),
         }
@@ -334,7 +334,7 @@ impl Ledger {
                     }
                 }
                 None if row.frontends.is_empty() => {
-                    ops.push(Op::Flags { index, flags: 0 });
+                    ops.push(Op::Policy { index, policy: ServicePolicy::default() });
                     self.free(index);
                 }
                 None => {

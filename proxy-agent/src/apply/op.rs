@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use datapath::service::SetRef;
+use datapath::service::{ServicePolicy, SetRef};
 
 use crate::desired::{DesiredBackend, DesiredFrontend, IpFamily, ServicePortKey};
 
@@ -78,9 +78,9 @@ pub enum Op {
         scope: Scope,
         set: SetRef,
     },
-    Flags {
+    Policy {
         index: u32,
-        flags: u32,
+        policy: ServicePolicy,
     },
     ResetCounters {
         index: u32,

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use datapath::service::{SetRef, service_flags};
+use datapath::service::{ServicePolicy, SetRef, service_flags};
 
 use super::{
     ledger::{LONGEST_SET, Ledger, Row, Shortage},
@@ -95,9 +95,11 @@ impl Ledger {
         let family = row.key.family;
         let ipv6 = if family == IpFamily::V6 { service_flags::IPV6 } else { 0 };
         let flags = wanted.flags | service_flags::USED | ipv6;
-        if row.flags & flags != row.flags {
-            row.flags &= flags;
-            ops.push(Op::Flags { index, flags: row.flags });
+        let policy = ServicePolicy { flags, affinity: wanted.affinity };
+        let kept = row.policy.flags & flags;
+        if kept != row.policy.flags {
+            row.policy.flags = kept;
+            ops.push(Op::Policy { index, policy: row.policy });
         }
         if row.cluster.set.is_none() && row.local.set.is_none() && row.frontends.is_empty() {
             ops.push(Op::ResetCounters { index });
@@ -137,9 +139,9 @@ impl Ledger {
             }
             placed.backends = Some(backends);
         }
-        if row.flags != flags {
-            row.flags = flags;
-            ops.push(Op::Flags { index, flags });
+        if row.policy != policy {
+            row.policy = policy;
+            ops.push(Op::Policy { index, policy });
         }
         if !row.is_named {
             ops.push(Op::Name { index, name: Arc::clone(&row.key) });

@@ -12,7 +12,7 @@ use datapath::{
     backend::{Backend, backend_flags},
     frontend::{AddressUse, Frontend, FrontendKey, address_mark, kind, mark, port_mark},
     maps::{MARKS_LEN, PORTMARKS_LEN},
-    service::{Service, ServiceCounters, ServiceName, SetRef},
+    service::{Service, ServiceCounters, ServiceName, ServicePolicy, SetRef},
 };
 
 use super::op::{FrontendAt, FrontendTo, Scope};
@@ -38,7 +38,7 @@ pub struct Tables {
 /// Words of a [`Service`] row.
 const CLUSTER_WORD: usize = 0;
 const LOCAL_WORD: usize = 1;
-const FLAGS_WORD: usize = 2;
+const POLICY_WORD: usize = 2;
 
 impl Tables {
     /// Those pinned in `maps`.
@@ -115,11 +115,8 @@ impl Tables {
         self.services.store(index, word, set.word());
     }
 
-    pub(super) fn write_flags(&mut self, index: u32, flags: u32) {
-        // The row's last word is the flags and padding.
-        let [a, b, c, d] = flags.to_ne_bytes();
-        let word = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
-        self.services.store(index, FLAGS_WORD, word);
+    pub(super) fn write_policy(&mut self, index: u32, policy: ServicePolicy) {
+        self.services.store(index, POLICY_WORD, policy.word());
     }
 
     pub(super) fn reset_counters(&mut self, index: u32) {

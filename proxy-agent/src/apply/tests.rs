@@ -13,7 +13,7 @@ use agent_kit::table::{MemoryTable, Table, TableError};
 use datapath::{
     address::{Ipv4, protocol},
     frontend::{Frontend, FrontendKey, address_use, kind},
-    service::{SetRef, service_flags},
+    service::{ServicePolicy, SetRef, service_flags},
 };
 use proptest::prelude::*;
 
@@ -121,14 +121,15 @@ fn set() -> impl Strategy<Value = DesiredSet> {
 
 /// Frontends are few, so that Services take them over from each other.
 fn desired() -> impl Strategy<Value = Desired> {
-    let service = (set(), set(), 0u32..4);
+    let service = (set(), set(), 0u32..4, 0u32..3);
     let services = prop::collection::btree_map((0u8..4, 0u8..2), service, 0..6);
     let owners = prop::collection::vec((any::<prop::sample::Index>(), 1u8..4), 10);
     (services, owners).prop_map(|(services, owners)| {
         let mut desired: Desired = services
             .into_iter()
-            .map(|((service, port), (cluster, local, flags))| {
-                let wanted = DesiredService { frontends: Vec::new(), cluster, local, flags };
+            .map(|((service, port), (cluster, local, flags, affinity))| {
+                let frontends = Vec::new();
+                let wanted = DesiredService { frontends, cluster, local, flags, affinity };
                 (key(service, port), wanted)
             })
             .collect();
@@ -186,15 +187,18 @@ fn read_set(tables: &Tables, set: SetRef) -> DesiredSet {
 /// What a reader finds behind each frontend.
 fn observe(
     tables: &Tables,
-) -> BTreeMap<(std::net::IpAddr, u16), (u8, u32, DesiredSet, DesiredSet)> {
+) -> BTreeMap<(std::net::IpAddr, u16), (u8, ServicePolicy, DesiredSet, DesiredSet)> {
     let rows = tables.frontends4.rows().unwrap();
     let see = |(key, row): (FrontendKey<Ipv4>, Frontend)| {
         let service = tables.services.read(row.service).unwrap();
         assert_ne!(service.flags & service_flags::USED, 0, "a frontend of a row not in use");
-        let flags = service.flags & !service_flags::USED;
+        let policy = ServicePolicy {
+            flags: service.flags & !service_flags::USED,
+            affinity: service.affinity,
+        };
         let sets = (read_set(tables, service.cluster), read_set(tables, service.local));
         let at = (std::net::IpAddr::from(key.addr), key.port.get());
-        (at, (row.kind, flags, sets.0, sets.1))
+        (at, (row.kind, policy, sets.0, sets.1))
     };
     rows.into_iter().map(see).collect()
 }
@@ -204,8 +208,8 @@ fn check(tables: &Tables, desired: &Desired) {
     let mut addresses: BTreeMap<std::net::IpAddr, u32> = BTreeMap::new();
     for service in desired.values() {
         for frontend in &service.frontends {
-            let sees =
-                (frontend.kind, service.flags, service.cluster.clone(), service.local.clone());
+            let policy = ServicePolicy { flags: service.flags, affinity: service.affinity };
+            let sees = (frontend.kind, policy, service.cluster.clone(), service.local.clone());
             wanted.insert((frontend.address, frontend.port), sees);
             *addresses.entry(frontend.address).or_default() |= match frontend.kind {
                 kind::CLUSTER_IP => address_use::CLUSTER_IP,
@@ -383,6 +387,7 @@ fn a_renamed_port_keeps_its_frontends() {
         cluster: DesiredSet::Backends(vec![backend(1)]),
         local: DesiredSet::Drop,
         flags: 0,
+        affinity: 0,
     };
     applier.want(key(0, 0), Some(wanted.clone()));
     applier.sync();
@@ -403,6 +408,7 @@ fn a_full_table_is_told_and_filled_once_there_is_room() {
         ),
         local: DesiredSet::Drop,
         flags: 0,
+        affinity: 0,
     };
     applier.want(key(0, 0), Some(large(1, 200)));
     applier.want(key(1, 0), Some(large(2, 100)));
@@ -439,6 +445,7 @@ fn memory_of_a_replaced_row_is_not_used_before_a_wait() {
         cluster: DesiredSet::Backends(vec![backend(host)]),
         local: DesiredSet::Drop,
         flags: 0,
+        affinity: 0,
     };
     applier.want(key(0, 0), Some(wanted(&[1, 2, 3], 1)));
     applier.want(key(1, 0), Some(wanted(&[4], 2)));

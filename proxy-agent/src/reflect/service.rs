@@ -51,10 +51,6 @@ fn note_uncarried(service: &Service, report: &mut Report) {
         let message = "is not enforced yet: any source may reach the load balancer's addresses";
         report.note(ProblemKind::Unsupported, "spec.loadBalancerSourceRanges", message);
     }
-    if service.affinity_timeout_sec.is_some_and(|timeout| timeout > 0) {
-        let message = "is not carried yet: each connection is balanced by itself";
-        report.note(ProblemKind::Unsupported, "spec.sessionAffinity", message);
-    }
 }
 
 fn service_type(spec: &Spec, report: &mut Report) -> Option<ServiceType> {

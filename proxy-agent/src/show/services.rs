@@ -12,6 +12,7 @@ use agent_kit::{
 };
 use datapath::{
     address::{Ipv4, Ipv6, protocol},
+    affinity,
     backend::{Backend, backend_flags},
     frontend::{Frontend, FrontendKey, kind},
     service::{Service, ServiceCounters, ServiceName, SetRef, service_flags},
@@ -32,6 +33,9 @@ pub struct ShownService {
     pub frontends: Vec<ShownFrontend>,
     pub internal_traffic_policy: &'static str,
     pub external_traffic_policy: &'static str,
+    /// Of session affinity, as near as the tables have it; absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity_timeout_seconds: Option<u32>,
     pub backends: Vec<ShownBackend>,
     /// What happens to connections if there are none: `reject` or `drop`.
     pub without_backends: Option<&'static str>,
@@ -155,6 +159,10 @@ impl Tables {
             frontends: leads,
             internal_traffic_policy: policy(service_flags::INTERNAL_LOCAL),
             external_traffic_policy: policy(service_flags::EXTERNAL_LOCAL),
+            affinity_timeout_seconds: service
+                .policy()
+                .is_sticky()
+                .then(|| affinity::seconds(service.affinity)),
             backends: self.set(service.cluster, is_v6),
             without_backends: verdict(service.cluster),
             local_backends: self.set(service.local, is_v6),
@@ -265,13 +273,26 @@ pub fn print(services: &[ShownService]) -> String {
             frontends.collect::<Vec<_>>().join("\n"),
             backends.join("\n"),
             policy.trim().into(),
+            service
+                .affinity_timeout_seconds
+                .map_or_else(String::new, |seconds| format!("{seconds} s")),
             (service.socket_connections + service.packet_connections).to_string(),
             service.packets.to_string(),
             print::bytes(service.bytes),
         ]
     });
     print::table(
-        &["SERVICE", "PROTO", "FRONTENDS", "BACKENDS", "LOCAL", "CONNS", "PACKETS", "BYTES"],
+        &[
+            "SERVICE",
+            "PROTO",
+            "FRONTENDS",
+            "BACKENDS",
+            "LOCAL",
+            "AFFINITY",
+            "CONNS",
+            "PACKETS",
+            "BYTES",
+        ],
         rows,
     )
 }

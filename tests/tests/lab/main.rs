@@ -24,6 +24,7 @@ macro_rules! both {
     )* };
 }
 
+mod affinity;
 mod application;
 mod audit;
 mod change;

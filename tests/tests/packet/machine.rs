@@ -8,6 +8,7 @@ use std::{
 use agent_kit::table::{MapTable, Table};
 use datapath::{
     address::protocol,
+    affinity::{Affinity, AffinityKey},
     backend::Backend,
     counter::{Hook, Reason, drop_index},
     device::Device,
@@ -76,6 +77,7 @@ pub(crate) struct Machine<F: Sample> {
     backends: Rows<u32, Backend<F::Address>>,
     services: Rows<u32, Service>,
     stats: Rows<u32, ServiceCounters>,
+    affinity: Rows<AffinityKey<F::Address>, Affinity<F::Address>>,
     settings: Rows<u32, Settings>,
     address_marks: Rows<u32, [u8; MARKS_LEN]>,
     port_marks: Rows<u32, [u8; PORTMARKS_LEN]>,
@@ -269,6 +271,7 @@ impl<F: Side> Machine<F> {
             backends: MapTable::new(of_family("BACKENDS")).expect("sizes"),
             services: MapTable::new(loaded.map("SERVICES")).expect("sizes"),
             stats: MapTable::new(loaded.map("STATS")).expect("sizes"),
+            affinity: MapTable::new(of_family("AFFINITY")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             address_marks: MapTable::new(loaded.map("ADDRESSMARKS")).expect("sizes"),
             port_marks: MapTable::new(loaded.map("PORTMARKS")).expect("sizes"),
@@ -282,6 +285,7 @@ impl<F: Side> Machine<F> {
     fn clear(&mut self) {
         clear(&mut self.frontends);
         clear(&mut self.addresses);
+        clear(&mut self.affinity);
         for index in 0..SERVICES {
             write(&mut self.services, index, Service::default());
             write(&mut self.stats, index, ServiceCounters::default());
@@ -317,6 +321,15 @@ impl<F: Side> Machine<F> {
 
     pub(crate) fn set_settings(&mut self, settings: Settings) {
         write(&mut self.settings, 0, settings);
+    }
+
+    /// Lets time pass, in ticks, for flows and for what is known of clients.
+    pub(crate) fn pass(&mut self, ticks: u32) {
+        self.node.pass(ticks);
+        for (Row(key), Row(mut row)) in self.affinity.rows().expect("rows") {
+            row.last = row.last.wrapping_sub(ticks);
+            write(&mut self.affinity, key, row);
+        }
     }
 
     pub(crate) fn counters(&mut self, service: u32) -> ServiceCounters {

@@ -13,6 +13,8 @@ mod plan;
 #[path = "../../../datapath/tests/engine/sender.rs"]
 mod sender;
 
+#[path = "../../../datapath/tests/engine/affinity.rs"]
+mod affinity;
 #[path = "../../../datapath/tests/engine/answers.rs"]
 mod answers;
 #[path = "../../../datapath/tests/engine/cluster_ip.rs"]

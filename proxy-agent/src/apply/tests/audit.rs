@@ -37,6 +37,7 @@ fn programmed() -> (Applier, Desired) {
         cluster: DesiredSet::Backends(vec![backend(1)]),
         local: DesiredSet::Drop,
         flags: 0,
+        affinity: 0,
     };
     let desired = Desired::from([(key(0, 0), wanted)]);
     let mut applier = applier(kernel(Vec::new()).tables);
