@@ -9,8 +9,9 @@ use crate::{
     hash,
     header::Network,
     select::{Choice, scope, select},
-    service::ServicePolicy,
+    service::{ServicePolicy, service_flags},
     socket::{Peer, PeerKey, side},
+    source_range::is_guarded,
     tables::Tables,
 };
 
@@ -33,11 +34,14 @@ pub trait Caller {
     fn is_of_node(&self) -> bool;
 }
 
-/// True if the choice hangs on who asks, and this one's address shows only in its packets. Pods'
-/// are seen by the packet path; the node's own processes are one client.
+/// True if the answer hangs on who asks, and this one's address shows only in its packets. Pods'
+/// are seen by the packet path; the node's own processes are one client, which source ranges admit
+/// or not ([`crate::refusal`]).
 #[inline(always)]
-fn is_left_to_packets(policy: ServicePolicy, caller: &impl Caller) -> bool {
-    policy.is_sticky() && !caller.is_of_node()
+fn is_left_to_packets(policy: ServicePolicy, frontend_kind: u8, caller: &impl Caller) -> bool {
+    let is_guarded = is_guarded(frontend_kind, policy.flags);
+    (is_guarded && policy.flags & service_flags::NODE_ADMITTED == 0)
+        || ((is_guarded || policy.is_sticky()) && !caller.is_of_node())
 }
 
 /// Where `connect` goes. Every connection is chosen anew.
@@ -52,7 +56,7 @@ pub fn connect<F: Network, T: Tables<F>>(
     let Some(found) = tables.frontend(&key) else { return Call::Pass };
     let service = found.service;
     let policy = tables.policy(service);
-    if is_left_to_packets(policy, caller) {
+    if is_left_to_packets(policy, found.kind, caller) {
         return Call::Pass;
     }
     let scope = scope(found.kind, policy.flags, true);
@@ -89,7 +93,7 @@ pub fn send<F: Network, T: Tables<F>>(
         Some(last) if tables.find_backend(set, Place::new(last.addr, last.port)).is_some() => {
             (Place::new(last.addr, last.port), false)
         }
-        _ if is_left_to_packets(policy, caller) => return Call::Pass,
+        _ if is_left_to_packets(policy, found.kind, caller) => return Call::Pass,
         _ => {
             let entropy = entropy(frontend, cookie);
             match select::<F, T>(tables, service, policy, scope, Client::Node, entropy) {

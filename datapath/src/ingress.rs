@@ -14,6 +14,7 @@ use crate::{
     packet::{Packet, Verdict},
     rewrite::{Side, rewrite},
     select::Choice,
+    source_range,
     tables::{KeepError, Store, Tables},
     track,
 };
@@ -323,6 +324,9 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
             Step::Done
         };
     };
+    if source_range::refuses::<F, T>(tables, &frontend, key.src) {
+        return Step::Refused(Reason::SourceRange);
+    }
     if key.proto == protocol::TCP && !header::opens(header::flags::<F, P>(packet)) {
         return Step::Stray;
     }

@@ -40,6 +40,7 @@ pub mod select;
 pub mod service;
 pub mod settings;
 pub mod socket;
+pub mod source_range;
 pub mod tables;
 pub mod track;
 pub mod tunnel;

@@ -14,6 +14,7 @@
 //! | `SOCKETS4/6` | array, mmap | `socket::place` → `Connected` |
 //! | `PEERS4/6` | LRU hash | `PeerKey` → `Peer` |
 //! | `AFFINITY4/6` | LRU hash | `AffinityKey` → `Affinity` |
+//! | `RANGES4/6` | LPM trie | `RangeKey` → 1, sources that are admitted |
 //! | `DEVICES` | hash | interface index → `Device` |
 //! | `SETTINGS` | array of one | → `Settings` |
 //! | `DROPS` | per-CPU array | `counter::drop_index` → packets |
@@ -52,6 +53,7 @@ pub const FRAGMENTS_CAPACITY: usize = 4_096;
 /// A power of two.
 pub const SOCKETS_CAPACITY: usize = 65_536;
 pub const PEERS_CAPACITY: usize = 32_768;
+pub const RANGES_CAPACITY: usize = 65_536;
 pub const AFFINITY_CAPACITY: usize = 32_768;
 pub const DEVICES_CAPACITY: usize = 4_096;
 /// Bytes of the one row of `MARKS` and of `ADDRESSMARKS`; a power of two.

@@ -12,6 +12,7 @@ use crate::{
     service::{Service, ServiceCounters, ServiceName},
     settings::Settings,
     socket::{Connected, Peer, PeerKey},
+    source_range::{RangeKey, Source},
     tunnel::{Home, NetworkKey, Sender, Traffic, Tunnel, Vtep},
 };
 
@@ -57,6 +58,10 @@ pod! {
     AffinityKey<Ipv6>: 20,
     Affinity<Ipv4>: 16,
     Affinity<Ipv6>: 28,
+    Source<Ipv4>: 8,
+    Source<Ipv6>: 20,
+    RangeKey<Ipv4>: 12,
+    RangeKey<Ipv6>: 24,
     Device: 28,
     Settings: 24,
     Policy: 60,

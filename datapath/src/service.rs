@@ -122,6 +122,11 @@ pub mod service_flags {
     pub const IPV6: u32 = 4;
     /// The row is in use (an array has no other way to tell).
     pub const USED: u32 = 8;
+    /// Only sources with a row in `RANGES4` or `RANGES6` may begin connections to the addresses of
+    /// load balancers.
+    pub const SOURCE_RANGES: u32 = 16;
+    /// Beside `SOURCE_RANGES`: the node's own addresses are among them.
+    pub const NODE_ADMITTED: u32 = 32;
 }
 
 /// Value of the hash table `NAMES`, keyed by the index into `SERVICES`: what a row is called,

@@ -154,6 +154,9 @@ pub trait Tables<F: Network>: FlowTables<F> {
     fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef>;
     fn backend(&mut self, index: u32) -> Option<Backend<F::Address>>;
 
+    /// True if a range of the Service's has the source.
+    fn is_admitted(&mut self, service: u32, source: F::Address) -> bool;
+
     /// What is known of an unconnected socket.
     fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>>;
     fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>);

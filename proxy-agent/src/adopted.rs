@@ -13,6 +13,7 @@ use std::{
 };
 
 use datapath::{affinity, frontend::kind, service::service_flags};
+use ipnetwork::IpNetwork;
 
 use crate::{
     desired::{Desired, DesiredService, DesiredSet, IpFamily, ServicePortKey},
@@ -206,6 +207,8 @@ fn service(name: &Name, rows: &[(ServicePortKey, DesiredService)]) -> Option<Ser
     if cluster_ips.is_empty() || ports.is_empty() {
         return None;
     }
+    let ranges: BTreeSet<IpNetwork> =
+        rows.iter().flat_map(|(_, row)| row.ranges.iter().copied()).collect();
     let any = |flag: u32| rows.iter().any(|(_, row)| row.flags & flag != 0);
     let load_balancer_ips: Box<[IpAddr]> = addresses(kind::LOAD_BALANCER).into_iter().collect();
     let kind = if !load_balancer_ips.is_empty() {
@@ -223,7 +226,7 @@ fn service(name: &Name, rows: &[(ServicePortKey, DesiredService)]) -> Option<Ser
         ports,
         external_ips: addresses(kind::EXTERNAL_IP).into_iter().collect(),
         load_balancer_ips,
-        source_ranges: [].into(),
+        source_ranges: ranges.into_iter().collect(),
         internal_local: any(service_flags::INTERNAL_LOCAL),
         external_local: any(service_flags::EXTERNAL_LOCAL),
         affinity_timeout_sec: rows.iter().find_map(|(_, row)| timeout_sec(row)),

@@ -29,6 +29,8 @@ const GROUPS: &[&[&str]] = &[
         "PORTMARKS",
         "AFFINITY4",
         "AFFINITY6",
+        "RANGES4",
+        "RANGES6",
     ],
     &["FLOWS4", "FLOWS6", "PENDING4", "PENDING6", "MARKS"],
     &["SOCKETS4", "SOCKETS6", "PEERS4", "PEERS6", "PEERMARKS"],

@@ -323,7 +323,8 @@ impl Agent {
             node_addresses.iter().map(ToString::to_string).collect();
         let wanted = &self.args.nodeport_addresses;
         let addresses = node_port_addresses(&self.network, node_addresses, wanted);
-        for (key, wanted) in self.source.set_addresses(addresses) {
+        let own = node_addresses.clone();
+        for (key, wanted) in self.source.set_addresses(addresses, own) {
             self.applier.want(key, wanted);
         }
         // New programs with tables that are not filled would take old ones' place too early.

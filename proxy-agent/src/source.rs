@@ -45,7 +45,7 @@ pub struct Source {
 impl Source {
     /// Begins to read at once.
     pub fn open(path: PathBuf, node: String) -> io::Result<Self> {
-        let facts = NodeFacts { name: node, addresses: Vec::new() };
+        let facts = NodeFacts { name: node, ..NodeFacts::default() };
         let batches = directory::watch(path.clone())?;
         let (problems, doubts) = (Arc::default(), Arc::default());
         Ok(Self { path, batches, state: State::new(facts), problems, doubts })
@@ -83,9 +83,10 @@ impl Source {
         self.problems.iter().chain(&problems).map(status::Problem::from).collect()
     }
 
-    /// Has NodePorts answer at these addresses; gives what changes by that.
-    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<RowChange> {
-        self.state.set_addresses(addresses)
+    /// Has NodePorts answer at these addresses, on a node that has those as its own; gives what
+    /// changes by that.
+    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>, own: Vec<IpAddr>) -> Vec<RowChange> {
+        self.state.set_addresses(addresses, own)
     }
 
     /// This node's object, if there is one.

@@ -121,6 +121,7 @@ fn service(version: u32) -> DesiredService {
         local: DesiredSet::Drop,
         flags: 0,
         affinity: 0,
+        ranges: Vec::new(),
     }
 }
 

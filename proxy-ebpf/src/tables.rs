@@ -4,7 +4,7 @@ use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    btf_maps::{Array, HashMap, LruHashMap},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
 };
 use datapath::{
     address::{V4, V6},
@@ -20,6 +20,7 @@ use datapath::{
     service::{Service, ServicePolicy, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
+    source_range::{SERVICE_BITS, Source},
     tables::{Scope, Tables},
 };
 
@@ -36,6 +37,7 @@ type Addresses<A> = HashMap<A, AddressUse, { size::ADDRESSES_CAPACITY }, LAZY>;
 type Backends<A> = Array<Backend<A>, { size::BACKENDS_CAPACITY }, MMAP>;
 type Peers<A> = LruHashMap<PeerKey<A>, Peer<A>, { size::PEERS_CAPACITY }>;
 
+type Ranges<A> = LpmTrie<Source<A>, u32, { size::RANGES_CAPACITY }>;
 type Affinities<A> = LruHashMap<AffinityKey<A>, Affinity<A>, { size::AFFINITY_CAPACITY }>;
 
 /// The maps of one family.
@@ -45,6 +47,9 @@ pub trait FamilyMaps: FlowMaps {
     const BACKENDS: &'static Backends<Self::Address>;
     const PEERS: &'static Peers<Self::Address>;
     const AFFINITY: &'static Affinities<Self::Address>;
+    const RANGES: &'static Ranges<Self::Address>;
+    /// Length of an address.
+    const BITS: u32;
 }
 
 impl FamilyMaps for V4 {
@@ -53,6 +58,8 @@ impl FamilyMaps for V4 {
     const BACKENDS: &'static Backends<Self::Address> = &BACKENDS4;
     const PEERS: &'static Peers<Self::Address> = &PEERS4;
     const AFFINITY: &'static Affinities<Self::Address> = &AFFINITY4;
+    const RANGES: &'static Ranges<Self::Address> = &RANGES4;
+    const BITS: u32 = 32;
 }
 
 impl FamilyMaps for V6 {
@@ -61,6 +68,8 @@ impl FamilyMaps for V6 {
     const BACKENDS: &'static Backends<Self::Address> = &BACKENDS6;
     const PEERS: &'static Peers<Self::Address> = &PEERS6;
     const AFFINITY: &'static Affinities<Self::Address> = &AFFINITY6;
+    const RANGES: &'static Ranges<Self::Address> = &RANGES6;
+    const BITS: u32 = 128;
 }
 
 /// What the agent tells the programs; all zero before it has.
@@ -133,6 +142,11 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
                 generation: read_volatile(addr_of!((*row).generation)),
             })
         }
+    }
+
+    #[inline(always)]
+    fn is_admitted(&mut self, service: u32, addr: F::Address) -> bool {
+        F::RANGES.get(&Key::new(SERVICE_BITS + F::BITS, Source { service, addr })).is_some()
     }
 
     #[inline(always)]

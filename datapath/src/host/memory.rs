@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::{
+    address::Address,
     affinity::{Affinity, AffinityKey},
     backend::Backend,
     counter::{DROPS_LEN, Hook, Reason, drop_index},
@@ -19,6 +20,7 @@ use crate::{
     service::{Service, ServiceCounters, ServicePolicy, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
+    source_range::{RangeKey, SERVICE_BITS},
     tables::{FlowTables, KeepError, Opening, Scope, Store, Tables},
     track,
 };
@@ -55,6 +57,7 @@ pub struct Memory<F: Network, const BARE: bool = false> {
     pub fragments: Lru<FragmentKey<F::Address>, Ports>,
     pub peers: HashMap<PeerKey<F::Address>, Peer<F::Address>>,
     pub affinity: Lru<AffinityKey<F::Address>, Affinity<F::Address>>,
+    pub ranges: HashSet<RangeKey<F::Address>>,
     pub marks: Vec<bool>,
     pub walk: Walk,
     pub device: Option<Device>,
@@ -85,6 +88,7 @@ impl<F: Network, const BARE: bool> Memory<F, BARE> {
             fragments: Lru::new(FRAGMENTS_CAPACITY),
             peers: HashMap::new(),
             affinity: Lru::new(AFFINITY_CAPACITY),
+            ranges: HashSet::new(),
             marks: vec![false; MARKS_LEN],
             walk: Walk::default(),
             device: None,
@@ -265,6 +269,13 @@ impl<F: Network> Tables<F> for Memory<F> {
 
     fn backend(&mut self, index: u32) -> Option<Backend<F::Address>> {
         Some(self.backends.get(&index).copied().unwrap_or_default())
+    }
+
+    fn is_admitted(&mut self, service: u32, source: F::Address) -> bool {
+        self.ranges.iter().any(|range| {
+            range.source.service == service
+                && range.source.addr.shares(source, range.prefix_len - SERVICE_BITS)
+        })
     }
 
     fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>> {

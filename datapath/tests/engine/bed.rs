@@ -9,6 +9,7 @@ use datapath::{
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind},
     service::{Service, SetRef, service_flags},
     settings::Settings,
+    source_range::{RangeKey, SERVICE_BITS, Source},
 };
 
 use crate::{
@@ -127,11 +128,22 @@ impl<F: Side> Bed<F> {
     pub(crate) fn frontend(&mut self, place: Place<F::Address>, proto: u8, service: u32, kind: u8) {
         let usage =
             if kind == kind::CLUSTER_IP { address_use::CLUSTER_IP } else { address_use::FRONTEND };
+        let balancer = if kind == kind::LOAD_BALANCER { address_use::LOAD_BALANCER } else { 0 };
         let masquerade =
             if place.addr == plan::node::<F>(0).addr { address_use::MASQUERADE } else { 0 };
-        self.address(place.addr, usage | masquerade);
+        self.address(place.addr, usage | balancer | masquerade);
         let key = FrontendKey::new(place.addr, place.port, proto);
         self.machine.put_frontend(key, Frontend { service, kind, pad: [0; 3] });
+    }
+
+    /// Admits sources to a Service's load balancer.
+    pub(crate) fn admit(&mut self, service: u32, addr: F::Address, bits: u32) {
+        self.machine.put_range(range(service, addr, bits));
+    }
+
+    /// Takes back what [`Bed::admit`] did.
+    pub(crate) fn forbid(&mut self, service: u32, addr: F::Address, bits: u32) {
+        self.machine.remove_range(range(service, addr, bits));
     }
 
     /// A Service at its cluster IP.
@@ -157,4 +169,8 @@ impl<F: Side> Bed<F> {
         self.frontend(plan::node::<F>(port), proto, service, kind::NODE_PORT);
         service
     }
+}
+
+fn range<A>(service: u32, addr: A, bits: u32) -> RangeKey<A> {
+    RangeKey { prefix_len: SERVICE_BITS + bits, source: Source { service, addr } }
 }

@@ -24,3 +24,5 @@ mod race;
 mod selection;
 mod socket;
 mod socket_affinity;
+mod socket_source_range;
+mod source_range;

@@ -42,4 +42,5 @@ mod raw;
 mod refusal;
 mod restart;
 mod service;
+mod source_range;
 mod table;

@@ -21,6 +21,7 @@ use datapath::{
     policy::{Policed, Policy},
     service::{Service, ServiceCounters},
     settings::Settings,
+    source_range::{ADMITTED, RangeKey},
     tables::Store,
 };
 
@@ -78,6 +79,7 @@ pub(crate) struct Machine<F: Sample> {
     services: Rows<u32, Service>,
     stats: Rows<u32, ServiceCounters>,
     affinity: Rows<AffinityKey<F::Address>, Affinity<F::Address>>,
+    ranges: Rows<RangeKey<F::Address>, u32>,
     settings: Rows<u32, Settings>,
     address_marks: Rows<u32, [u8; MARKS_LEN]>,
     port_marks: Rows<u32, [u8; PORTMARKS_LEN]>,
@@ -272,6 +274,7 @@ impl<F: Side> Machine<F> {
             services: MapTable::new(loaded.map("SERVICES")).expect("sizes"),
             stats: MapTable::new(loaded.map("STATS")).expect("sizes"),
             affinity: MapTable::new(of_family("AFFINITY")).expect("sizes"),
+            ranges: MapTable::new(of_family("RANGES")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             address_marks: MapTable::new(loaded.map("ADDRESSMARKS")).expect("sizes"),
             port_marks: MapTable::new(loaded.map("PORTMARKS")).expect("sizes"),
@@ -286,6 +289,7 @@ impl<F: Side> Machine<F> {
         clear(&mut self.frontends);
         clear(&mut self.addresses);
         clear(&mut self.affinity);
+        clear(&mut self.ranges);
         for index in 0..SERVICES {
             write(&mut self.services, index, Service::default());
             write(&mut self.stats, index, ServiceCounters::default());
@@ -317,6 +321,14 @@ impl<F: Side> Machine<F> {
 
     pub(crate) fn put_backend(&mut self, index: u32, row: Backend<F::Address>) {
         write(&mut self.backends, index, row);
+    }
+
+    pub(crate) fn put_range(&mut self, key: RangeKey<F::Address>) {
+        write(&mut self.ranges, key, ADMITTED);
+    }
+
+    pub(crate) fn remove_range(&mut self, key: RangeKey<F::Address>) {
+        self.ranges.remove(&Row(key)).expect("a row");
     }
 
     pub(crate) fn set_settings(&mut self, settings: Settings) {

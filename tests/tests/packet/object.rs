@@ -94,6 +94,8 @@ impl Object {
                 "STATS",
                 "AFFINITY4",
                 "AFFINITY6",
+                "RANGES4",
+                "RANGES6",
                 "SETTINGS",
                 "ADDRESSMARKS",
                 "PORTMARKS",

@@ -38,6 +38,7 @@ fn programmed() -> (Applier, Desired) {
         local: DesiredSet::Drop,
         flags: 0,
         affinity: 0,
+        ranges: Vec::new(),
     };
     let desired = Desired::from([(key(0, 0), wanted)]);
     let mut applier = applier(kernel(Vec::new()).tables);
