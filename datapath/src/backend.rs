@@ -1,6 +1,10 @@
 //! One place that a Service's traffic can go to.
 
-use crate::address::Be16;
+use crate::{
+    address::{Address, Be16},
+    flow::Place,
+    service::SetRef,
+};
 
 /// Value of the arrays `BACKENDS4` and `BACKENDS6`: 12 and 24 bytes.
 #[repr(C)]
@@ -12,6 +16,14 @@ pub struct Backend<A> {
     pub generation: u16,
     /// Bits of [`backend_flags`].
     pub flags: u32,
+}
+
+impl<A: Address> Backend<A> {
+    /// True if this is the backend at a place, and one of the set.
+    #[inline(always)]
+    pub fn is(&self, place: Place<A>, set: SetRef) -> bool {
+        self.addr == place.addr && self.port == place.port && self.generation == set.generation
+    }
 }
 
 /// Bits of `Backend::flags`.

@@ -3,12 +3,15 @@
 
 use crate::{
     address::{Address, Be16, protocol},
+    affinity::Client,
     flow::Place,
     frontend::FrontendKey,
     hash,
     header::Network,
     select::{Choice, scope, select},
+    service::{ServicePolicy, service_flags},
     socket::{Peer, PeerKey, side},
+    source_range::is_guarded,
     tables::Tables,
 };
 
@@ -24,21 +27,42 @@ pub enum Call<A> {
     Refuse,
 }
 
+/// The process that calls.
+pub trait Caller {
+    /// True for the node's own processes, false for those of pods. Asked only where it matters:
+    /// to tell takes a helper of the kernel.
+    fn is_of_node(&self) -> bool;
+}
+
+/// True if the answer hangs on who asks, and this one's address shows only in its packets. Pods'
+/// are seen by the packet path; the node's own processes are one client, which source ranges admit
+/// or not ([`crate::refusal`]).
+#[inline(always)]
+fn is_left_to_packets(policy: ServicePolicy, frontend_kind: u8, caller: &impl Caller) -> bool {
+    let is_guarded = is_guarded(frontend_kind, policy.flags);
+    (is_guarded && policy.flags & service_flags::NODE_ADMITTED == 0)
+        || ((is_guarded || policy.is_sticky()) && !caller.is_of_node())
+}
+
 /// Where `connect` goes. Every connection is chosen anew.
 #[inline(always)]
 pub fn connect<F: Network, T: Tables<F>>(
     tables: &mut T,
     frontend: Place<F::Address>,
     proto: u8,
+    caller: &impl Caller,
 ) -> Call<F::Address> {
     let key = FrontendKey::new(frontend.addr, frontend.port, proto);
     let Some(found) = tables.frontend(&key) else { return Call::Pass };
-    let flags = tables.service_flags(found.service).unwrap_or(0);
+    let service = found.service;
+    let policy = tables.policy(service);
+    if is_left_to_packets(policy, found.kind, caller) {
+        return Call::Pass;
+    }
+    let scope = scope(found.kind, policy.flags, true);
     let entropy = tables.random();
-    match select::<F, T>(tables, found.service, scope(found.kind, flags, true), entropy) {
-        Choice::Backend(backend) => {
-            Call::Backend(Place::new(backend.addr, backend.port), found.service)
-        }
+    match select::<F, T>(tables, service, policy, scope, Client::Node, entropy) {
+        Choice::Backend(backend) => Call::Backend(Place::new(backend.addr, backend.port), service),
         other => without(&other),
     }
 }
@@ -52,12 +76,13 @@ pub fn send<F: Network, T: Tables<F>>(
     tables: &mut T,
     frontend: Place<F::Address>,
     cookie: u64,
+    caller: &impl Caller,
 ) -> Call<F::Address> {
     let key = FrontendKey::new(frontend.addr, frontend.port, protocol::UDP);
     let Some(found) = tables.frontend(&key) else { return Call::Pass };
-    let flags = tables.service_flags(found.service).unwrap_or(0);
-    let scope = scope(found.kind, flags, true);
     let service = found.service;
+    let policy = tables.policy(service);
+    let scope = scope(found.kind, policy.flags, true);
     let Some(set) = tables.set(service, scope) else { return Call::Refuse };
     let key = PeerKey::new(cookie, frontend, side::FRONTEND);
     let last = tables.peer(&key).filter(|last| last.service == service);
@@ -65,11 +90,17 @@ pub fn send<F: Network, T: Tables<F>>(
         Some(last) if set.count != 0 && last.generation == set.generation => {
             (Place::new(last.addr, last.port), true)
         }
-        Some(last) if tables.is_in(set, &last) => (Place::new(last.addr, last.port), false),
-        _ => match select::<F, T>(tables, service, scope, entropy(frontend, cookie)) {
-            Choice::Backend(backend) => (Place::new(backend.addr, backend.port), false),
-            other => return without(&other),
-        },
+        Some(last) if tables.find_backend(set, Place::new(last.addr, last.port)).is_some() => {
+            (Place::new(last.addr, last.port), false)
+        }
+        _ if is_left_to_packets(policy, found.kind, caller) => return Call::Pass,
+        _ => {
+            let entropy = entropy(frontend, cookie);
+            match select::<F, T>(tables, service, policy, scope, Client::Node, entropy) {
+                Choice::Backend(backend) => (Place::new(backend.addr, backend.port), false),
+                other => return without(&other),
+            }
+        }
     };
     if !is_known {
         let Place { addr, port, .. } = backend;
@@ -92,7 +123,7 @@ fn entropy<A: Address>(frontend: Place<A>, cookie: u64) -> u32 {
 
 /// What becomes of a call if no backend was chosen.
 #[inline(always)]
-const fn without<A>(choice: &Choice<A>) -> Call<A> {
+const fn without<A, B>(choice: &Choice<B>) -> Call<A> {
     match choice {
         Choice::Reject => Call::Refuse,
         Choice::Backend(_) | Choice::Drop | Choice::Torn => Call::Pass,

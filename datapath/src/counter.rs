@@ -80,6 +80,8 @@ numbered! {
     UnknownPeer = 17, "unknown_peer";
     /// On the tunnel device, and no IP packet.
     NotIp = 18, "not_ip";
+    /// To a load balancer's address, from a source that its Service's ranges do not admit.
+    SourceRange = 19, "source_range";
 }
 
 numbered! {

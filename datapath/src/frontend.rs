@@ -86,10 +86,16 @@ pub mod mark {
     /// their source.
     pub const PORTS: u8 = 2;
 
-    /// The bit of `ADDRESSMARKS` for an address with these bits of [`address_use`].
+    /// In `ADDRESSMARKS`, beside one of the others: a load balancer's address, to which not all of
+    /// the node's own packets may go.
+    pub const LOAD_BALANCER: u8 = 4;
+
+    /// The bits of `ADDRESSMARKS` for an address with these bits of [`address_use`].
     #[must_use]
     pub const fn of_use(flags: u32) -> u8 {
-        if flags & address_use::CLUSTER_IP != 0 { WHOLE } else { PORTS }
+        let whole = if flags & address_use::CLUSTER_IP != 0 { WHOLE } else { PORTS };
+        let balancer = if flags & address_use::LOAD_BALANCER != 0 { LOAD_BALANCER } else { 0 };
+        whole | balancer
     }
 
     /// The bit of `PORTMARKS` for a protocol that has ports; zero for another.
@@ -113,4 +119,6 @@ pub mod address_use {
     pub const FRONTEND: u32 = 2;
     /// Masqueraded connections have it as their source, so that replies come to it.
     pub const MASQUERADE: u32 = 4;
+    /// Of a load balancer, beside `FRONTEND`: its Services may have source ranges.
+    pub const LOAD_BALANCER: u32 = 8;
 }

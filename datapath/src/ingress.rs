@@ -13,7 +13,8 @@ use crate::{
     icmp::{self, Entered},
     packet::{Packet, Verdict},
     rewrite::{Side, rewrite},
-    select::{Choice, scope, select},
+    select::Choice,
+    source_range,
     tables::{KeepError, Store, Tables},
     track,
 };
@@ -323,6 +324,9 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
             Step::Done
         };
     };
+    if source_range::refuses::<F, T>(tables, &frontend, key.src) {
+        return Step::Refused(Reason::SourceRange);
+    }
     if key.proto == protocol::TCP && !header::opens(header::flags::<F, P>(packet)) {
         return Step::Stray;
     }
@@ -337,26 +341,24 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
     Step::Choose { service: frontend.service, kind: frontend.kind }
 }
 
-/// Chooses a backend and opens a flow to it.
+/// Chooses a backend and opens a flow to it. With session affinity each choice is the same, and a
+/// client whose tuple toward its backend is in use is refused, as it would be by a Service of one
+/// backend: what it has there, another backend would not know, while its next port is free.
 #[inline(never)]
 fn choose<F: Network, T: Tables<F>>(tables: &mut T, hook: Hook, service: u32, kind: u8) -> Step {
     let inside = matches!(hook, Hook::PodIngress);
-    let flags = tables.service_flags(service).unwrap_or(0);
-    let scope = scope(kind, flags, inside);
     for _ in 0..CHOICES {
-        let entropy = tables.random();
-        let backend = match select::<F, T>(tables, service, scope, entropy) {
-            Choice::Backend(backend) => backend,
+        let flags = match tables.select_for_sender(service, kind, inside) {
+            Choice::Backend(flags) => flags,
             Choice::Reject => return Step::Unreachable(Reason::NoEndpoints),
             Choice::Drop => return Step::Refused(Reason::TrafficPolicy),
             Choice::Torn => return Step::Refused(Reason::BackendSetTorn),
         };
         let parties = tables.parties();
-        parties.backend = Place::new(backend.addr, backend.port);
         // The reply passes here by itself if either end is on this node, but not if both ends
         // are one and the same.
-        let local = backend.flags & backend_flags::LOCAL != 0;
-        let masquerade = (!inside && !local) || parties.client.addr == backend.addr;
+        let local = flags & backend_flags::LOCAL != 0;
+        let masquerade = (!inside && !local) || parties.client.addr == parties.backend.addr;
         let flags = if masquerade { flow_flags::MASQUERADE } else { 0 };
         if tables.open(service, flags) {
             tables.count_connection(service);

@@ -8,6 +8,7 @@
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 
 pub mod address;
+pub mod affinity;
 pub mod answer;
 pub mod backend;
 pub mod checksum;
@@ -39,6 +40,7 @@ pub mod select;
 pub mod service;
 pub mod settings;
 pub mod socket;
+pub mod source_range;
 pub mod tables;
 pub mod track;
 pub mod tunnel;

@@ -2,6 +2,7 @@
 
 use crate::{
     address::{Be16, Ipv4, Ipv6},
+    affinity::{Affinity, AffinityKey},
     backend::Backend,
     device::Device,
     flow::{Flow, FlowKey, Scratch, Walk},
@@ -11,6 +12,7 @@ use crate::{
     service::{Service, ServiceCounters, ServiceName},
     settings::Settings,
     socket::{Connected, Peer, PeerKey},
+    source_range::{RangeKey, Source},
     tunnel::{Home, NetworkKey, Sender, Traffic, Tunnel, Vtep},
 };
 
@@ -52,6 +54,14 @@ pod! {
     PeerKey<Ipv6>: 28,
     Peer<Ipv4>: 12,
     Peer<Ipv6>: 24,
+    AffinityKey<Ipv4>: 8,
+    AffinityKey<Ipv6>: 20,
+    Affinity<Ipv4>: 16,
+    Affinity<Ipv6>: 28,
+    Source<Ipv4>: 8,
+    Source<Ipv6>: 20,
+    RangeKey<Ipv4>: 12,
+    RangeKey<Ipv6>: 24,
     Device: 28,
     Settings: 24,
     Policy: 60,

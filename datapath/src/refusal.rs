@@ -1,8 +1,10 @@
-//! Refusals on the way out: a packet that leaves the node for a cluster IP comes from one of
-//! the node's own processes, whose socket call was left as it was, or from a device that no
-//! program sees. Nobody beyond this node would answer it.
+//! Refusals on the way out: a packet that leaves the node for a cluster IP, or for a load
+//! balancer's address, comes from one of the node's own processes, whose socket call was left as it
+//! was, or from a device that no program sees. For a cluster IP nobody beyond this node would answer
+//! it; for a load balancer somebody might, who does not know of source ranges.
 
 use crate::{
+    address::protocol,
     answer,
     counter::{Hook, Reason},
     frontend::{FrontendKey, address_use},
@@ -12,10 +14,11 @@ use crate::{
     packet::{Packet, Verdict},
     select::scope,
     service::empty_set,
+    source_range,
     tables::Tables,
 };
 
-/// What a packet to a cluster IP must meet.
+/// What a packet to a frontend must meet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
     Pass,
@@ -25,7 +28,7 @@ enum Fate {
 }
 
 /// Decides over a packet that goes out by an uplink, before [`crate::egress`] does. What passes
-/// is not to a cluster IP, or to one that has backends: the way to them has been missed, but
+/// is to neither, or to what has backends and no ranges against its source: the way to them has been missed, but
 /// somebody further out may know another.
 #[inline(never)]
 pub fn refuse<F: Network, P: Packet, T: Tables<F>>(
@@ -50,8 +53,9 @@ pub fn refuse<F: Network, P: Packet, T: Tables<F>>(
 #[inline(never)]
 fn fate<F: Network, P: Packet, T: Tables<F>>(packet: &P, tables: &mut T) -> Fate {
     let Some(header) = F::header(packet, 0) else { return Fate::Pass };
-    let usage = tables.address_use(header.dst);
-    if usage.is_none_or(|usage| usage.flags & address_use::CLUSTER_IP == 0) {
+    let usage = tables.address_use(header.dst).map_or(0, |usage| usage.flags);
+    let is_cluster_ip = usage & address_use::CLUSTER_IP != 0;
+    if usage & (address_use::CLUSTER_IP | address_use::LOAD_BALANCER) == 0 {
         return Fate::Pass;
     }
     let Ok(transport) = header::transport::<F, P>(packet, &header) else { return Fate::Pass };
@@ -60,7 +64,7 @@ fn fate<F: Network, P: Packet, T: Tables<F>>(packet: &P, tables: &mut T) -> Fate
         return Fate::Pass;
     }
     if !has_ports(transport.proto) {
-        return if icmp::is_answerable::<F, P>(packet, &transport) {
+        return if is_cluster_ip && icmp::is_answerable::<F, P>(packet, &transport) {
             Fate::Unreachable(Reason::UnknownPort)
         } else {
             Fate::Pass
@@ -69,10 +73,17 @@ fn fate<F: Network, P: Packet, T: Tables<F>>(packet: &P, tables: &mut T) -> Fate
     let key = key(&header, &transport, crate::flow::hook::EGRESS);
     let Some(frontend) = tables.frontend(&FrontendKey::new(key.dst, key.dst_port, key.proto))
     else {
-        return Fate::Unreachable(Reason::UnknownPort);
+        return if is_cluster_ip { Fate::Unreachable(Reason::UnknownPort) } else { Fate::Pass };
     };
-    let flags = tables.service_flags(frontend.service).unwrap_or(0);
-    match tables.set(frontend.service, scope(frontend.kind, flags, true)) {
+    let begins = key.proto != protocol::TCP || header::opens(transport.flags);
+    if begins && source_range::refuses::<F, T>(tables, &frontend, key.src) {
+        return Fate::Drop(Reason::SourceRange);
+    }
+    if !is_cluster_ip {
+        return Fate::Pass;
+    }
+    let policy = tables.policy(frontend.service);
+    match tables.set(frontend.service, scope(frontend.kind, policy.flags, true)) {
         Some(set) if set.count != 0 => Fate::Pass,
         Some(set) if set.block == empty_set::DROP => Fate::Drop(Reason::TrafficPolicy),
         _ => Fate::Unreachable(Reason::NoEndpoints),

@@ -1,17 +1,19 @@
 //! The choice of a backend, the same for every hook.
 
 use crate::{
+    affinity::Client,
     backend::Backend,
+    flow::Place,
     frontend::kind,
     header::Network,
-    service::{empty_set, service_flags},
+    service::{ServicePolicy, empty_set, service_flags},
     tables::{Scope, Tables},
 };
 
-/// Where a new connection goes.
+/// Where a new connection goes: to a backend, of which it tells a `B`, or nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Choice<A> {
-    Backend(Backend<A>),
+pub enum Choice<B> {
+    Backend(B),
     /// No endpoint anywhere: refuse.
     Reject,
     /// None that the traffic policy allows: drop.
@@ -38,21 +40,28 @@ pub const fn scope(frontend_kind: u8, flags: u32, inside: bool) -> Scope {
     if local { Scope::Local } else { Scope::Cluster }
 }
 
-/// Chooses with equal chance for each backend, if `entropy` is spread evenly over 32 bits.
+/// Chooses with equal chance for each backend, if `entropy` is spread evenly over 32 bits; with
+/// session affinity the backend that the client has.
 #[inline(always)]
 pub fn select<F: Network, T: Tables<F>>(
     tables: &mut T,
     service: u32,
+    policy: ServicePolicy,
     scope: Scope,
+    client: Client,
     entropy: u32,
-) -> Choice<F::Address> {
+) -> Choice<Backend<F::Address>> {
     for _ in 0..READS {
         let Some(set) = tables.set(service, scope) else { return Choice::Reject };
         if set.count == 0 {
             return if set.block == empty_set::DROP { Choice::Drop } else { Choice::Reject };
         }
-        let place = (u64::from(entropy) * u64::from(set.count)) >> 32;
-        if let Some(backend) = tables.backend(set.block + place as u32)
+        let slot = if policy.is_sticky() {
+            tables.stick(service, client, set, entropy)
+        } else {
+            set.slot(entropy)
+        };
+        if let Some(backend) = tables.backend(slot)
             && backend.generation == set.generation
         {
             return Choice::Backend(backend);
@@ -60,3 +69,56 @@ pub fn select<F: Network, T: Tables<F>>(
     }
     Choice::Torn
 }
+
+/// Chooses for the client in [`crate::tables::FlowTables::parties`], and puts the backend there;
+/// tells the backend's flags.
+#[inline(always)]
+pub fn select_for_sender<F: Network, T: Tables<F>>(
+    tables: &mut T,
+    service: u32,
+    frontend_kind: u8,
+    inside: bool,
+) -> Choice<u32> {
+    let policy = tables.policy(service);
+    let scope = scope(frontend_kind, policy.flags, inside);
+    let entropy = tables.random();
+    match select::<F, T>(tables, service, policy, scope, Client::Sender, entropy) {
+        Choice::Backend(backend) => {
+            tables.parties().backend = Place::new(backend.addr, backend.port);
+            Choice::Backend(backend.flags)
+        }
+        Choice::Reject => Choice::Reject,
+        Choice::Drop => Choice::Drop,
+        Choice::Torn => Choice::Torn,
+    }
+}
+
+impl Choice<u32> {
+    /// As one number that a function of eBPF can return.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(self) -> u64 {
+        match self {
+            Self::Backend(flags) => flags as u64,
+            Self::Reject => NONE,
+            Self::Drop => NONE_ALLOWED,
+            Self::Torn => NONE_ALLOWED + 1,
+        }
+    }
+
+    /// The reverse of [`Choice::pack`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn unpack(number: u64) -> Self {
+        match number {
+            NONE => Self::Reject,
+            NONE_ALLOWED => Self::Drop,
+            flags if flags < NONE => Self::Backend(flags as u32),
+            _ => Self::Torn,
+        }
+    }
+}
+
+/// Packed choices of no backend begin above all flags.
+const NONE: u64 = 1 << 32;
+const NONE_ALLOWED: u64 = NONE + 1;

@@ -9,9 +9,54 @@ pub struct Service {
     pub cluster: SetRef,
     /// The usable backends on this node, for the `Local` traffic policies.
     pub local: SetRef,
-    /// Bits of [`service_flags`].
+    /// Bits of [`service_flags`]. With the field after it one aligned word, [`ServicePolicy`].
     pub flags: u32,
-    pub pad: u32,
+    /// Timeout of session affinity in units of [`crate::flow::TICK_NS`]; zero if there is none.
+    pub affinity: u32,
+}
+
+/// What a [`Service`] says of its connections beside its sets. Eight bytes, read and written as
+/// one aligned word.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ServicePolicy {
+    /// `Service::flags`.
+    pub flags: u32,
+    /// `Service::affinity`.
+    pub affinity: u32,
+}
+
+impl ServicePolicy {
+    /// True if a client's connections go where its last one went.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_sticky(self) -> bool {
+        self.affinity != 0
+    }
+
+    /// The word as one number, for an atomic write.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self) -> u64 {
+        // SAFETY: eight bytes of plain data without padding, aligned to eight.
+        unsafe { core::mem::transmute(self) }
+    }
+
+    /// The policy in a word that was read at once.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        // SAFETY: eight bytes, every pattern of which is a valid `ServicePolicy`.
+        unsafe { core::mem::transmute(word) }
+    }
+}
+
+impl Service {
+    #[inline(always)]
+    #[must_use]
+    pub const fn policy(&self) -> ServicePolicy {
+        ServicePolicy { flags: self.flags, affinity: self.affinity }
+    }
 }
 
 /// Where a set of backends lies in `BACKENDS4` or `BACKENDS6`. Eight bytes, read and written
@@ -35,6 +80,14 @@ impl SetRef {
     pub const REJECT: Self = Self { block: empty_set::REJECT, count: 0, generation: 0 };
     /// Endpoints exist, but none that the traffic policy allows: drop.
     pub const DROP: Self = Self { block: empty_set::DROP, count: 0, generation: 0 };
+
+    /// The slot that a number stands for which is spread evenly over 32 bits; each has an equal
+    /// chance.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(self, entropy: u32) -> u32 {
+        self.block + ((entropy as u64 * self.count as u64) >> 32) as u32
+    }
 
     /// The word as one number, for an atomic write.
     #[inline(always)]
@@ -69,6 +122,11 @@ pub mod service_flags {
     pub const IPV6: u32 = 4;
     /// The row is in use (an array has no other way to tell).
     pub const USED: u32 = 8;
+    /// Only sources with a row in `RANGES4` or `RANGES6` may begin connections to the addresses of
+    /// load balancers.
+    pub const SOURCE_RANGES: u32 = 16;
+    /// Beside `SOURCE_RANGES`: the node's own addresses are among them.
+    pub const NODE_ADMITTED: u32 = 32;
 }
 
 /// Value of the hash table `NAMES`, keyed by the index into `SERVICES`: what a row is called,

@@ -1,13 +1,7 @@
 //! What the socket path remembers of a translation, so that the application sees the frontend
 //! as its peer.
 
-use crate::{
-    address::{Address, Be16},
-    backend::Backend,
-    flow::Place,
-    maps::SOCKETS_CAPACITY,
-    service::SetRef,
-};
+use crate::{address::Be16, flow::Place, maps::SOCKETS_CAPACITY};
 
 /// Row of the arrays `SOCKETS4` and `SOCKETS6`: the translation of a socket's last `connect`,
 /// until the process lets go of the socket. 24 and 48 bytes.
@@ -73,16 +67,6 @@ pub struct Peer<A> {
     /// `SetRef::generation` of the set that the backend was found in last.
     pub generation: u16,
     pub service: u32,
-}
-
-impl<A: Address> Peer<A> {
-    /// True if this backend of a set is the one.
-    #[inline(always)]
-    pub fn is(&self, backend: &Backend<A>, set: SetRef) -> bool {
-        self.addr == backend.addr
-            && self.port == backend.port
-            && backend.generation == set.generation
-    }
 }
 
 impl<A: Copy> PeerKey<A> {

@@ -1,18 +1,20 @@
 //! The engine's view of the tables: maps in the kernel, hash maps in tests.
 
 use crate::{
+    affinity::{self, Affinity, AffinityKey, Client},
     backend::Backend,
     counter::{Hook, Reason},
     device::Device,
     egress,
-    flow::{Flow, FlowKey, Parties},
+    flow::{Flow, FlowKey, Parties, Place},
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
     header::Network,
     ingress::{self, Look},
     masquerade,
     packet::Packet,
-    service::SetRef,
+    select::{self, Choice},
+    service::{ServicePolicy, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
     track,
@@ -146,28 +148,52 @@ pub trait Tables<F: Network>: FlowTables<F> {
 
     fn address_use(&mut self, address: F::Address) -> Option<AddressUse>;
     fn frontend(&mut self, key: &FrontendKey<F::Address>) -> Option<Frontend>;
-    /// `Service::flags`.
-    fn service_flags(&mut self, service: u32) -> Option<u32>;
+    /// Read as one word; all zero if there is no such row.
+    fn policy(&mut self, service: u32) -> ServicePolicy;
     /// Read as one word.
     fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef>;
     fn backend(&mut self, index: u32) -> Option<Backend<F::Address>>;
+
+    /// True if a range of the Service's has the source.
+    fn is_admitted(&mut self, service: u32, source: F::Address) -> bool;
 
     /// What is known of an unconnected socket.
     fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>>;
     fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>);
 
-    /// True if the set has the backend that a socket was given.
+    /// What is known of a client of a Service.
+    fn affinity(&mut self, key: &AffinityKey<F::Address>) -> Option<Affinity<F::Address>>;
+    fn remember_affinity(&mut self, key: &AffinityKey<F::Address>, row: &Affinity<F::Address>);
+
+    /// The slot of the set that has the backend at a place.
     #[inline(always)]
-    fn is_in(&mut self, set: SetRef, peer: &Peer<F::Address>) -> bool {
-        (0..u32::from(set.count)).any(|index| {
-            self.backend(set.block + index).is_some_and(|backend| peer.is(&backend, set))
-        })
+    fn find_backend(&mut self, set: SetRef, place: Place<F::Address>) -> Option<u32> {
+        (set.block..set.block + u32::from(set.count))
+            .find(|&slot| self.backend(slot).is_some_and(|backend| backend.is(place, set)))
     }
 
     fn count_connection(&mut self, service: u32);
 
-    /// [`track::open`]. This and those below are global functions of programs, like the last of
-    /// [`FlowTables`].
+    /// [`affinity::stick`]. This and those below are global functions of programs, like the last
+    /// of [`FlowTables`].
+    #[inline(always)]
+    fn stick(&mut self, service: u32, client: Client, set: SetRef, entropy: u32) -> u32
+    where
+        Self: Sized,
+    {
+        affinity::stick::<F, Self>(self, service, client, set, entropy)
+    }
+
+    /// [`select::select_for_sender`].
+    #[inline(always)]
+    fn select_for_sender(&mut self, service: u32, kind: u8, inside: bool) -> Choice<u32>
+    where
+        Self: Sized,
+    {
+        select::select_for_sender::<F, Self>(self, service, kind, inside)
+    }
+
+    /// [`track::open`].
     #[inline(always)]
     fn open(&mut self, service: u32, flags: u16) -> bool
     where

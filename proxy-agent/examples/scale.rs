@@ -115,7 +115,7 @@ fn slice_file(directory: &Path, number: u32) -> std::path::PathBuf {
 }
 
 fn state() -> State {
-    State::new(NodeFacts { name: "node-1".into(), addresses: Vec::new() })
+    State::new(NodeFacts { name: "node-1".into(), ..NodeFacts::default() })
 }
 
 fn sorted(mut times: Vec<Duration>) -> Vec<Duration> {

@@ -12,7 +12,8 @@ use std::{
     sync::Arc,
 };
 
-use datapath::{frontend::kind, service::service_flags};
+use datapath::{affinity, frontend::kind, service::service_flags};
+use ipnetwork::IpNetwork;
 
 use crate::{
     desired::{Desired, DesiredService, DesiredSet, IpFamily, ServicePortKey},
@@ -177,6 +178,10 @@ fn lends(rows: &[(ServicePortKey, DesiredService)]) -> bool {
     rows.iter().any(|(_, row)| had_endpoints(row))
 }
 
+fn timeout_sec(row: &DesiredService) -> Option<u32> {
+    (row.affinity > 0).then(|| affinity::seconds(row.affinity))
+}
+
 /// A Service that compiles to these rows; `None` if they hold no cluster IP.
 fn service(name: &Name, rows: &[(ServicePortKey, DesiredService)]) -> Option<Service> {
     let addresses = |wanted: u8| -> BTreeSet<IpAddr> {
@@ -204,6 +209,8 @@ fn service(name: &Name, rows: &[(ServicePortKey, DesiredService)]) -> Option<Ser
     if cluster_ips.is_empty() || ports.is_empty() {
         return None;
     }
+    let ranges: BTreeSet<IpNetwork> =
+        rows.iter().flat_map(|(_, row)| row.ranges.iter().copied()).collect();
     let any = |flag: u32| rows.iter().any(|(_, row)| row.flags & flag != 0);
     let load_balancer_ips: Box<[IpAddr]> = addresses(kind::LOAD_BALANCER).into_iter().collect();
     let kind = if !load_balancer_ips.is_empty() {
@@ -221,10 +228,10 @@ fn service(name: &Name, rows: &[(ServicePortKey, DesiredService)]) -> Option<Ser
         ports,
         external_ips: addresses(kind::EXTERNAL_IP).into_iter().collect(),
         load_balancer_ips,
-        source_ranges: [].into(),
+        source_ranges: ranges.into_iter().collect(),
         internal_local: any(service_flags::INTERNAL_LOCAL),
         external_local: any(service_flags::EXTERNAL_LOCAL),
         health_check_node_port: 0,
-        affinity_timeout_sec: None,
+        affinity_timeout_sec: rows.iter().find_map(|(_, row)| timeout_sec(row)),
     })
 }

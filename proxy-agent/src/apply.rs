@@ -9,6 +9,7 @@ pub mod ledger;
 pub mod op;
 mod plan;
 pub mod quarantine;
+mod ranges;
 pub mod tables;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,7 @@ use agent_kit::{barrier::Barrier, table::TableError};
 
 use self::{
     ledger::{Ledger, Shortage},
-    op::{Hash, Op},
+    op::{Hash, Op, RangeAt},
     tables::Tables,
 };
 use crate::desired::{Desired, DesiredService, IpFamily, ServicePortKey};
@@ -120,6 +121,13 @@ impl Applier {
     }
 
     fn write(&mut self) {
+        // Policies are planned by which ranges stand, and ranges removed by which policies do.
+        for op in self.ledger.stale_ranges() {
+            self.run(op);
+        }
+        for op in self.ledger.missing_ranges() {
+            self.run(op);
+        }
         for op in self.ledger.plan() {
             if matches!(op, Op::Wait) {
                 if !self.wait() {
@@ -128,6 +136,9 @@ impl Applier {
             } else {
                 self.run(op);
             }
+        }
+        for op in self.ledger.stale_ranges() {
+            self.run(op);
         }
         for op in self.ledger.close() {
             self.run(op);
@@ -145,7 +156,7 @@ impl Applier {
                 tables.write_block(family, first, generation, &backends);
             }
             Op::Set { index, scope, set } => tables.write_set(index, scope, set),
-            Op::Flags { index, flags } => tables.write_flags(index, flags),
+            Op::Policy { index, policy } => tables.write_policy(index, policy),
             Op::ResetCounters { index } => tables.reset_counters(index),
             Op::Name { index, name } => match tables.write_name(index, &name) {
                 Ok(()) => ledger.named(index),
@@ -184,6 +195,20 @@ impl Applier {
                 Err(err) => {
                     self.refuse(table_name(Hash::Addresses(IpFamily::of(&address))), 1, &err);
                 }
+            },
+            Op::PutRanges(rows) => {
+                let family = rows.first().map_or(IpFamily::V4, RangeAt::family);
+                let (written, result) = tables.put_ranges(&rows);
+                for at in &rows[..written] {
+                    ledger.range_put(*at);
+                }
+                if let Err(err) = result {
+                    self.refuse(ranges_name(family), rows.len() - written, &err);
+                }
+            }
+            Op::RemoveRange(at) => match tables.remove_range(&at) {
+                Ok(()) | Err(TableError::Missing) => ledger.range_removed(at),
+                Err(err) => self.refuse(ranges_name(at.family()), 1, &err),
             },
             Op::Wait => {}
         }
@@ -264,6 +289,7 @@ impl Applier {
         let (v4, v6) = (IpFamily::V4, IpFamily::V6);
         let fill = |table, entries, capacity| Fill { table, entries, capacity };
         let [backends4, backends6] = &ledger.blocks;
+        let [ranges4, ranges6] = ledger.range_rows;
         vec![
             fill("SERVICES", ledger.indices.used(), ledger.indices.capacity()),
             fill("BACKENDS4", backends4.used(), backends4.capacity()),
@@ -272,12 +298,21 @@ impl Applier {
             fill("FRONTENDS6", rows(Hash::Frontends(v6)), tables.frontends6.capacity()),
             fill("ADDRESSES4", rows(Hash::Addresses(v4)), tables.addresses4.capacity()),
             fill("ADDRESSES6", rows(Hash::Addresses(v6)), tables.addresses6.capacity()),
+            fill("RANGES4", ranges4, tables.ranges4.capacity()),
+            fill("RANGES6", ranges6, tables.ranges6.capacity()),
         ]
     }
 }
 
 fn full(table: &'static str) -> Refusal {
     Refusal { table, writes: 1, reason: TableError::Full.to_string(), is_full: true }
+}
+
+fn ranges_name(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "RANGES4",
+        IpFamily::V6 => "RANGES6",
+    }
 }
 
 fn table_name(hash: Hash) -> &'static str {

@@ -1,9 +1,10 @@
 //! One Service to the rows that carry it: pure, and blind to all other Services but for the
 //! frontends that they hold.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
-use datapath::{frontend::kind, service::service_flags};
+use datapath::{affinity, frontend::kind, service::service_flags};
+use ipnetwork::IpNetwork;
 
 use crate::{
     desired::{
@@ -13,11 +14,13 @@ use crate::{
     topology::{Candidate, Policies, select},
 };
 
-/// What this node is called and where its NodePorts answer.
+/// What this node is called, where its NodePorts answer, and by which addresses it is known.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeFacts {
     pub name: String,
     pub addresses: Vec<IpAddr>,
+    /// The node's own, wherever NodePorts answer.
+    pub own: Vec<IpAddr>,
 }
 
 /// What a Service's port would have clients address.
@@ -74,7 +77,7 @@ pub fn compile(
     service: &Service,
     sets: &[&EndpointSet],
     held: &[Claim],
-    node: &str,
+    node: &NodeFacts,
     zone: Option<&str>,
 ) -> Vec<(ServicePortKey, DesiredService)> {
     let mut rows = Vec::new();
@@ -82,8 +85,11 @@ pub fn compile(
         let family = IpFamily::of(address);
         for (index, port) in service.ports.iter().enumerate() {
             let frontends = frontends(held, index, family);
-            let row = row(service, port, family, sets, node, zone);
-            rows.push((key(service, port, family), DesiredService { frontends, ..row }));
+            let row = row(service, port, family, sets, &node.name, zone);
+            let (guard, ranges) = guard(service, &frontends, family, &node.own);
+            let flags = row.flags | guard;
+            let row = DesiredService { frontends, flags, ranges, ..row };
+            rows.push((key(service, port, family), row));
         }
     }
     rows
@@ -114,6 +120,36 @@ fn frontends(held: &[Claim], port: usize, family: IpFamily) -> Vec<DesiredFronte
     frontends
 }
 
+/// Who may reach the load balancer's addresses: flags and ranges. All of a family is no limit, and
+/// so are ranges of the other family alone. A node that is admitted may have one of the addresses
+/// itself as its source, which then is admitted too, as with kube-proxy.
+fn guard(
+    service: &Service,
+    frontends: &[DesiredFrontend],
+    family: IpFamily,
+    own: &[IpAddr],
+) -> (u32, Vec<IpNetwork>) {
+    let of_family =
+        service.source_ranges.iter().filter(|range| IpFamily::of(&range.ip()) == family);
+    let mut ranges: BTreeSet<IpNetwork> = of_family.map(without_host_bits).collect();
+    let mut balancers = frontends.iter().filter(|f| f.kind == kind::LOAD_BALANCER).peekable();
+    let admits_all = ranges.iter().any(|range| range.prefix() == 0);
+    if ranges.is_empty() || admits_all || balancers.peek().is_none() {
+        return (0, Vec::new());
+    }
+    let mut flags = service_flags::SOURCE_RANGES;
+    if own.iter().any(|address| ranges.iter().any(|range| range.contains(*address))) {
+        flags |= service_flags::NODE_ADMITTED;
+        ranges.extend(balancers.map(|frontend| IpNetwork::from(frontend.address)));
+    }
+    (flags, ranges.into_iter().collect())
+}
+
+fn without_host_bits(range: &IpNetwork) -> IpNetwork {
+    // A length that was valid is.
+    IpNetwork::new(range.network(), range.prefix()).unwrap_or(*range)
+}
+
 /// A set that no policy uses has the verdict that an empty one would: nobody reads it, and so
 /// it costs no backends.
 fn row(
@@ -138,6 +174,8 @@ fn row(
         cluster: verdict(selection.cluster, selection.any),
         local: verdict(selection.local, selection.any),
         flags,
+        ranges: Vec::new(),
+        affinity: service.affinity_timeout_sec.map_or(0, affinity::ticks),
     }
 }
 

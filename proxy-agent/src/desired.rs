@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use ipnetwork::IpNetwork;
+
 /// IPv4 or IPv6, where it is data and not a type.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub enum IpFamily {
@@ -70,6 +72,11 @@ pub struct DesiredService {
     pub local: DesiredSet,
     /// [`datapath::service::service_flags`], without `USED` and `IPV6`, which `apply` knows.
     pub flags: u32,
+    /// Timeout of session affinity in [`datapath::flow::TICK_NS`]; 0 if there is none.
+    pub affinity: u32,
+    /// Sources that may begin connections to the addresses of load balancers, where the flags say
+    /// that there are such: sorted, of the key's family, without host bits, each once.
+    pub ranges: Vec<IpNetwork>,
 }
 
 /// Everything that should be programmed.

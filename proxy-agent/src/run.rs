@@ -368,7 +368,8 @@ impl Agent {
             node_addresses.iter().map(ToString::to_string).collect();
         let wanted = &self.args.nodeport_addresses;
         let addresses = node_port_addresses(&self.network, node_addresses, wanted);
-        for (key, wanted) in self.source.set_addresses(addresses) {
+        let own = node_addresses.clone();
+        for (key, wanted) in self.source.set_addresses(addresses, own) {
             self.applier.want(key, wanted);
         }
         self.answer_health_checks();

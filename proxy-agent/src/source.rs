@@ -107,7 +107,7 @@ impl Source {
                 (name, batches)
             }
         };
-        let facts = NodeFacts { name: node, addresses: Vec::new() };
+        let facts = NodeFacts { name: node, ..NodeFacts::default() };
         let (problems, doubts) = (Arc::default(), Arc::default());
         Ok(Self { name, batches, state: State::new(facts), problems, doubts })
     }
@@ -146,9 +146,10 @@ impl Source {
         self.problems.iter().chain(&problems).map(status::Problem::from).collect()
     }
 
-    /// Has NodePorts answer at these addresses; gives what changes by that.
-    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<RowChange> {
-        self.state.set_addresses(addresses)
+    /// Has NodePorts answer at these addresses, on a node that has those as its own; gives what
+    /// changes by that.
+    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>, own: Vec<IpAddr>) -> Vec<RowChange> {
+        self.state.set_addresses(addresses, own)
     }
 
     /// [`State::take_serving`].

@@ -123,17 +123,21 @@ impl State {
         })
     }
 
-    /// Where NodePorts answer from now on.
-    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>) -> Vec<RowChange> {
-        if addresses == self.facts.addresses {
+    /// Where NodePorts answer, and the node's own addresses, from now on.
+    pub fn set_addresses(&mut self, addresses: Vec<IpAddr>, own: Vec<IpAddr>) -> Vec<RowChange> {
+        if addresses == self.facts.addresses && own == self.facts.own {
             return Vec::new();
         }
-        let facts = NodeFacts { addresses, ..self.facts.clone() };
+        let is_own_changed = own != self.facts.own;
+        let facts = NodeFacts { addresses, own, ..self.facts.clone() };
         let mut dirty = BTreeSet::new();
         for (name, service) in &self.services {
             let (old, new) = (claims(service, &self.facts), claims(service, &facts));
             if old != new {
                 self.claims.replace(service, &old, &new);
+                dirty.insert(name.clone());
+            }
+            if is_own_changed && !service.source_ranges.is_empty() {
                 dirty.insert(name.clone());
             }
         }
@@ -304,7 +308,7 @@ impl State {
         let mut held: Vec<Claim> = claims(service, &self.facts);
         held.retain(|claim| self.claims.holds(name, claim));
         let zone = self.zone();
-        let mut rows = compile(service, &sets, &held, &self.facts.name, zone.as_deref());
+        let mut rows = compile(service, &sets, &held, &self.facts, zone.as_deref());
         for (key, row) in &mut rows {
             if let Some(found) = self.stand_in(name, key) {
                 row.cluster = found.cluster.clone();

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use datapath::{frontend::kind, service::service_flags};
+use datapath::{affinity, frontend::kind, service::service_flags};
 use proxy_agent::{
     compile::NodeFacts,
     desired::{Desired, DesiredBackend, DesiredService, DesiredSet, IpFamily, ServicePortKey},
@@ -23,7 +23,8 @@ use proxy_agent::{
 
 fn state() -> State {
     let addresses = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().expect("address"));
-    State::new(NodeFacts { name: "here".into(), addresses: addresses.into() })
+    let addresses: Vec<_> = addresses.into();
+    State::new(NodeFacts { name: "here".into(), own: addresses.clone(), addresses })
 }
 
 fn changes(text: &str) -> (Vec<Change>, Vec<Problem>) {
@@ -61,10 +62,14 @@ fn print_service(
     for (flag, name) in [
         (service_flags::INTERNAL_LOCAL, "internal-local"),
         (service_flags::EXTERNAL_LOCAL, "external-local"),
+        (service_flags::NODE_ADMITTED, "node-admitted"),
     ] {
         if service.flags & flag != 0 {
             write!(text, " {name}")?;
         }
+    }
+    if service.affinity != 0 {
+        write!(text, " affinity {} s", affinity::seconds(service.affinity))?;
     }
     writeln!(text)?;
     for frontend in &service.frontends {
@@ -75,6 +80,10 @@ fn print_service(
             _ => "load balancer",
         };
         writeln!(text, "  {} {} {kind}", frontend.address, frontend.port)?;
+    }
+    if service.flags & service_flags::SOURCE_RANGES != 0 {
+        let ranges: Vec<String> = service.ranges.iter().map(ToString::to_string).collect();
+        writeln!(text, "  load balancer admits {}", ranges.join(", "))?;
     }
     writeln!(text, "  -> {}", print_set(&service.cluster))?;
     if service.flags & (service_flags::INTERNAL_LOCAL | service_flags::EXTERNAL_LOCAL) != 0 {

@@ -120,6 +120,8 @@ fn service(version: u32) -> DesiredService {
         cluster: DesiredSet::Backends(backends(version)),
         local: DesiredSet::Drop,
         flags: 0,
+        affinity: 0,
+        ranges: Vec::new(),
     }
 }
 

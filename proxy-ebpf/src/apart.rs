@@ -3,8 +3,11 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use datapath::{
     address::{V4, V6},
+    affinity::{self, Client},
     egress,
     ingress::{self, Look},
+    select,
+    service::SetRef,
     track,
 };
 
@@ -30,6 +33,20 @@ fn look_out<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
     egress::look::<F, _, _>(&mut Skb::new(&context), &mut maps) as u32
 }
 
+/// `shape` is the set's count and, in its upper half, the set's generation.
+#[inline(always)]
+fn stick<F: FamilyMaps>(service: u32, client: u32, block: u32, shape: u32, entropy: u32) -> u32 {
+    let set = SetRef { block, count: shape as u16, generation: (shape >> 16) as u16 };
+    let client = if client == Client::Sender as u32 { Client::Sender } else { Client::Node };
+    affinity::stick::<F, _>(&mut Maps { packet: None }, service, client, set, entropy)
+}
+
+#[inline(always)]
+fn select<F: FamilyMaps>(service: u32, kind: u32, inside: u32) -> u64 {
+    let maps = &mut Maps { packet: None };
+    select::select_for_sender::<F, _>(maps, service, kind as u8, inside != 0).pack()
+}
+
 global! {
     open4(service: u32, flags: u16) = open::<V4>(service, flags);
     open6(service: u32, flags: u16) = open::<V6>(service, flags);
@@ -37,4 +54,22 @@ global! {
     look_in6(skb: *mut __sk_buff, again: u32) = look_in::<V6>(skb, again);
     look_out4(skb: *mut __sk_buff) = look_out::<V4>(skb);
     look_out6(skb: *mut __sk_buff) = look_out::<V6>(skb);
+    stick4(service: u32, client: u32, block: u32, shape: u32, entropy: u32) =
+        stick::<V4>(service, client, block, shape, entropy);
+    stick6(service: u32, client: u32, block: u32, shape: u32, entropy: u32) =
+        stick::<V6>(service, client, block, shape, entropy);
+}
+
+/// Chooses a backend for the sender of a packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn select4(service: u32, kind: u32, inside: u32) -> u64 {
+    select::<V4>(service, kind, inside)
+}
+
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn select6(service: u32, kind: u32, inside: u32) -> u64 {
+    select::<V6>(service, kind, inside)
 }

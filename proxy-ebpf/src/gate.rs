@@ -82,7 +82,7 @@ pub fn is_foreign_destination<F: Peek>(context: &TcContext) -> bool {
     let destination = unsafe { F::peek(header.add(F::DST as usize)) };
     match uses::<F>(destination) {
         0 => true,
-        mark::PORTS => is_foreign_tuple::<F>(context),
+        uses if uses & mark::WHOLE == 0 => is_foreign_tuple::<F>(context),
         _ => false,
     }
 }
@@ -124,13 +124,13 @@ fn has_foreign_port<F: Peek>(context: &TcContext) -> bool {
     is_plain && mark::of_protocol(proto) != 0 && is_foreign_port(port, proto)
 }
 
-/// True if a leaving packet's destination is certainly no cluster IP.
+/// True if a leaving packet's destination is certainly none that it could be refused for.
 #[inline(always)]
-pub fn is_no_cluster_ip<F: Peek>(context: &TcContext) -> bool {
+pub fn is_never_refused<F: Peek>(context: &TcContext) -> bool {
     let Some(header) = header::<F>(context) else { return false };
     // SAFETY: `header` has checked that the whole fixed header is there.
     let destination = unsafe { F::peek(header.add(F::DST as usize)) };
-    uses::<F>(destination) & mark::WHOLE == 0
+    uses::<F>(destination) & (mark::WHOLE | mark::LOAD_BALANCER) == 0
 }
 
 /// True if a leaving packet is certainly of no flow, and no ICMP error about one.

@@ -3,20 +3,23 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LruHashMap},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap},
     macros::btf_map,
 };
 use datapath::{
     address::{Ipv4, Ipv6},
+    affinity::{Affinity, AffinityKey},
     backend::Backend,
     frontend::{AddressUse, Frontend, FrontendKey},
     maps::{
-        ADDRESSES_CAPACITY, BACKENDS_CAPACITY, FRONTENDS_CAPACITY, MARKS_LEN, PEERMARKS_LEN,
-        PEERS_CAPACITY, PORTMARKS_LEN, SERVICES_CAPACITY, SOCKETS_CAPACITY,
+        ADDRESSES_CAPACITY, AFFINITY_CAPACITY, BACKENDS_CAPACITY, FRONTENDS_CAPACITY, MARKS_LEN,
+        PEERMARKS_LEN, PEERS_CAPACITY, PORTMARKS_LEN, RANGES_CAPACITY, SERVICES_CAPACITY,
+        SOCKETS_CAPACITY,
     },
     service::{Service, ServiceCounters, ServiceName},
     settings::Settings,
     socket::{Connected, Peer, PeerKey},
+    source_range::Source,
 };
 
 use crate::{map::LAZY, maps};
@@ -38,6 +41,10 @@ maps! {
     SOCKETS6: Array<Connected<Ipv6>, SOCKETS_CAPACITY, MMAP>,
     PEERS4: LruHashMap<PeerKey<Ipv4>, Peer<Ipv4>, PEERS_CAPACITY>,
     PEERS6: LruHashMap<PeerKey<Ipv6>, Peer<Ipv6>, PEERS_CAPACITY>,
+    AFFINITY4: LruHashMap<AffinityKey<Ipv4>, Affinity<Ipv4>, AFFINITY_CAPACITY>,
+    AFFINITY6: LruHashMap<AffinityKey<Ipv6>, Affinity<Ipv6>, AFFINITY_CAPACITY>,
+    RANGES4: LpmTrie<Source<Ipv4>, u32, RANGES_CAPACITY>,
+    RANGES6: LpmTrie<Source<Ipv6>, u32, RANGES_CAPACITY>,
     SETTINGS: Array<Settings, 1>,
     ADDRESSMARKS: Array<[u8; MARKS_LEN], 1, MMAP>,
     PORTMARKS: Array<[u8; PORTMARKS_LEN], 1, MMAP>,

@@ -38,7 +38,7 @@ use datapath::{
 };
 use flows::Maps;
 use gate::{
-    Peek, is_foreign_destination, is_foreign_pair, is_foreign_pair_apart, is_no_cluster_ip,
+    Peek, is_foreign_destination, is_foreign_pair, is_foreign_pair_apart, is_never_refused,
 };
 use linear::hardware;
 use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_for_this_node, protocol};
@@ -164,7 +164,7 @@ fn leave(context: &TcContext, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn leaves<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
-    if matches!(hook, Hook::UplinkEgress) && !is_no_cluster_ip::<F>(context) {
+    if matches!(hook, Hook::UplinkEgress) && !is_never_refused::<F>(context) {
         let action = refused::<F>(context);
         if action != NEXT {
             return action;
@@ -202,7 +202,7 @@ global! {
     cross6(skb: *mut __sk_buff) = crosses::<V6>(skb);
 }
 
-/// Refuses a packet that leaves for a cluster IP without a way to it. A function of its own, so
+/// Refuses a packet that leaves for a frontend which has no way to it, or admits no such source. A function of its own, so
 /// that what it needs of the stack is not also beneath `egress`.
 #[inline(never)]
 fn refused<F: FamilyMaps>(context: &TcContext) -> i32 {

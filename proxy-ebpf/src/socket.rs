@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use datapath::{
     address::{Be16, Ipv4, Ipv6, V4, V6, protocol},
-    connect::{self, Call, place},
+    connect::{self, Call, Caller, place},
     counter::{Hook, Reason},
     flow::Place,
     settings::socket_lb,
@@ -168,6 +168,16 @@ fn cookie(context: &SockAddrContext) -> u64 {
     unsafe { helper::bpf_get_socket_cookie(context.as_ptr()) }
 }
 
+/// A process, by the context of its call.
+struct Process<'a>(&'a SockAddrContext);
+
+impl Caller for Process<'_> {
+    #[inline(always)]
+    fn is_of_node(&self) -> bool {
+        is_of_node(self.0)
+    }
+}
+
 /// The application names its peer.
 #[inline(always)]
 fn outward<F: Peerage>(
@@ -198,10 +208,11 @@ fn outward<F: Peerage>(
         return ALLOW;
     }
     let mut maps = Maps { packet: None };
+    let caller = &Process(context);
     let call = if operation == Operation::Send {
-        connect::send::<F, _>(&mut maps, peer, cookie(context))
+        connect::send::<F, _>(&mut maps, peer, cookie(context), caller)
     } else {
-        connect::connect::<F, _>(&mut maps, peer, protocol(context))
+        connect::connect::<F, _>(&mut maps, peer, protocol(context), caller)
     };
     match call {
         Call::Backend(backend, service) => {

@@ -4,19 +4,23 @@ use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::{
     bindings::BPF_ANY,
-    btf_maps::{Array, HashMap, LruHashMap},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
 };
 use datapath::{
     address::{V4, V6},
+    affinity::{Affinity, AffinityKey, Client},
     backend::Backend,
     egress,
+    flow::Place,
     frontend::{AddressUse, Frontend, FrontendKey},
     ingress::{self, Look},
     maps as size,
     packet::Packet,
-    service::{Service, SetRef},
+    select::Choice,
+    service::{Service, ServicePolicy, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
+    source_range::{SERVICE_BITS, Source},
     tables::{Scope, Tables},
 };
 
@@ -33,12 +37,19 @@ type Addresses<A> = HashMap<A, AddressUse, { size::ADDRESSES_CAPACITY }, LAZY>;
 type Backends<A> = Array<Backend<A>, { size::BACKENDS_CAPACITY }, MMAP>;
 type Peers<A> = LruHashMap<PeerKey<A>, Peer<A>, { size::PEERS_CAPACITY }>;
 
+type Ranges<A> = LpmTrie<Source<A>, u32, { size::RANGES_CAPACITY }>;
+type Affinities<A> = LruHashMap<AffinityKey<A>, Affinity<A>, { size::AFFINITY_CAPACITY }>;
+
 /// The maps of one family.
 pub trait FamilyMaps: FlowMaps {
     const FRONTENDS: &'static Frontends<Self::Address>;
     const ADDRESSES: &'static Addresses<Self::Address>;
     const BACKENDS: &'static Backends<Self::Address>;
     const PEERS: &'static Peers<Self::Address>;
+    const AFFINITY: &'static Affinities<Self::Address>;
+    const RANGES: &'static Ranges<Self::Address>;
+    /// Length of an address.
+    const BITS: u32;
 }
 
 impl FamilyMaps for V4 {
@@ -46,6 +57,9 @@ impl FamilyMaps for V4 {
     const ADDRESSES: &'static Addresses<Self::Address> = &ADDRESSES4;
     const BACKENDS: &'static Backends<Self::Address> = &BACKENDS4;
     const PEERS: &'static Peers<Self::Address> = &PEERS4;
+    const AFFINITY: &'static Affinities<Self::Address> = &AFFINITY4;
+    const RANGES: &'static Ranges<Self::Address> = &RANGES4;
+    const BITS: u32 = 32;
 }
 
 impl FamilyMaps for V6 {
@@ -53,6 +67,9 @@ impl FamilyMaps for V6 {
     const ADDRESSES: &'static Addresses<Self::Address> = &ADDRESSES6;
     const BACKENDS: &'static Backends<Self::Address> = &BACKENDS6;
     const PEERS: &'static Peers<Self::Address> = &PEERS6;
+    const AFFINITY: &'static Affinities<Self::Address> = &AFFINITY6;
+    const RANGES: &'static Ranges<Self::Address> = &RANGES6;
+    const BITS: u32 = 128;
 }
 
 /// What the agent tells the programs; all zero before it has.
@@ -90,10 +107,14 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn service_flags(&mut self, service: u32) -> Option<u32> {
-        let row = SERVICES.get_ptr(service)?;
-        // SAFETY: the map's rows are never freed; volatile because the agent writes them.
-        Some(unsafe { read_volatile(addr_of!((*row).flags)) })
+    fn policy(&mut self, service: u32) -> ServicePolicy {
+        let word = match SERVICES.get_ptr(service) {
+            // SAFETY: the map's rows are never freed, and the flags begin one of their aligned
+            // words: one load, volatile because the agent writes them.
+            Some(row) => unsafe { read_volatile(addr_of!((*row).flags).cast()) },
+            None => 0,
+        };
+        ServicePolicy::from_word(word)
     }
 
     #[inline(always)]
@@ -124,6 +145,11 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
+    fn is_admitted(&mut self, service: u32, addr: F::Address) -> bool {
+        F::RANGES.get(&Key::new(SERVICE_BITS + F::BITS, Source { service, addr })).is_some()
+    }
+
+    #[inline(always)]
     fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>> {
         // SAFETY: the row is copied at once.
         unsafe { F::PEERS.get(key).copied() }
@@ -135,8 +161,40 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn is_in(&mut self, set: SetRef, peer: &Peer<F::Address>) -> bool {
-        search::is_in::<F>(set, peer)
+    fn affinity(&mut self, key: &AffinityKey<F::Address>) -> Option<Affinity<F::Address>> {
+        // SAFETY: the row is copied at once.
+        unsafe { F::AFFINITY.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn remember_affinity(&mut self, key: &AffinityKey<F::Address>, row: &Affinity<F::Address>) {
+        let _ = F::AFFINITY.insert(key, row, BPF_ANY.into());
+    }
+
+    #[inline(always)]
+    fn find_backend(&mut self, set: SetRef, place: Place<F::Address>) -> Option<u32> {
+        search::find::<F>(set, place)
+    }
+
+    #[inline(always)]
+    fn stick(&mut self, service: u32, client: Client, set: SetRef, entropy: u32) -> u32 {
+        let (client, SetRef { block, count, generation }) = (client as u32, set);
+        let shape = u32::from(count) | u32::from(generation) << 16;
+        if F::V6 {
+            stick6(service, client, block, shape, entropy)
+        } else {
+            stick4(service, client, block, shape, entropy)
+        }
+    }
+
+    #[inline(always)]
+    fn select_for_sender(&mut self, service: u32, kind: u8, inside: bool) -> Choice<u32> {
+        let (kind, inside) = (kind.into(), inside.into());
+        Choice::unpack(if F::V6 {
+            select6(service, kind, inside)
+        } else {
+            select4(service, kind, inside)
+        })
     }
 
     #[inline(always)]

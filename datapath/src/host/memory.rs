@@ -4,6 +4,8 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::{
+    address::Address,
+    affinity::{Affinity, AffinityKey},
     backend::Backend,
     counter::{DROPS_LEN, Hook, Reason, drop_index},
     device::Device,
@@ -13,11 +15,12 @@ use crate::{
     header::Network,
     host::lru::Lru,
     ipmasq::PolicyTables,
-    maps::{FLOWS_CAPACITY, FRAGMENTS_CAPACITY, MARKS_LEN, PENDING_CAPACITY},
+    maps::{AFFINITY_CAPACITY, FLOWS_CAPACITY, FRAGMENTS_CAPACITY, MARKS_LEN, PENDING_CAPACITY},
     policy::{Policed, Policy},
-    service::{Service, ServiceCounters, SetRef},
+    service::{Service, ServiceCounters, ServicePolicy, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
+    source_range::{RangeKey, SERVICE_BITS},
     tables::{FlowTables, KeepError, Opening, Scope, Store, Tables},
     track,
 };
@@ -53,6 +56,8 @@ pub struct Memory<F: Network, const BARE: bool = false> {
     pub pending: Lru<FlowKey<F::Address>, Flow<F::Address>>,
     pub fragments: Lru<FragmentKey<F::Address>, Ports>,
     pub peers: HashMap<PeerKey<F::Address>, Peer<F::Address>>,
+    pub affinity: Lru<AffinityKey<F::Address>, Affinity<F::Address>>,
+    pub ranges: HashSet<RangeKey<F::Address>>,
     pub marks: Vec<bool>,
     pub walk: Walk,
     pub device: Option<Device>,
@@ -82,6 +87,8 @@ impl<F: Network, const BARE: bool> Memory<F, BARE> {
             pending: Lru::new(sizes.pending),
             fragments: Lru::new(FRAGMENTS_CAPACITY),
             peers: HashMap::new(),
+            affinity: Lru::new(AFFINITY_CAPACITY),
+            ranges: HashSet::new(),
             marks: vec![false; MARKS_LEN],
             walk: Walk::default(),
             device: None,
@@ -250,9 +257,9 @@ impl<F: Network> Tables<F> for Memory<F> {
         self.frontends.get(key).copied()
     }
 
-    fn service_flags(&mut self, service: u32) -> Option<u32> {
+    fn policy(&mut self, service: u32) -> ServicePolicy {
         // A row of an array that was never written is all zero.
-        Some(self.services.get(&service).copied().unwrap_or_default().flags)
+        self.services.get(&service).copied().unwrap_or_default().policy()
     }
 
     fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef> {
@@ -264,12 +271,27 @@ impl<F: Network> Tables<F> for Memory<F> {
         Some(self.backends.get(&index).copied().unwrap_or_default())
     }
 
+    fn is_admitted(&mut self, service: u32, source: F::Address) -> bool {
+        self.ranges.iter().any(|range| {
+            range.source.service == service
+                && range.source.addr.shares(source, range.prefix_len - SERVICE_BITS)
+        })
+    }
+
     fn peer(&mut self, key: &PeerKey<F::Address>) -> Option<Peer<F::Address>> {
         self.peers.get(key).copied()
     }
 
     fn remember_peer(&mut self, key: &PeerKey<F::Address>, peer: &Peer<F::Address>) {
         self.peers.insert(*key, *peer);
+    }
+
+    fn affinity(&mut self, key: &AffinityKey<F::Address>) -> Option<Affinity<F::Address>> {
+        self.affinity.get_mut(key).copied()
+    }
+
+    fn remember_affinity(&mut self, key: &AffinityKey<F::Address>, row: &Affinity<F::Address>) {
+        self.affinity.insert(*key, *row);
     }
 
     fn count_connection(&mut self, service: u32) {

@@ -9,6 +9,7 @@ use datapath::{
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind},
     service::{Service, SetRef, service_flags},
     settings::Settings,
+    source_range::{RangeKey, SERVICE_BITS, Source},
 };
 
 use crate::{
@@ -99,9 +100,14 @@ impl<F: Side> Bed<F> {
     }
 
     pub(crate) fn update(&mut self, index: u32, cluster: SetRef, local: SetRef, flags: u32) {
+        self.put(index, Service { cluster, local, flags, affinity: 0 });
+    }
+
+    /// Writes a row, with the flags that all have.
+    pub(crate) fn put(&mut self, index: u32, row: Service) {
         let family = if F::V6 { service_flags::IPV6 } else { 0 };
-        let flags = flags | family | service_flags::USED;
-        self.machine.put_service(index, Service { cluster, local, flags, pad: 0 });
+        let flags = row.flags | family | service_flags::USED;
+        self.machine.put_service(index, Service { flags, ..row });
     }
 
     /// Writes a set; without backends it is the one that refuses.
@@ -122,11 +128,22 @@ impl<F: Side> Bed<F> {
     pub(crate) fn frontend(&mut self, place: Place<F::Address>, proto: u8, service: u32, kind: u8) {
         let usage =
             if kind == kind::CLUSTER_IP { address_use::CLUSTER_IP } else { address_use::FRONTEND };
+        let balancer = if kind == kind::LOAD_BALANCER { address_use::LOAD_BALANCER } else { 0 };
         let masquerade =
             if place.addr == plan::node::<F>(0).addr { address_use::MASQUERADE } else { 0 };
-        self.address(place.addr, usage | masquerade);
+        self.address(place.addr, usage | balancer | masquerade);
         let key = FrontendKey::new(place.addr, place.port, proto);
         self.machine.put_frontend(key, Frontend { service, kind, pad: [0; 3] });
+    }
+
+    /// Admits sources to a Service's load balancer.
+    pub(crate) fn admit(&mut self, service: u32, addr: F::Address, bits: u32) {
+        self.machine.put_range(range(service, addr, bits));
+    }
+
+    /// Takes back what [`Bed::admit`] did.
+    pub(crate) fn forbid(&mut self, service: u32, addr: F::Address, bits: u32) {
+        self.machine.remove_range(range(service, addr, bits));
     }
 
     /// A Service at its cluster IP.
@@ -152,4 +169,8 @@ impl<F: Side> Bed<F> {
         self.frontend(plan::node::<F>(port), proto, service, kind::NODE_PORT);
         service
     }
+}
+
+fn range<A>(service: u32, addr: A, bits: u32) -> RangeKey<A> {
+    RangeKey { prefix_len: SERVICE_BITS + bits, source: Source { service, addr } }
 }

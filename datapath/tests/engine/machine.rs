@@ -15,6 +15,7 @@ use datapath::{
     refusal::refuse,
     service::{Service, ServiceCounters},
     settings::Settings,
+    source_range::RangeKey,
     tables::Store,
 };
 
@@ -49,6 +50,14 @@ impl<F: Side> Machine<F> {
 
     pub(crate) fn put_backend(&mut self, index: u32, row: Backend<F::Address>) {
         self.memory.backends.insert(index, row);
+    }
+
+    pub(crate) fn put_range(&mut self, key: RangeKey<F::Address>) {
+        self.memory.ranges.insert(key);
+    }
+
+    pub(crate) fn remove_range(&mut self, key: RangeKey<F::Address>) {
+        self.memory.ranges.remove(&key);
     }
 
     pub(crate) fn set_settings(&mut self, settings: Settings) {

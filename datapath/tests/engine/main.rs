@@ -7,6 +7,7 @@ mod machine;
 mod plan;
 mod sender;
 
+mod affinity;
 mod answers;
 mod cluster_ip;
 mod extensions;
@@ -17,7 +18,11 @@ mod ipmasq;
 mod node_port;
 
 mod partial;
+mod process;
 mod properties;
 mod race;
 mod selection;
 mod socket;
+mod socket_affinity;
+mod socket_source_range;
+mod source_range;

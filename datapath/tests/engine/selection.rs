@@ -4,14 +4,20 @@ use std::collections::BTreeMap;
 
 use datapath::{
     address::protocol::{TCP, UDP},
-    connect::{Call, connect, send},
+    connect::Call,
     counter::Reason,
     header::tcp::SYN,
     host::frame::Datagram,
     service::SetRef,
 };
 
-use crate::{bed::Bed, machine::Side, plan::*, sender::ports};
+use crate::{
+    bed::Bed,
+    machine::Side,
+    plan::*,
+    process::{connect, send},
+    sender::ports,
+};
 
 both! {
     connections_spread_evenly,
@@ -60,7 +66,7 @@ fn sockets_spread_evenly<F: Side>() {
         bed.cluster_ip(vip::<F>(80), TCP, &backends::<F>(size));
         let mut counts = BTreeMap::new();
         for _ in 0..20_000 {
-            match connect::<F, _>(&mut bed.machine.memory, vip::<F>(80), TCP) {
+            match connect::<F>(&mut bed.machine.memory, vip::<F>(80), TCP) {
                 Call::Backend(place, _) => *counts.entry(place.port).or_default() += 1,
                 other => panic!("{other:?}"),
             }
@@ -76,7 +82,7 @@ fn unconnected_sockets_spread_evenly<F: Side>() {
         bed.cluster_ip(vip::<F>(53), UDP, &backends::<F>(size));
         let mut counts = BTreeMap::new();
         for cookie in 0..20_000 {
-            match send::<F, _>(&mut bed.machine.memory, vip::<F>(53), cookie) {
+            match send::<F>(&mut bed.machine.memory, vip::<F>(53), cookie) {
                 Call::Backend(place, _) => *counts.entry(place.port).or_default() += 1,
                 other => panic!("{other:?}"),
             }
@@ -93,7 +99,7 @@ fn a_torn_set_is_refused_and_counted<F: Side>() {
     bed.update(service, torn, torn, 0);
     let syn = Datagram::<F>::tcp(client::<F>(1), vip::<F>(80), SYN);
     bed.drops(POD_IN, &syn.bytes(), Reason::BackendSetTorn);
-    assert_eq!(connect::<F, _>(&mut bed.machine.memory, vip::<F>(80), TCP), Call::Pass);
+    assert_eq!(connect::<F>(&mut bed.machine.memory, vip::<F>(80), TCP), Call::Pass);
     assert_eq!(bed.rows(), (0, 0));
     bed.update(service, good, good, 0);
     assert_eq!(bed.run(POD_IN, &syn.bytes()).verdict, datapath::packet::Verdict::Pass);
@@ -101,7 +107,7 @@ fn a_torn_set_is_refused_and_counted<F: Side>() {
 
 /// One slot of the set is being written over: other slots serve.
 fn a_set_torn_for_a_moment_is_read_again<F: Side>() {
-    use datapath::{select, tables::Scope};
+    use datapath::{affinity::Client, select, service::ServicePolicy, tables::Scope};
     let mut bed = Bed::<F>::new();
     let service = bed.cluster_ip(vip::<F>(80), TCP, &backends::<F>(2));
     let row = bed.machine.memory.services[&service];
@@ -109,7 +115,14 @@ fn a_set_torn_for_a_moment_is_read_again<F: Side>() {
     slot.generation += 1;
     // The entropy is the same at each read, so only the whole slot serves.
     let choose = |bed: &mut Bed<F>, entropy| {
-        select::select::<F, _>(&mut bed.machine.memory, service, Scope::Cluster, entropy)
+        select::select::<F, _>(
+            &mut bed.machine.memory,
+            service,
+            ServicePolicy::default(),
+            Scope::Cluster,
+            Client::Node,
+            entropy,
+        )
     };
     assert_eq!(choose(&mut bed, 0), select::Choice::Torn);
     assert!(matches!(choose(&mut bed, u32::MAX), select::Choice::Backend(_)));

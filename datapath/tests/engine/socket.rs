@@ -2,14 +2,19 @@
 
 use datapath::{
     address::protocol::{TCP, UDP},
-    connect::{Call, connect, send},
+    connect::Call,
     flow::Place,
     frontend::kind,
     service::{SetRef, service_flags},
     socket::{PeerKey, side},
 };
 
-use crate::{bed::Bed, machine::Side, plan::*};
+use crate::{
+    bed::Bed,
+    machine::Side,
+    plan::*,
+    process::{connect, send},
+};
 
 both! {
     a_frontend_becomes_a_backend,
@@ -28,19 +33,19 @@ fn a_frontend_becomes_a_backend<F: Side>() {
     let web = bed.cluster_ip(vip::<F>(80), TCP, &[remote(far::<F>(8080))]);
     let dns = bed.cluster_ip(vip::<F>(53), UDP, &[local(near::<F>(5353))]);
     let memory = &mut bed.machine.memory;
-    assert_eq!(connect::<F, _>(memory, vip::<F>(80), TCP), Call::Backend(far::<F>(8080), web));
-    assert_eq!(connect::<F, _>(memory, vip::<F>(53), UDP), Call::Backend(near::<F>(5353), dns));
-    assert_eq!(send::<F, _>(memory, vip::<F>(53), 77), Call::Backend(near::<F>(5353), dns));
+    assert_eq!(connect::<F>(memory, vip::<F>(80), TCP), Call::Backend(far::<F>(8080), web));
+    assert_eq!(connect::<F>(memory, vip::<F>(53), UDP), Call::Backend(near::<F>(5353), dns));
+    assert_eq!(send::<F>(memory, vip::<F>(53), 77), Call::Backend(near::<F>(5353), dns));
 }
 
 fn what_is_no_frontend_passes<F: Side>() {
     let mut bed = Bed::<F>::new();
     bed.cluster_ip(vip::<F>(80), TCP, &[local(near::<F>(8080))]);
     let memory = &mut bed.machine.memory;
-    assert_eq!(connect::<F, _>(memory, vip::<F>(81), TCP), Call::Pass);
-    assert_eq!(connect::<F, _>(memory, vip::<F>(80), UDP), Call::Pass);
-    assert_eq!(connect::<F, _>(memory, far::<F>(80), TCP), Call::Pass);
-    assert_eq!(send::<F, _>(memory, vip::<F>(80), 1), Call::Pass);
+    assert_eq!(connect::<F>(memory, vip::<F>(81), TCP), Call::Pass);
+    assert_eq!(connect::<F>(memory, vip::<F>(80), UDP), Call::Pass);
+    assert_eq!(connect::<F>(memory, far::<F>(80), TCP), Call::Pass);
+    assert_eq!(send::<F>(memory, vip::<F>(80), 1), Call::Pass);
 }
 
 fn without_endpoints_it_is_refused<F: Side>() {
@@ -48,8 +53,8 @@ fn without_endpoints_it_is_refused<F: Side>() {
     bed.cluster_ip(vip::<F>(80), TCP, &[]);
     bed.cluster_ip(vip::<F>(53), UDP, &[]);
     let memory = &mut bed.machine.memory;
-    assert_eq!(connect::<F, _>(memory, vip::<F>(80), TCP), Call::Refuse);
-    assert_eq!(send::<F, _>(memory, vip::<F>(53), 1), Call::Refuse);
+    assert_eq!(connect::<F>(memory, vip::<F>(80), TCP), Call::Refuse);
+    assert_eq!(send::<F>(memory, vip::<F>(53), 1), Call::Refuse);
 }
 
 fn where_the_policy_allows_none_the_packet_path_decides<F: Side>() {
@@ -57,7 +62,7 @@ fn where_the_policy_allows_none_the_packet_path_decides<F: Side>() {
     let cluster = bed.set(&[remote(far::<F>(8080))]);
     let service = bed.service_of(cluster, SetRef::DROP, service_flags::INTERNAL_LOCAL);
     bed.frontend(vip::<F>(80), TCP, service, kind::CLUSTER_IP);
-    assert_eq!(connect::<F, _>(&mut bed.machine.memory, vip::<F>(80), TCP), Call::Pass);
+    assert_eq!(connect::<F>(&mut bed.machine.memory, vip::<F>(80), TCP), Call::Pass);
 }
 
 fn a_node_port_reaches_all_backends_from_inside<F: Side>() {
@@ -65,7 +70,7 @@ fn a_node_port_reaches_all_backends_from_inside<F: Side>() {
     let cluster = bed.set(&[remote(far::<F>(8080))]);
     let service = bed.service_of(cluster, SetRef::DROP, service_flags::EXTERNAL_LOCAL);
     bed.frontend(node::<F>(30_080), TCP, service, kind::NODE_PORT);
-    let call = connect::<F, _>(&mut bed.machine.memory, node::<F>(30_080), TCP);
+    let call = connect::<F>(&mut bed.machine.memory, node::<F>(30_080), TCP);
     assert_eq!(call, Call::Backend(far::<F>(8080), service));
 }
 
@@ -76,9 +81,9 @@ fn a_socket_sends_to_one_backend_while_the_set_is_the_same<F: Side>() {
     let memory = &mut bed.machine.memory;
     let mut places = std::collections::BTreeSet::new();
     for cookie in (0..1000).map(|cookie: u64| cookie << 32 | 5) {
-        let first = send::<F, _>(memory, vip::<F>(53), cookie);
+        let first = send::<F>(memory, vip::<F>(53), cookie);
         for _ in 0..5 {
-            assert_eq!(send::<F, _>(memory, vip::<F>(53), cookie), first);
+            assert_eq!(send::<F>(memory, vip::<F>(53), cookie), first);
         }
         if let Call::Backend(place, _) = first {
             places.insert(place.port);
@@ -89,7 +94,7 @@ fn a_socket_sends_to_one_backend_while_the_set_is_the_same<F: Side>() {
 
 /// The place that a datagram goes to.
 fn sent<F: Side>(bed: &mut Bed<F>, frontend: Place<F::Address>, cookie: u64) -> Place<F::Address> {
-    match send::<F, _>(&mut bed.machine.memory, frontend, cookie) {
+    match send::<F>(&mut bed.machine.memory, frontend, cookie) {
         Call::Backend(place, _) => place,
         other => panic!("{other:?}"),
     }
@@ -115,7 +120,7 @@ fn a_socket_sends_to_one_backend_while_the_set_has_it<F: Side>() {
         }
     }
     bed.update(service, SetRef::REJECT, SetRef::REJECT, 0);
-    let call = send::<F, _>(&mut bed.machine.memory, vip::<F>(53), 0);
+    let call = send::<F>(&mut bed.machine.memory, vip::<F>(53), 0);
     assert_eq!(call, Call::Refuse);
 }
 

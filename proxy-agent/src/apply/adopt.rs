@@ -51,7 +51,7 @@ pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
         let key = ServicePortKey { namespace, name: service_name, port, proto, family };
         let mut row = Row::new(Arc::new(key));
         row.is_named = name.is_some();
-        row.flags = service.flags;
+        row.policy = service.policy();
         row.cluster = placed(tables, &mut ledger, family, service.cluster);
         row.local = placed(tables, &mut ledger, family, service.local);
         rows.insert(index, row);
@@ -64,17 +64,26 @@ pub fn adopt(tables: &Tables) -> Result<Ledger, TableError> {
     for (at, to) in frontends {
         ledger.frontend_put(at, to);
     }
+    for family in [IpFamily::V4, IpFamily::V6] {
+        for at in tables.ranges(family)? {
+            ledger.range_put(at);
+        }
+    }
     Ok(ledger)
 }
 
 impl Ledger {
     /// Rows as they were found, before the first write.
     pub fn adopted(&self) -> Desired {
-        let named = self.rows.values().filter(|row| row.is_named && !row.key.name.is_empty());
-        named.filter_map(|row| Some((ServicePortKey::clone(&row.key), self.found(row)?))).collect()
+        let named = self.rows.iter().filter(|(_, row)| row.is_named && !row.key.name.is_empty());
+        named
+            .filter_map(|(&index, row)| {
+                Some((ServicePortKey::clone(&row.key), self.found(index, row)?))
+            })
+            .collect()
     }
 
-    fn found(&self, row: &Row) -> Option<DesiredService> {
+    fn found(&self, index: u32, row: &Row) -> Option<DesiredService> {
         let frontend = |at: &FrontendAt| {
             let kind = self.frontends.get(at)?.kind;
             Some(DesiredFrontend { address: at.address, port: at.port, kind })
@@ -85,7 +94,9 @@ impl Ledger {
             frontends,
             cluster: row.cluster.found()?,
             local: row.local.found()?,
-            flags: row.flags & !(service_flags::USED | service_flags::IPV6),
+            flags: row.policy.flags & !(service_flags::USED | service_flags::IPV6),
+            affinity: row.policy.affinity,
+            ranges: self.ranges.get(&index).into_iter().flatten().copied().collect(),
         })
     }
 }

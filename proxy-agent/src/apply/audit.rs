@@ -9,14 +9,14 @@ use std::{
 };
 
 use agent_kit::table::TableError;
-use datapath::service::{ServiceName, SetRef};
+use datapath::service::{ServiceName, ServicePolicy, SetRef};
 
 use super::{
     Applier,
     adopt::backend,
     ledger::{Ledger, Placed},
-    op::{FrontendAt, FrontendTo, Hash, Scope},
-    table_name,
+    op::{FrontendAt, FrontendTo, Hash, RangeAt, Scope},
+    ranges_name, table_name,
     tables::{Tables, is_name_of},
 };
 use crate::desired::{DesiredBackend, DesiredSet, IpFamily};
@@ -27,30 +27,35 @@ use crate::desired::{DesiredBackend, DesiredSet, IpFamily};
 pub enum Part {
     Frontends(IpFamily),
     Addresses(IpFamily),
+    Ranges(IpFamily),
     Names,
     /// `SERVICES` and the sets in force of `BACKENDS4` and `BACKENDS6`.
     Services,
 }
 
 impl Part {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Frontends(IpFamily::V4),
         Self::Frontends(IpFamily::V6),
         Self::Addresses(IpFamily::V4),
         Self::Addresses(IpFamily::V6),
+        Self::Ranges(IpFamily::V4),
+        Self::Ranges(IpFamily::V6),
         Self::Names,
         Self::Services,
     ];
 }
 
 /// Tables that are audited, as metrics and logs name them.
-pub const TABLES: [&str; 10] = [
+pub const TABLES: [&str; 12] = [
     "FRONTENDS4",
     "FRONTENDS6",
     "ADDRESSES4",
     "ADDRESSES6",
     "ADDRESSMARKS",
     "PORTMARKS",
+    "RANGES4",
+    "RANGES6",
     "NAMES",
     "SERVICES",
     "BACKENDS4",
@@ -106,6 +111,7 @@ impl Applier {
                 differences.extend(ledger.audit_addresses(family, rows));
                 differences
             }
+            Part::Ranges(family) => ledger.audit_ranges(family, tables.ranges(family)?),
             Part::Names => ledger.audit_names(&tables.names.rows()?),
             Part::Services => audit_services(ledger, tables),
         })
@@ -174,6 +180,27 @@ impl Ledger {
         damaged.into_iter().map(book).collect()
     }
 
+    /// One that is foreign admits somebody, one that is missing refuses somebody, until the next
+    /// difference is written.
+    fn audit_ranges(&mut self, family: IpFamily, rows: Vec<RangeAt>) -> Vec<Difference> {
+        let found = rows.into_iter().map(|at| (at, ())).collect();
+        let damaged = compare(self.ranges_of(family), found, |at, ()| {
+            self.ranges.get(&at.service)?.contains(&at.range).then_some(true)
+        });
+        let table = ranges_name(family);
+        let book = |(at, found, damage): (RangeAt, Option<()>, Damage)| {
+            if self.rows.contains_key(&at.service) {
+                self.dirty.insert(at.service);
+            }
+            match found {
+                Some(()) => self.range_put(at),
+                None => self.range_removed(at),
+            }
+            Difference { table, key: format!("{} {}", at.service, at.range), damage }
+        };
+        damaged.into_iter().map(book).collect()
+    }
+
     fn audit_names(&mut self, rows: &[(u32, ServiceName)]) -> Vec<Difference> {
         let mut damaged = Vec::new();
         let mut found = HashSet::with_capacity(rows.len());
@@ -238,8 +265,8 @@ fn audit_services(ledger: &mut Ledger, tables: &mut Tables) -> Vec<Difference> {
                 is_changed = true;
             }
         }
-        if found.flags != row.flags {
-            tables.write_flags(index, row.flags);
+        if found.policy() != row.policy {
+            tables.write_policy(index, row.policy);
             is_changed = true;
         }
         if is_changed {
@@ -261,8 +288,9 @@ fn audit_services(ledger: &mut Ledger, tables: &mut Tables) -> Vec<Difference> {
         }
     }
     for index in (0..tables.services.capacity()).filter(|index| !used.contains(index)) {
-        if tables.services.read(index).is_some_and(|row| row.flags != 0) {
-            tables.write_flags(index, 0);
+        let none = ServicePolicy::default();
+        if tables.services.read(index).is_some_and(|row| row.policy() != none) {
+            tables.write_policy(index, none);
             differ("SERVICES", index, Damage::Foreign);
         }
     }

@@ -12,8 +12,10 @@ use std::{
 
 use datapath::{
     frontend::{address_use, kind},
-    service::SetRef,
+    service::{ServicePolicy, SetRef},
 };
+
+use ipnetwork::IpNetwork;
 
 use super::{
     blocks::Blocks,
@@ -65,7 +67,7 @@ pub struct Row {
     pub(super) wanted: Option<DesiredService>,
     pub(super) cluster: Placed,
     pub(super) local: Placed,
-    pub(super) flags: u32,
+    pub(super) policy: ServicePolicy,
     pub(super) is_named: bool,
     /// Those in the tables that lead here.
     pub(super) frontends: Vec<FrontendAt>,
@@ -78,7 +80,7 @@ impl Row {
             wanted: None,
             cluster: Placed::default(),
             local: Placed::default(),
-            flags: 0,
+            policy: ServicePolicy::default(),
             is_named: false,
             frontends: Vec::new(),
         }
@@ -90,9 +92,10 @@ impl Row {
 }
 
 /// How often wanted frontends use an address.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 struct Users {
     cluster_ip: u32,
+    load_balancer: u32,
     other: u32,
 }
 
@@ -119,6 +122,12 @@ pub struct Ledger {
     pub(super) dirty_addresses: BTreeSet<IpAddr>,
     /// Frontends in the tables that lead to no row of ours.
     pub(super) strays: BTreeSet<FrontendAt>,
+    /// Source ranges in the tables, by index into `SERVICES`; none is empty.
+    pub(super) ranges: HashMap<u32, BTreeSet<IpNetwork>>,
+    /// Indices that have ranges and no row.
+    pub(super) stray_ranges: BTreeSet<u32>,
+    /// By family.
+    pub(super) range_rows: [u32; 2],
     /// Names in the table that belong to no row.
     pub(super) stale_names: BTreeSet<u32>,
     pub(super) blocks: [Blocks; 2],
@@ -149,6 +158,9 @@ impl Ledger {
             masquerade: BTreeSet::new(),
             dirty_addresses: BTreeSet::new(),
             strays: BTreeSet::new(),
+            ranges: HashMap::new(),
+            stray_ranges: BTreeSet::new(),
+            range_rows: [0; 2],
             stale_names: BTreeSet::new(),
             blocks: backends.map(Blocks::new),
             indices: Indices::new(services),
@@ -192,10 +204,11 @@ impl Ledger {
             let users = self.users.entry(address).or_default();
             let count = match kind {
                 kind::CLUSTER_IP => &mut users.cluster_ip,
+                kind::LOAD_BALANCER => &mut users.load_balancer,
                 _ => &mut users.other,
             };
             *count = count.saturating_add_signed(by);
-            if users.cluster_ip == 0 && users.other == 0 {
+            if *users == Users::default() {
                 self.users.remove(&address);
             }
             self.dirty_addresses.insert(address);
@@ -228,6 +241,7 @@ impl Ledger {
             || !self.homeless.is_empty()
             || !self.dirty_addresses.is_empty()
             || !self.strays.is_empty()
+            || !self.stray_ranges.is_empty()
             || !self.stale_names.is_empty()
     }
 
@@ -245,6 +259,9 @@ impl Ledger {
         let mut flags = 0;
         if users.cluster_ip > 0 {
             flags |= address_use::CLUSTER_IP;
+        }
+        if users.load_balancer > 0 {
+            flags |= address_use::FRONTEND | address_use::LOAD_BALANCER;
         }
         if users.other > 0 {
             flags |= address_use::FRONTEND;
@@ -325,6 +342,7 @@ impl Ledger {
                     let is_done = row.is_named
                         && row.cluster.holds(&wanted.cluster)
                         && row.local.holds(&wanted.local)
+                        && self.is_guarded_as_wanted(index, row, wanted)
                         && self.leads(row, wanted, index);
                     if !is_done {
                         self.dirty.insert(index);
@@ -334,7 +352,7 @@ impl Ledger {
                     }
                 }
                 None if row.frontends.is_empty() => {
-                    ops.push(Op::Flags { index, flags: 0 });
+                    ops.push(Op::Policy { index, policy: ServicePolicy::default() });
                     self.free(index);
                 }
                 None => {
@@ -377,6 +395,9 @@ impl Ledger {
             }
         }
         self.indices.release(index);
+        if self.ranges.contains_key(&index) {
+            self.stray_ranges.insert(index);
+        }
         if row.is_named {
             self.stale_names.insert(index);
         }

@@ -2,7 +2,8 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use datapath::service::SetRef;
+use datapath::service::{ServicePolicy, SetRef};
+use ipnetwork::IpNetwork;
 
 use crate::desired::{DesiredBackend, DesiredFrontend, IpFamily, ServicePortKey};
 
@@ -62,6 +63,20 @@ pub enum Scope {
     Local,
 }
 
+/// A source range of a Service's port.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct RangeAt {
+    /// Index into `SERVICES`.
+    pub service: u32,
+    pub range: IpNetwork,
+}
+
+impl RangeAt {
+    pub fn family(&self) -> IpFamily {
+        IpFamily::of(&self.range.ip())
+    }
+}
+
 /// One write.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Op {
@@ -78,9 +93,9 @@ pub enum Op {
         scope: Scope,
         set: SetRef,
     },
-    Flags {
+    Policy {
         index: u32,
-        flags: u32,
+        policy: ServicePolicy,
     },
     ResetCounters {
         index: u32,
@@ -98,6 +113,9 @@ pub enum Op {
     PutAddresses(Vec<(IpAddr, u32)>),
     RemoveFrontend(FrontendAt),
     RemoveAddress(IpAddr),
+    /// Rows of one family.
+    PutRanges(Vec<RangeAt>),
+    RemoveRange(RangeAt),
     /// Waits until programs that run now have ended.
     Wait,
 }

@@ -6,11 +6,15 @@ use std::{
     sync::Arc,
 };
 
-use datapath::service::{SetRef, service_flags};
+use datapath::{
+    frontend::kind,
+    service::{ServicePolicy, SetRef, service_flags},
+};
 
 use super::{
     ledger::{LONGEST_SET, Ledger, Row, Shortage},
     op::{FrontendAt, FrontendTo, Hash, Op, Scope},
+    ranges::{allowed, is_guarded},
 };
 use crate::desired::{DesiredService, DesiredSet, IpFamily, ServicePortKey};
 
@@ -38,7 +42,7 @@ impl Ledger {
     /// Gives rows to those that have none. One that asks for the frontends of a row that is to
     /// go takes over that row: a Service whose port was renamed, or that was made anew, keeps
     /// its frontends as they are.
-    fn house(&mut self) {
+    pub(super) fn house(&mut self) {
         let homeless = std::mem::take(&mut self.homeless);
         let claimed = self.claimed(&homeless);
         for (key, wanted) in homeless {
@@ -68,6 +72,7 @@ impl Ledger {
             row.is_named = false;
             row.wanted = Some(wanted);
             self.stale_names.remove(&index);
+            self.stray_ranges.remove(&index);
             self.keys.insert(key, index);
             self.dirty.insert(index);
         }
@@ -94,10 +99,12 @@ impl Ledger {
         let Some(wanted) = row.wanted.clone() else { return };
         let family = row.key.family;
         let ipv6 = if family == IpFamily::V6 { service_flags::IPV6 } else { 0 };
-        let flags = wanted.flags | service_flags::USED | ipv6;
-        if row.flags & flags != row.flags {
-            row.flags &= flags;
-            ops.push(Op::Flags { index, flags: row.flags });
+        let flags = allowed(row, &wanted, self.ranges.get(&index)) | service_flags::USED | ipv6;
+        let policy = ServicePolicy { flags, affinity: wanted.affinity };
+        let kept = row.policy.flags & flags;
+        if kept != row.policy.flags {
+            row.policy.flags = kept;
+            ops.push(Op::Policy { index, policy: row.policy });
         }
         if row.cluster.set.is_none() && row.local.set.is_none() && row.frontends.is_empty() {
             ops.push(Op::ResetCounters { index });
@@ -137,9 +144,9 @@ impl Ledger {
             }
             placed.backends = Some(backends);
         }
-        if row.flags != flags {
-            row.flags = flags;
-            ops.push(Op::Flags { index, flags });
+        if row.policy != policy {
+            row.policy = policy;
+            ops.push(Op::Policy { index, policy });
         }
         if !row.is_named {
             ops.push(Op::Name { index, name: Arc::clone(&row.key) });
@@ -159,6 +166,10 @@ impl Ledger {
                 let at = FrontendAt::new(frontend, row.key.proto);
                 let to = FrontendTo { service: *index, kind: frontend.kind };
                 if !claimed.insert(at) {
+                    continue;
+                }
+                // Nor does a load balancer's before its ranges stand.
+                if frontend.kind == kind::LOAD_BALANCER && !is_guarded(row, wanted) {
                     continue;
                 }
                 match self.frontends.get(&at) {

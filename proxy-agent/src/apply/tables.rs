@@ -12,10 +12,12 @@ use datapath::{
     backend::{Backend, backend_flags},
     frontend::{AddressUse, Frontend, FrontendKey, address_mark, kind, mark, port_mark},
     maps::{MARKS_LEN, PORTMARKS_LEN},
-    service::{Service, ServiceCounters, ServiceName, SetRef},
+    service::{Service, ServiceCounters, ServiceName, ServicePolicy, SetRef},
+    source_range::{ADMITTED, RangeKey, SERVICE_BITS, Source},
 };
+use ipnetwork::IpNetwork;
 
-use super::op::{FrontendAt, FrontendTo, Scope};
+use super::op::{FrontendAt, FrontendTo, RangeAt, Scope};
 use crate::desired::{DesiredBackend, IpFamily, ServicePortKey};
 
 type Rows<K, V> = Box<dyn Table<K, V>>;
@@ -31,6 +33,8 @@ pub struct Tables {
     pub frontends6: Rows<FrontendKey<Ipv6>, Frontend>,
     pub addresses4: Rows<Ipv4, AddressUse>,
     pub addresses6: Rows<Ipv6, AddressUse>,
+    pub ranges4: Rows<RangeKey<Ipv4>, u32>,
+    pub ranges6: Rows<RangeKey<Ipv6>, u32>,
     address_marks: Array<[u8; MARKS_LEN]>,
     port_marks: Array<[u8; PORTMARKS_LEN]>,
 }
@@ -38,7 +42,7 @@ pub struct Tables {
 /// Words of a [`Service`] row.
 const CLUSTER_WORD: usize = 0;
 const LOCAL_WORD: usize = 1;
-const FLAGS_WORD: usize = 2;
+const POLICY_WORD: usize = 2;
 
 impl Tables {
     /// Those pinned in `maps`.
@@ -59,6 +63,8 @@ impl Tables {
             )?),
             addresses4: Box::new(MapTable::<Ipv4, AddressUse>::open(maps, "ADDRESSES4")?),
             addresses6: Box::new(MapTable::<Ipv6, AddressUse>::open(maps, "ADDRESSES6")?),
+            ranges4: Box::new(MapTable::<RangeKey<Ipv4>, u32>::open(maps, "RANGES4")?),
+            ranges6: Box::new(MapTable::<RangeKey<Ipv6>, u32>::open(maps, "RANGES6")?),
             address_marks: array(maps, "ADDRESSMARKS")?,
             port_marks: array(maps, "PORTMARKS")?,
         })
@@ -76,6 +82,8 @@ impl Tables {
             frontends6: Box::new(MemoryTable::new(frontends)),
             addresses4: Box::new(MemoryTable::new(frontends)),
             addresses6: Box::new(MemoryTable::new(frontends)),
+            ranges4: Box::new(MemoryTable::new(frontends)),
+            ranges6: Box::new(MemoryTable::new(frontends)),
             address_marks: Array::private(1)?,
             port_marks: Array::private(1)?,
         })
@@ -115,11 +123,8 @@ impl Tables {
         self.services.store(index, word, set.word());
     }
 
-    pub(super) fn write_flags(&mut self, index: u32, flags: u32) {
-        // The row's last word is the flags and padding.
-        let [a, b, c, d] = flags.to_ne_bytes();
-        let word = u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]);
-        self.services.store(index, FLAGS_WORD, word);
+    pub(super) fn write_policy(&mut self, index: u32, policy: ServicePolicy) {
+        self.services.store(index, POLICY_WORD, policy.word());
     }
 
     pub(super) fn reset_counters(&mut self, index: u32) {
@@ -230,6 +235,58 @@ impl Tables {
             IpAddr::V6(address) => self.addresses6.remove(&(*address).into()),
         }
     }
+}
+
+impl Tables {
+    /// Writes source ranges of one family in order; says how many, and why no more.
+    pub(super) fn put_ranges(&mut self, rows: &[RangeAt]) -> (usize, Result<(), TableError>) {
+        let values = vec![ADMITTED; rows.len()];
+        let v4: Vec<_> = rows.iter().filter_map(range4).collect();
+        if v4.len() == rows.len() {
+            self.ranges4.insert_all(&v4, &values)
+        } else {
+            let v6: Vec<_> = rows.iter().filter_map(range6).collect();
+            self.ranges6.insert_all(&v6, &values)
+        }
+    }
+
+    pub(super) fn remove_range(&mut self, at: &RangeAt) -> Result<(), TableError> {
+        match (range4(at), range6(at)) {
+            (Some(key), _) => self.ranges4.remove(&key),
+            (_, Some(key)) => self.ranges6.remove(&key),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Those of a family, as far as they are whole.
+    pub fn ranges(&self, family: IpFamily) -> Result<Vec<RangeAt>, TableError> {
+        Ok(match family {
+            IpFamily::V4 => self.ranges4.rows()?.iter().filter_map(|(key, _)| range(key)).collect(),
+            IpFamily::V6 => self.ranges6.rows()?.iter().filter_map(|(key, _)| range(key)).collect(),
+        })
+    }
+}
+
+fn range4(at: &RangeAt) -> Option<RangeKey<Ipv4>> {
+    let IpNetwork::V4(range) = at.range else { return None };
+    Some(range_key(at.service, range.network().into(), range.prefix()))
+}
+
+fn range6(at: &RangeAt) -> Option<RangeKey<Ipv6>> {
+    let IpNetwork::V6(range) = at.range else { return None };
+    Some(range_key(at.service, range.network().into(), range.prefix()))
+}
+
+fn range_key<A>(service: u32, addr: A, prefix: u8) -> RangeKey<A> {
+    let source = Source { service, addr };
+    RangeKey { prefix_len: SERVICE_BITS + u32::from(prefix), source }
+}
+
+/// A row's range; none if it has not even all of a Service.
+pub fn range<A: Copy + Into<IpAddr>>(key: &RangeKey<A>) -> Option<RangeAt> {
+    let prefix = u8::try_from(key.prefix_len.checked_sub(SERVICE_BITS)?).ok()?;
+    let range = IpNetwork::new(key.source.addr.into(), prefix).ok()?;
+    Some(RangeAt { service: key.source.service, range })
 }
 
 fn v4(address: &IpAddr) -> Option<Ipv4> {

@@ -4,7 +4,7 @@
 mod audit;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex},
 };
@@ -13,11 +13,12 @@ use agent_kit::table::{MemoryTable, Table, TableError};
 use datapath::{
     address::{Ipv4, protocol},
     frontend::{Frontend, FrontendKey, address_use, kind},
-    service::{SetRef, service_flags},
+    service::{ServicePolicy, SetRef, service_flags},
 };
+use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 
-use super::{Applier, Wait, tables::Tables};
+use super::{Applier, Wait, ledger::Ledger, op::Op, tables::Tables};
 use crate::desired::{
     Desired, DesiredBackend, DesiredFrontend, DesiredService, DesiredSet, IpFamily, ServicePortKey,
 };
@@ -25,6 +26,15 @@ use crate::desired::{
 const SERVICES: u32 = 16;
 const BACKENDS: u32 = 256;
 const FRONTENDS: u32 = 64;
+
+/// What a sync plans, one after the other.
+const STEPS: [fn(&mut Ledger) -> Vec<Op>; 5] = [
+    Ledger::stale_ranges,
+    Ledger::missing_ranges,
+    Ledger::plan,
+    Ledger::stale_ranges,
+    Ledger::close,
+];
 
 struct NoWait;
 
@@ -92,6 +102,7 @@ fn kernel(faults: Vec<bool>) -> Kernel {
     let faulty = || Arc::clone(&faults);
     tables.frontends4 = Box::new(Faulty { rows: MemoryTable::new(FRONTENDS), faults: faulty() });
     tables.addresses4 = Box::new(Faulty { rows: MemoryTable::new(FRONTENDS), faults: faulty() });
+    tables.ranges4 = Box::new(Faulty { rows: MemoryTable::new(FRONTENDS), faults: faulty() });
     Kernel { tables, faults }
 }
 
@@ -119,16 +130,28 @@ fn set() -> impl Strategy<Value = DesiredSet> {
     ]
 }
 
+fn range(number: u8) -> IpNetwork {
+    IpNetwork::new([192, 0, number, 0].into(), 24).unwrap()
+}
+
 /// Frontends are few, so that Services take them over from each other.
 fn desired() -> impl Strategy<Value = Desired> {
-    let service = (set(), set(), 0u32..4);
+    // Ranges, and whether they admit the node.
+    let guard = (prop::collection::btree_set(0u8..4, 0..3), any::<bool>());
+    let service = (set(), set(), 0u32..4, 0u32..3, guard);
     let services = prop::collection::btree_map((0u8..4, 0u8..2), service, 0..6);
-    let owners = prop::collection::vec((any::<prop::sample::Index>(), 1u8..4), 10);
+    let owners = prop::collection::vec((any::<prop::sample::Index>(), 1u8..5), 10);
     (services, owners).prop_map(|(services, owners)| {
         let mut desired: Desired = services
             .into_iter()
-            .map(|((service, port), (cluster, local, flags))| {
-                let wanted = DesiredService { frontends: Vec::new(), cluster, local, flags };
+            .map(|((service, port), (cluster, local, mut flags, affinity, guard))| {
+                let ranges: Vec<IpNetwork> = guard.0.into_iter().map(range).collect();
+                if !ranges.is_empty() {
+                    let admitted = if guard.1 { service_flags::NODE_ADMITTED } else { 0 };
+                    flags |= service_flags::SOURCE_RANGES | admitted;
+                }
+                let frontends = Vec::new();
+                let wanted = DesiredService { frontends, cluster, local, flags, affinity, ranges };
                 (key(service, port), wanted)
             })
             .collect();
@@ -183,18 +206,45 @@ fn read_set(tables: &Tables, set: SetRef) -> DesiredSet {
     DesiredSet::Backends(slots.map(read).collect())
 }
 
+/// What a reader finds behind a frontend.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Seen {
+    kind: u8,
+    policy: ServicePolicy,
+    cluster: DesiredSet,
+    local: DesiredSet,
+    /// Where there are such.
+    ranges: Option<BTreeSet<IpNetwork>>,
+}
+
+impl Seen {
+    fn admits(&self, range: &IpNetwork) -> bool {
+        self.kind != kind::LOAD_BALANCER
+            || self.ranges.as_ref().is_none_or(|ranges| ranges.contains(range))
+    }
+}
+
 /// What a reader finds behind each frontend.
-fn observe(
-    tables: &Tables,
-) -> BTreeMap<(std::net::IpAddr, u16), (u8, u32, DesiredSet, DesiredSet)> {
+fn observe(tables: &Tables) -> BTreeMap<(std::net::IpAddr, u16), Seen> {
     let rows = tables.frontends4.rows().unwrap();
+    let ranges = tables.ranges(IpFamily::V4).unwrap();
     let see = |(key, row): (FrontendKey<Ipv4>, Frontend)| {
         let service = tables.services.read(row.service).unwrap();
         assert_ne!(service.flags & service_flags::USED, 0, "a frontend of a row not in use");
-        let flags = service.flags & !service_flags::USED;
-        let sets = (read_set(tables, service.cluster), read_set(tables, service.local));
-        let at = (std::net::IpAddr::from(key.addr), key.port.get());
-        (at, (row.kind, flags, sets.0, sets.1))
+        let policy = ServicePolicy {
+            flags: service.flags & !service_flags::USED,
+            affinity: service.affinity,
+        };
+        let of_service = ranges.iter().filter(|at| at.service == row.service);
+        let seen = Seen {
+            kind: row.kind,
+            policy,
+            cluster: read_set(tables, service.cluster),
+            local: read_set(tables, service.local),
+            ranges: (service.flags & service_flags::SOURCE_RANGES != 0)
+                .then(|| of_service.map(|at| at.range).collect()),
+        };
+        ((std::net::IpAddr::from(key.addr), key.port.get()), seen)
     };
     rows.into_iter().map(see).collect()
 }
@@ -204,11 +254,19 @@ fn check(tables: &Tables, desired: &Desired) {
     let mut addresses: BTreeMap<std::net::IpAddr, u32> = BTreeMap::new();
     for service in desired.values() {
         for frontend in &service.frontends {
-            let sees =
-                (frontend.kind, service.flags, service.cluster.clone(), service.local.clone());
+            let policy = ServicePolicy { flags: service.flags, affinity: service.affinity };
+            let sees = Seen {
+                kind: frontend.kind,
+                policy,
+                cluster: service.cluster.clone(),
+                local: service.local.clone(),
+                ranges: (service.flags & service_flags::SOURCE_RANGES != 0)
+                    .then(|| service.ranges.iter().copied().collect()),
+            };
             wanted.insert((frontend.address, frontend.port), sees);
             *addresses.entry(frontend.address).or_default() |= match frontend.kind {
                 kind::CLUSTER_IP => address_use::CLUSTER_IP,
+                kind::LOAD_BALANCER => address_use::FRONTEND | address_use::LOAD_BALANCER,
                 _ => address_use::FRONTEND,
             };
         }
@@ -319,6 +377,7 @@ proptest! {
         prop_assert_eq!(&applier.adopted(), &desired);
         want(&mut applier, &Desired::new(), &desired);
         applier.complete();
+        prop_assert_eq!(applier.ledger.missing_ranges(), vec![]);
         prop_assert_eq!(applier.ledger.plan(), vec![]);
     }
 
@@ -341,7 +400,8 @@ proptest! {
         }
         let verify = |applier: &Applier| {
             let now = observe(&applier.tables);
-            for (at, (.., cluster, local)) in &now {
+            for (at, seen) in &now {
+                let Seen { cluster, local, .. } = seen;
                 let before = old.get(at);
                 let after = target.get(at);
                 let is_old_or_new = |now: &DesiredSet, before: Option<&DesiredSet>, after| {
@@ -351,8 +411,8 @@ proptest! {
                 let moved = owner(&first, *at) != owner(&second, *at);
                 if !moved && after.is_some() {
                     assert!(
-                        is_old_or_new(cluster, before.map(|b| &b.2), after.map(|a| &a.0))
-                            && is_old_or_new(local, before.map(|b| &b.3), after.map(|a| &a.1)),
+                        is_old_or_new(cluster, before.map(|b| &b.cluster), after.map(|a| &a.0))
+                            && is_old_or_new(local, before.map(|b| &b.local), after.map(|a| &a.1)),
                         "{at:?} leads astray"
                     );
                 }
@@ -361,14 +421,69 @@ proptest! {
                 assert!(now.contains_key(at), "{at:?} is not there for a moment");
             }
         };
-        for op in applier.ledger.plan() {
-            applier.run(op);
-            verify(&applier);
+        for step in STEPS {
+            for op in step(&mut applier.ledger) {
+                applier.run(op);
+                verify(&applier);
+            }
         }
-        for op in applier.ledger.close() {
-            applier.run(op);
-            verify(&applier);
+    }
+
+    /// Between any two writes, whoever is admitted before and after is, and nobody is who is
+    /// neither: also where writes fail.
+    #[test]
+    fn ranges_that_change_admit_nobody_else(
+        first in desired(),
+        changed in prop::collection::vec((prop::collection::btree_set(0u8..4, 0..3), any::<bool>()), 8),
+        faults in prop::collection::vec(any::<bool>(), 0..12),
+    ) {
+        let kernel = kernel(Vec::new());
+        let left = Arc::clone(&kernel.faults);
+        let mut applier = applier(kernel.tables);
+        applier.complete();
+        want(&mut applier, &Desired::new(), &first);
+        applier.sync();
+        let old = observe(&applier.tables);
+        let mut second = first.clone();
+        for (wanted, (ranges, admits_node)) in second.values_mut().zip(changed) {
+            wanted.ranges = ranges.into_iter().map(range).collect();
+            wanted.flags &= !(service_flags::SOURCE_RANGES | service_flags::NODE_ADMITTED);
+            if !wanted.ranges.is_empty() {
+                let admitted = if admits_node { service_flags::NODE_ADMITTED } else { 0 };
+                wanted.flags |= service_flags::SOURCE_RANGES | admitted;
+            }
         }
+        let new = {
+            let mut applier = self::applier(self::kernel(Vec::new()).tables);
+            applier.complete();
+            want(&mut applier, &Desired::new(), &second);
+            applier.sync();
+            observe(&applier.tables)
+        };
+        want(&mut applier, &first, &second);
+        *left.lock().unwrap() = faults;
+        let verify = |applier: &Applier| {
+            for (at, seen) in observe(&applier.tables) {
+                for number in 0..4 {
+                    let (before, after) = (&old[&at], &new[&at]);
+                    let range = range(number);
+                    let now = seen.admits(&range);
+                    assert!(
+                        now == before.admits(&range) || now == after.admits(&range),
+                        "{at:?} admits {range}: {now}"
+                    );
+                }
+            }
+        };
+        while applier.is_behind() {
+            for step in STEPS {
+                for op in step(&mut applier.ledger) {
+                    applier.run(op);
+                    verify(&applier);
+                }
+            }
+        }
+        check(&applier.tables, &second);
     }
 }
 
@@ -383,13 +498,15 @@ fn a_renamed_port_keeps_its_frontends() {
         cluster: DesiredSet::Backends(vec![backend(1)]),
         local: DesiredSet::Drop,
         flags: 0,
+        affinity: 0,
+        ranges: Vec::new(),
     };
     applier.want(key(0, 0), Some(wanted.clone()));
     applier.sync();
     applier.want(key(0, 0), None);
     applier.want(key(0, 1), Some(wanted));
     let ops = applier.ledger.plan();
-    assert!(matches!(ops[..], [super::Op::Name { index: 0, .. }]), "{ops:?}");
+    assert!(matches!(ops[..], [Op::Name { index: 0, .. }]), "{ops:?}");
 }
 
 #[test]
@@ -403,6 +520,8 @@ fn a_full_table_is_told_and_filled_once_there_is_room() {
         ),
         local: DesiredSet::Drop,
         flags: 0,
+        affinity: 0,
+        ranges: Vec::new(),
     };
     applier.want(key(0, 0), Some(large(1, 200)));
     applier.want(key(1, 0), Some(large(2, 100)));
@@ -439,6 +558,8 @@ fn memory_of_a_replaced_row_is_not_used_before_a_wait() {
         cluster: DesiredSet::Backends(vec![backend(host)]),
         local: DesiredSet::Drop,
         flags: 0,
+        affinity: 0,
+        ranges: Vec::new(),
     };
     applier.want(key(0, 0), Some(wanted(&[1, 2, 3], 1)));
     applier.want(key(1, 0), Some(wanted(&[4], 2)));

@@ -42,20 +42,7 @@ pub(super) fn service(document: Document, report: &mut Report) -> Option<Object>
         affinity_timeout_sec: affinity(&spec, report),
         cluster_ips,
     };
-    note_uncarried(&service, report);
     Some(Object::Service(Arc::new(service)))
-}
-
-/// What an operator relies on and does not get must not go unsaid.
-fn note_uncarried(service: &Service, report: &mut Report) {
-    if !service.source_ranges.is_empty() {
-        let message = "is not enforced yet: any source may reach the load balancer's addresses";
-        report.note(ProblemKind::Unsupported, "spec.loadBalancerSourceRanges", message);
-    }
-    if service.affinity_timeout_sec.is_some_and(|timeout| timeout > 0) {
-        let message = "is not carried yet: each connection is balanced by itself";
-        report.note(ProblemKind::Unsupported, "spec.sessionAffinity", message);
-    }
 }
 
 fn service_type(spec: &Spec, report: &mut Report) -> Option<ServiceType> {

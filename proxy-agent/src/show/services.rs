@@ -12,14 +12,17 @@ use agent_kit::{
 };
 use datapath::{
     address::{Ipv4, Ipv6, protocol},
+    affinity,
     backend::{Backend, backend_flags},
     frontend::{Frontend, FrontendKey, kind},
     service::{Service, ServiceCounters, ServiceName, SetRef, service_flags},
+    source_range::RangeKey,
 };
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use super::{Name, ShowError, print};
-use crate::apply::tables::array;
+use crate::apply::tables::{array, range};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct ShownService {
@@ -32,6 +35,12 @@ pub struct ShownService {
     pub frontends: Vec<ShownFrontend>,
     pub internal_traffic_policy: &'static str,
     pub external_traffic_policy: &'static str,
+    /// Of session affinity, as near as the tables have it; absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity_timeout_seconds: Option<u32>,
+    /// Sources that may begin connections to a load balancer's address; absent if all may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_ranges: Option<Vec<IpNetwork>>,
     pub backends: Vec<ShownBackend>,
     /// What happens to connections if there are none: `reject` or `drop`.
     pub without_backends: Option<&'static str>,
@@ -72,6 +81,7 @@ struct Tables {
     counters: Array<ServiceCounters>,
     backends4: Array<Backend<Ipv4>>,
     backends6: Array<Backend<Ipv6>>,
+    ranges: BTreeMap<u32, Vec<IpNetwork>>,
 }
 
 /// All Services, or those of a name.
@@ -81,6 +91,7 @@ pub fn read(maps: &Path, name: Option<&str>) -> Result<Vec<ShownService>, ShowEr
         counters: array(maps, "STATS")?,
         backends4: array(maps, "BACKENDS4")?,
         backends6: array(maps, "BACKENDS6")?,
+        ranges: ranges(maps)?,
     };
     let names: MapTable<u32, ServiceName> = MapTable::open(maps, "NAMES")?;
     let frontends4: MapTable<FrontendKey<Ipv4>, Frontend> = MapTable::open(maps, "FRONTENDS4")?;
@@ -111,6 +122,20 @@ pub fn read(maps: &Path, name: Option<&str>) -> Result<Vec<ShownService>, ShowEr
         }
     }
     Ok(shown)
+}
+
+/// Source ranges by index into `SERVICES`.
+fn ranges(maps: &Path) -> Result<BTreeMap<u32, Vec<IpNetwork>>, ShowError> {
+    let v4: MapTable<RangeKey<Ipv4>, u32> = MapTable::open(maps, "RANGES4")?;
+    let v6: MapTable<RangeKey<Ipv6>, u32> = MapTable::open(maps, "RANGES6")?;
+    let (v4, v6) = (v4.rows()?, v6.rows()?);
+    let v4 = v4.iter().filter_map(|(key, _)| range(key));
+    let mut ranges: BTreeMap<u32, Vec<IpNetwork>> = BTreeMap::new();
+    for at in v4.chain(v6.iter().filter_map(|(key, _)| range(key))) {
+        ranges.entry(at.service).or_default().push(at.range);
+    }
+    ranges.values_mut().for_each(|ranges| ranges.sort());
+    Ok(ranges)
 }
 
 fn is_called(service: &ShownService, wanted: &str) -> bool {
@@ -155,6 +180,12 @@ impl Tables {
             frontends: leads,
             internal_traffic_policy: policy(service_flags::INTERNAL_LOCAL),
             external_traffic_policy: policy(service_flags::EXTERNAL_LOCAL),
+            affinity_timeout_seconds: service
+                .policy()
+                .is_sticky()
+                .then(|| affinity::seconds(service.affinity)),
+            source_ranges: (service.flags & service_flags::SOURCE_RANGES != 0)
+                .then(|| self.ranges.get(&index).cloned().unwrap_or_default()),
             backends: self.set(service.cluster, is_v6),
             without_backends: verdict(service.cluster),
             local_backends: self.set(service.local, is_v6),
@@ -223,8 +254,19 @@ pub fn backends(services: &[ShownService]) -> Vec<BackendUse> {
     uses.into_values().collect()
 }
 
-/// Backends shown per Service before the rest is only counted.
-const SHOWN_BACKENDS: usize = 8;
+/// Lines shown in a cell before the rest is only counted.
+const SHOWN_LINES: usize = 8;
+
+/// A cell of lines.
+fn lines(all: impl Iterator<Item = String>) -> String {
+    let mut lines: Vec<String> = all.collect();
+    let left = lines.len().saturating_sub(SHOWN_LINES);
+    if left > 0 {
+        lines.truncate(SHOWN_LINES);
+        lines.push(format!("and {left} more"));
+    }
+    lines.join("\n")
+}
 
 /// For people.
 pub fn print(services: &[ShownService]) -> String {
@@ -238,20 +280,12 @@ pub fn print(services: &[ShownService]) -> String {
             let kind = frontend.kind.replace('_', " ");
             format!("{} ({kind})", SocketAddr::new(frontend.address, frontend.port))
         });
-        let mut backends: Vec<String> = service
-            .backends
-            .iter()
-            .take(SHOWN_BACKENDS)
-            .map(|backend| {
-                let local = if backend.local { " (local)" } else { "" };
-                format!("{}{local}", SocketAddr::new(backend.address, backend.port))
-            })
-            .collect();
-        let left = service.backends.len().saturating_sub(SHOWN_BACKENDS);
-        if left > 0 {
-            backends.push(format!("and {left} more"));
-        }
-        backends.extend(service.without_backends.map(|verdict| format!("none: {verdict}")));
+        let backends = service.backends.iter().map(|backend| {
+            let local = if backend.local { " (local)" } else { "" };
+            format!("{}{local}", SocketAddr::new(backend.address, backend.port))
+        });
+        let none = service.without_backends.map(|verdict| format!("none: {verdict}"));
+        let backends = lines(backends.chain(none));
         let mut policy = String::new();
         if service.internal_traffic_policy == "Local" {
             policy += "internal ";
@@ -263,15 +297,30 @@ pub fn print(services: &[ShownService]) -> String {
             name.to_string(),
             service.protocol.into(),
             frontends.collect::<Vec<_>>().join("\n"),
-            backends.join("\n"),
+            backends,
             policy.trim().into(),
+            service
+                .affinity_timeout_seconds
+                .map_or_else(String::new, |seconds| format!("{seconds} s")),
+            lines(service.source_ranges.iter().flatten().map(ToString::to_string)),
             (service.socket_connections + service.packet_connections).to_string(),
             service.packets.to_string(),
             print::bytes(service.bytes),
         ]
     });
     print::table(
-        &["SERVICE", "PROTO", "FRONTENDS", "BACKENDS", "LOCAL", "CONNS", "PACKETS", "BYTES"],
+        &[
+            "SERVICE",
+            "PROTO",
+            "FRONTENDS",
+            "BACKENDS",
+            "LOCAL",
+            "AFFINITY",
+            "SOURCES",
+            "CONNS",
+            "PACKETS",
+            "BYTES",
+        ],
         rows,
     )
 }

@@ -5,6 +5,7 @@ mod serving;
 
 use std::collections::BTreeMap;
 
+use datapath::service::service_flags;
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
@@ -18,7 +19,7 @@ use crate::{
 
 fn facts() -> NodeFacts {
     let addresses = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
-    NodeFacts { name: "here".into(), addresses }
+    NodeFacts { name: "here".into(), own: addresses.clone(), addresses }
 }
 
 fn state() -> State {
@@ -232,10 +233,37 @@ fn node_ports_follow_the_nodes_addresses() {
         "{type: NodePort, clusterIP: 10.0.0.1, ports: [{port: 80, nodePort: 30000}]}",
     )));
     state.apply(puts(&service("other", "{clusterIP: 10.0.0.3, ports: [{port: 80}]}")));
-    let changes = state.set_addresses(vec!["192.0.2.7".parse().unwrap()]);
+    let changes = state.set_addresses(vec!["192.0.2.7".parse().unwrap()], Vec::new());
     assert_eq!(changes.len(), 1);
     assert_eq!(frontends(&state)[2], "192.0.2.7:30000/6 n");
-    assert_eq!(state.set_addresses(vec!["192.0.2.7".parse().unwrap()]), []);
+    assert_eq!(state.set_addresses(vec!["192.0.2.7".parse().unwrap()], Vec::new()), []);
+}
+
+/// A Service whose load balancer admits these sources.
+fn guarded(ranges: &str) -> String {
+    let spec = format!(
+        "{{type: LoadBalancer, clusterIP: 10.0.0.1, ports: [{{port: 80}}], sessionAffinity: \
+         ClientIP, loadBalancerSourceRanges: [{ranges}]}}"
+    );
+    format!("{}status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.1}}]}}}}\n", service("g", &spec))
+}
+
+#[test]
+fn whether_the_node_is_admitted_follows_its_own_addresses() {
+    let mut state = state();
+    state.apply(puts(&guarded("198.51.100.0/24")));
+    let admitted = |state: &State| {
+        let row = state.desired().values().next().unwrap();
+        let ranges: Vec<String> = row.ranges.iter().map(ToString::to_string).collect();
+        (row.flags & service_flags::NODE_ADMITTED != 0, ranges.join(" "))
+    };
+    assert_eq!(admitted(&state), (false, "198.51.100.0/24".into()));
+    let addresses = facts().addresses;
+    let changes = state.set_addresses(addresses.clone(), vec!["198.51.100.7".parse().unwrap()]);
+    assert_eq!(changes.len(), 1);
+    assert_eq!(admitted(&state), (true, "198.51.100.0/24 203.0.113.1/32".into()));
+    assert_eq!(state.set_addresses(addresses.clone(), addresses).len(), 1);
+    assert_eq!(admitted(&state), (false, "198.51.100.0/24".into()));
 }
 
 #[test]

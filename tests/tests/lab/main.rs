@@ -24,6 +24,7 @@ macro_rules! both {
     )* };
 }
 
+mod affinity;
 mod application;
 mod audit;
 mod change;
@@ -45,4 +46,5 @@ mod raw;
 mod refusal;
 mod restart;
 mod service;
+mod source_range;
 mod table;

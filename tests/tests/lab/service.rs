@@ -7,7 +7,7 @@ use lab::{
     Lab,
     manifests::{self, Port, Service},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cluster::ok;
 
@@ -38,6 +38,8 @@ pub(crate) enum Target {
     /// A cluster IP on a port of one's own choice.
     Port(u8, u16),
     NodePort(&'static str, u8),
+    /// For a Service that [`Exposed::balanced`] has made one of a load balancer.
+    LoadBalancer(u8),
 }
 
 impl Target {
@@ -45,6 +47,7 @@ impl Target {
         match self {
             Self::ClusterIp(number) => SocketAddr::new(family.of(cluster_ips(number)), PORT),
             Self::Port(number, port) => SocketAddr::new(family.of(cluster_ips(number)), port),
+            Self::LoadBalancer(number) => SocketAddr::new(family.of(balancers(number)), PORT),
             Self::NodePort(node, number) => {
                 let node = ok(lab.addresses(node)).both();
                 SocketAddr::new(family.of(node), node_port(number))
@@ -57,6 +60,12 @@ impl Target {
 pub(crate) fn cluster_ips(number: u8) -> [IpAddr; 2] {
     let v6 = format!("fd00:10:96::{number}").parse().expect("decimal digits are hexadecimal ones");
     [IpAddr::from([10, 96, 0, number]), v6]
+}
+
+/// The load balancer of Service 10 is 10.96.1.10 and fd00:10:96::100a: the client knows the way.
+pub(crate) fn balancers(number: u8) -> [IpAddr; 2] {
+    let v6 = format!("fd00:10:96::10{number:02x}").parse().expect("hexadecimal digits");
+    [IpAddr::from([10, 96, 1, number]), v6]
 }
 
 pub(crate) fn node_port(number: u8) -> u16 {
@@ -98,6 +107,18 @@ impl Exposed {
     pub(crate) fn with(mut self, change: impl FnOnce(Service) -> Service) -> Self {
         self.service = change(self.service);
         self
+    }
+
+    /// Has a load balancer that admits these sources.
+    #[must_use]
+    pub(crate) fn balanced(self, ranges: &[String]) -> Self {
+        let ingress = balancers(self.number).map(|ip| json!({"ip": ip}));
+        self.with(|service| {
+            service
+                .set("/spec/type", json!("LoadBalancer"))
+                .set("/spec/loadBalancerSourceRanges", json!(ranges))
+                .set("/status/loadBalancer/ingress", json!(ingress))
+        })
     }
 
     pub(crate) fn file(&self) -> String {

@@ -70,7 +70,7 @@ fn expose<F: Side>(
         twins.host.put_backend(index, row);
         SetRef { block: index, count: 1, generation: 1 }
     });
-    let row = Service { cluster, local: SetRef::DROP, flags, pad: 0 };
+    let row = Service { cluster, local: SetRef::DROP, flags, affinity: 0 };
     twins.kernel.put_service(index, row);
     twins.host.put_service(index, row);
     let kind = if place.addr == node::<F>(0).addr {

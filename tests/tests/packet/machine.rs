@@ -8,6 +8,7 @@ use std::{
 use agent_kit::table::{MapTable, Table};
 use datapath::{
     address::protocol,
+    affinity::{Affinity, AffinityKey},
     backend::Backend,
     counter::{Hook, Reason, drop_index},
     device::Device,
@@ -20,6 +21,7 @@ use datapath::{
     policy::{Policed, Policy},
     service::{Service, ServiceCounters},
     settings::Settings,
+    source_range::{ADMITTED, RangeKey},
     tables::Store,
 };
 
@@ -76,6 +78,8 @@ pub(crate) struct Machine<F: Sample> {
     backends: Rows<u32, Backend<F::Address>>,
     services: Rows<u32, Service>,
     stats: Rows<u32, ServiceCounters>,
+    affinity: Rows<AffinityKey<F::Address>, Affinity<F::Address>>,
+    ranges: Rows<RangeKey<F::Address>, u32>,
     settings: Rows<u32, Settings>,
     address_marks: Rows<u32, [u8; MARKS_LEN]>,
     port_marks: Rows<u32, [u8; PORTMARKS_LEN]>,
@@ -269,6 +273,8 @@ impl<F: Side> Machine<F> {
             backends: MapTable::new(of_family("BACKENDS")).expect("sizes"),
             services: MapTable::new(loaded.map("SERVICES")).expect("sizes"),
             stats: MapTable::new(loaded.map("STATS")).expect("sizes"),
+            affinity: MapTable::new(of_family("AFFINITY")).expect("sizes"),
+            ranges: MapTable::new(of_family("RANGES")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             address_marks: MapTable::new(loaded.map("ADDRESSMARKS")).expect("sizes"),
             port_marks: MapTable::new(loaded.map("PORTMARKS")).expect("sizes"),
@@ -282,6 +288,8 @@ impl<F: Side> Machine<F> {
     fn clear(&mut self) {
         clear(&mut self.frontends);
         clear(&mut self.addresses);
+        clear(&mut self.affinity);
+        clear(&mut self.ranges);
         for index in 0..SERVICES {
             write(&mut self.services, index, Service::default());
             write(&mut self.stats, index, ServiceCounters::default());
@@ -315,8 +323,25 @@ impl<F: Side> Machine<F> {
         write(&mut self.backends, index, row);
     }
 
+    pub(crate) fn put_range(&mut self, key: RangeKey<F::Address>) {
+        write(&mut self.ranges, key, ADMITTED);
+    }
+
+    pub(crate) fn remove_range(&mut self, key: RangeKey<F::Address>) {
+        self.ranges.remove(&Row(key)).expect("a row");
+    }
+
     pub(crate) fn set_settings(&mut self, settings: Settings) {
         write(&mut self.settings, 0, settings);
+    }
+
+    /// Lets time pass, in ticks, for flows and for what is known of clients.
+    pub(crate) fn pass(&mut self, ticks: u32) {
+        self.node.pass(ticks);
+        for (Row(key), Row(mut row)) in self.affinity.rows().expect("rows") {
+            row.last = row.last.wrapping_sub(ticks);
+            write(&mut self.affinity, key, row);
+        }
     }
 
     pub(crate) fn counters(&mut self, service: u32) -> ServiceCounters {

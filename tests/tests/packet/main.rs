@@ -13,6 +13,8 @@ mod plan;
 #[path = "../../../datapath/tests/engine/sender.rs"]
 mod sender;
 
+#[path = "../../../datapath/tests/engine/affinity.rs"]
+mod affinity;
 #[path = "../../../datapath/tests/engine/answers.rs"]
 mod answers;
 #[path = "../../../datapath/tests/engine/cluster_ip.rs"]
@@ -29,6 +31,8 @@ mod icmp;
 mod ipmasq;
 #[path = "../../../datapath/tests/engine/node_port.rs"]
 mod node_port;
+#[path = "../../../datapath/tests/engine/source_range.rs"]
+mod source_range;
 
 mod differential;
 mod differential_masq;

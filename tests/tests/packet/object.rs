@@ -92,6 +92,10 @@ impl Object {
                 "BACKENDS4",
                 "BACKENDS6",
                 "STATS",
+                "AFFINITY4",
+                "AFFINITY6",
+                "RANGES4",
+                "RANGES6",
                 "SETTINGS",
                 "ADDRESSMARKS",
                 "PORTMARKS",
@@ -152,8 +156,12 @@ impl Loaded {
         let mut loader = EbpfLoader::new();
         loader.btf(None);
         for family in ["4", "6"] {
-            for (name, size) in [("FLOWS", sizes.flows), ("PENDING", sizes.pending), ("PEERS", 64)]
-            {
+            for (name, size) in [
+                ("FLOWS", sizes.flows),
+                ("PENDING", sizes.pending),
+                ("PEERS", 64),
+                ("AFFINITY", 4_096),
+            ] {
                 // The loader keeps the name for as long as it lives.
                 let name: &'static str = Box::leak(format!("{name}{family}").into_boxed_str());
                 loader.map_max_entries(name, size as u32);

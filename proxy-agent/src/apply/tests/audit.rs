@@ -37,6 +37,8 @@ fn programmed() -> (Applier, Desired) {
         cluster: DesiredSet::Backends(vec![backend(1)]),
         local: DesiredSet::Drop,
         flags: 0,
+        affinity: 0,
+        ranges: Vec::new(),
     };
     let desired = Desired::from([(key(0, 0), wanted)]);
     let mut applier = applier(kernel(Vec::new()).tables);

@@ -81,6 +81,15 @@ fn a_repaired_file_is_followed() {
 }
 
 #[test]
+fn affinity_and_source_ranges_are_kept_too() {
+    for ranges in ["198.51.100.0/24", "192.0.2.0/24, 198.51.100.0/25"] {
+        let (next, found) = restarted(&guarded(ranges), "", &[file()]);
+        assert!(found.values().all(|row| row.affinity > 0 && !row.ranges.is_empty()));
+        assert_eq!(next.desired(), &found);
+    }
+}
+
+#[test]
 fn a_service_that_was_told_of_again_is_not_kept_when_it_goes() {
     let (mut next, _) = restarted(&web("a", 1), "", &[file()]);
     next.apply(puts(&web("a", 1)));

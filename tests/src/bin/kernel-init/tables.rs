@@ -73,7 +73,7 @@ impl Tables {
         }
         let family = if frontend.is_ipv6() { service_flags::IPV6 } else { 0 };
         let flags = service_flags::USED | family;
-        self.services.insert(&row, &Service { cluster: set, local: set, flags, pad: 0 })?;
+        self.services.insert(&row, &Service { cluster: set, local: set, flags, affinity: 0 })?;
         let value = Frontend { service: row, kind: kind::CLUSTER_IP, pad: [0; 3] };
         let usage = AddressUse { flags: address_use::CLUSTER_IP };
         let port = Be16::new(frontend.port());

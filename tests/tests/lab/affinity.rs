@@ -1,0 +1,151 @@
+//! Session affinity, with real sockets.
+
+use std::{
+    collections::BTreeSet,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use lab::{
+    agent::SocketLb,
+    peer::{Protocol, Question},
+};
+use serde_json::json;
+
+use crate::{
+    cluster::{Cluster, PATIENCE, eventually},
+    service::{Exposed, FAMILIES, Family, Target, expose},
+};
+
+both! {
+    a_client_keeps_its_backend_by_cluster_ip_and_node_port,
+    after_the_timeout_it_may_have_another,
+    affinity_is_switched_on_and_off_at_once,
+    a_backend_that_leaves_is_replaced,
+}
+
+const PODS: [&str; 3] = ["pod1b", "pod2a", "pod2b"];
+/// New connections by which affinity is told from chance: three pods answer all of them alike
+/// once in 3^14 times.
+const ASKS: u32 = 15;
+
+fn web(pods: &[&str]) -> Exposed {
+    expose(10, pods)
+}
+
+/// The same with affinity.
+fn sticky(pods: &[&str], timeout_sec: u32) -> Exposed {
+    let config = json!({"clientIP": {"timeoutSeconds": timeout_sec}});
+    web(pods).with(|service| {
+        service
+            .set("/spec/sessionAffinity", json!("ClientIP"))
+            .set("/spec/sessionAffinityConfig", config)
+    })
+}
+
+/// Who answers so many new connections.
+#[track_caller]
+fn names(
+    cluster: &Cluster,
+    from: &str,
+    target: Target,
+    family: Family,
+    protocol: Protocol,
+    count: u32,
+) -> BTreeSet<String> {
+    let to = target.address(&cluster.lab, family);
+    let question = Question { count: Some(count), ..Question::default() };
+    let answers = cluster.ask_with(from, protocol, to, &question).into_iter();
+    answers
+        .map(|answer| {
+            assert_eq!(answer.from.or(answer.peer), Some(to), "{from}: {answer:?}");
+            answer.name().unwrap_or_else(|| panic!("{from} asks {to}: {answer:?}")).to_owned()
+        })
+        .collect()
+}
+
+/// Waits until the first node's agent has affinity programmed, or has it not.
+fn wait_affinity(cluster: &Cluster, is_on: bool) {
+    eventually("affinity is as published", || {
+        let shown = cluster.show(&["services", "web10"]);
+        let all = shown.as_array()?;
+        all.iter().all(|row| row["affinity_timeout_seconds"].is_u64() == is_on).then_some(())
+    });
+}
+
+fn a_client_keeps_its_backend_by_cluster_ip_and_node_port(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[sticky(&PODS, 10_800)]);
+    for from in ["pod1a", "node1", "client"] {
+        for family in FAMILIES {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let names = |target| names(&cluster, from, target, family, protocol, ASKS);
+                let node_port = names(Target::NodePort("node1", 10));
+                assert_eq!(node_port.len(), 1, "{from} has {node_port:?}");
+                if from != "client" {
+                    assert_eq!(names(Target::ClusterIp(10)), node_port, "{from}");
+                }
+            }
+        }
+    }
+    // A name that the socket path translates, beside one that is left to the packets.
+    cluster.publish(&expose(11, &["pod1b"]));
+    cluster.reaches("pod1a", Target::ClusterIp(11), &["pod1b"], "pod1a");
+}
+
+fn after_the_timeout_it_may_have_another(mode: SocketLb) {
+    /// A tick of the programs' clock is longer than this, and what is one tick old still holds.
+    const TIMEOUT_SEC: u32 = 1;
+    let cluster = Cluster::up(mode, &[sticky(&PODS, TIMEOUT_SEC)]);
+    for from in ["pod1a", "node1", "client"] {
+        let one = |family| {
+            let target = Target::NodePort("node1", 10);
+            let began = Instant::now();
+            let names = names(&cluster, from, target, family, Protocol::Tcp, ASKS);
+            assert!(names.len() == 1 || began.elapsed() > Duration::from_secs(1), "{names:?}");
+            names
+        };
+        let first = FAMILIES.map(one);
+        let mut moved = [false; 2];
+        let give_up = Instant::now() + 3 * PATIENCE;
+        while moved != [true; 2] {
+            assert!(Instant::now() < give_up, "{from} stays with {first:?}");
+            sleep(Duration::from_millis(2_300));
+            for ((moved, first), family) in moved.iter_mut().zip(&first).zip(FAMILIES) {
+                *moved |= one(family) != *first;
+            }
+        }
+    }
+}
+
+fn affinity_is_switched_on_and_off_at_once(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[web(&PODS)]);
+    for is_on in [true, false, true, false] {
+        cluster.write(&if is_on { sticky(&PODS, 10_800) } else { web(&PODS) });
+        wait_affinity(&cluster, is_on);
+        for from in ["pod1a", "node1", "client"] {
+            for family in FAMILIES {
+                let target = Target::NodePort("node1", 10);
+                let names = names(&cluster, from, target, family, Protocol::Tcp, 2 * ASKS);
+                assert_eq!(names.len() == 1, is_on, "{from} has {names:?}");
+            }
+        }
+    }
+}
+
+fn a_backend_that_leaves_is_replaced(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[sticky(&PODS, 10_800)]);
+    for from in ["pod1a", "node1"] {
+        let one =
+            |family| names(&cluster, from, Target::ClusterIp(10), family, Protocol::Tcp, ASKS);
+        for family in FAMILIES {
+            let first = one(family);
+            let rest: Vec<&str> = PODS.into_iter().filter(|pod| !first.contains(*pod)).collect();
+            assert_eq!(rest.len(), 2, "{first:?}");
+            cluster.publish(&sticky(&rest, 10_800));
+            let second = one(family);
+            assert!(second.len() == 1 && second.is_disjoint(&first), "{second:?}");
+            cluster.publish(&sticky(&PODS, 10_800));
+            assert_eq!(one(family), second, "one that came back takes nobody away");
+        }
+    }
+}
