@@ -1,4 +1,5 @@
-//! A real kube-proxy in nftables mode on a node of the lab, to be measured beside proxy-agent.
+//! A real kube-proxy on a node of the lab, in nftables mode unless another is asked for: to be
+//! measured beside proxy-agent, and to leave things behind.
 
 use std::{
     fs,
@@ -49,6 +50,21 @@ impl KubeProxy {
         })
     }
 
+    /// In another of its modes.
+    #[must_use]
+    pub fn mode(mut self, mode: &str) -> Self {
+        self.arguments.push(format!("--proxy-mode={mode}"));
+        self
+    }
+
+    /// Ends the process and leaves all that it programmed.
+    pub fn kill(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.kill().map(drop).at("kill", &self.binary),
+            None => Ok(()),
+        }
+    }
+
     /// Starts the process without waiting for anything. Its log is appended to.
     pub fn launch(&mut self) -> Result<()> {
         let mut command = Command::new(&self.binary);
@@ -62,9 +78,7 @@ impl KubeProxy {
     /// namespace holds no others, so all there are go; tracking, which only rules ask for, ends
     /// with them.
     pub fn remove(&mut self) -> Result<()> {
-        if let Some(mut process) = self.process.take() {
-            process.kill().at("kill", &self.binary)?;
-        }
+        self.kill()?;
         self.place.shell("nft flush ruleset")?;
         self.forget()
     }

@@ -218,7 +218,7 @@ fn rules() -> Finding {
             Verdict::Warning,
             what,
             "they see only what Millrace leaves, and connections they began end with them; stop \
-             kube-proxy and remove them: kube-proxy --cleanup",
+             kube-proxy and remove them: proxy-agent cleanup --kube-proxy",
         ),
         ForeignProxy::Unknown => lacking(
             "kube-proxy rules",
@@ -268,7 +268,7 @@ pub fn foreign_proxy() -> ForeignProxy {
 }
 
 /// Tools of the administrator are often not in the path of a service.
-fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::{
     attach::{DEVICE_HOOKS, detach_sockets},
+    leftovers::{self, Leftover, LeftoverError},
     object,
     status::{AttachmentsError, attachments},
 };
@@ -34,8 +35,8 @@ pub enum CleanupError {
     Pins { path: PathBuf, source: io::Error },
     #[error("cannot give back ports {range}: {source}{}", hint(source))]
     Ports { range: PortRange, source: io::Error },
-    #[error("--kube-proxy: not built yet; use `kube-proxy --cleanup`")]
-    KubeProxy,
+    #[error("--kube-proxy: {0}")]
+    KubeProxy(#[from] LeftoverError),
 }
 
 /// What was removed.
@@ -46,6 +47,20 @@ pub struct Removed {
     pub pins: Option<PathBuf>,
     pub reserved_ports: Option<PortRange>,
     pub unmounted: Option<PathBuf>,
+    /// What kube-proxy had left.
+    pub kube_proxy: Vec<Leftover>,
+    /// An agent is running, so that only what kube-proxy left was removed.
+    pub agent_runs: bool,
+}
+
+/// Removes what kube-proxy left. Millrace's own goes too unless an agent is running: then it has
+/// just taken kube-proxy's place.
+pub fn cleanup_kube_proxy(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> {
+    let kube_proxy = leftovers::remove()?;
+    if object::pins(bpffs).is_claimed() {
+        return Ok(Removed { kube_proxy, agent_runs: true, ..Removed::default() });
+    }
+    Ok(Removed { kube_proxy, ..cleanup(bpffs, ports)? })
 }
 
 /// Removes programs first, then what they used.
@@ -85,6 +100,9 @@ pub fn cleanup(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> 
 /// For people.
 pub fn print(removed: &Removed) -> String {
     let mut lines = Vec::new();
+    lines.extend(
+        removed.kube_proxy.iter().map(|Leftover { by, what }| format!("removed {by}: {what}")),
+    );
     lines.extend(removed.links.iter().map(|link| format!("detached {link}")));
     lines.extend(removed.filters.iter().map(|device| format!("removed filters of {device}")));
     lines.extend(removed.pins.iter().map(|path| format!("removed pins in {}", path.display())));
@@ -92,6 +110,9 @@ pub fn print(removed: &Removed) -> String {
     lines.extend(removed.unmounted.iter().map(|path| format!("unmounted {}", path.display())));
     if lines.is_empty() {
         lines.push("nothing to remove".into());
+    }
+    if removed.agent_runs {
+        lines.push("an agent is running, so what Millrace programmed stays".into());
     }
     lines.join("\n") + "\n"
 }

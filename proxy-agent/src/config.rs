@@ -59,7 +59,7 @@ pub enum Command {
     #[command(after_help = "Example:\n  proxy-agent check")]
     Check(CheckArgs),
     /// Remove everything Millrace's proxy left on the node
-    #[command(after_help = "Example:\n  proxy-agent cleanup")]
+    #[command(after_help = "Example:\n  proxy-agent cleanup --kube-proxy")]
     Cleanup(CleanupArgs),
 }
 
@@ -131,7 +131,8 @@ pub struct CleanupArgs {
     /// Source ports to give back to the kernel
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
-    /// Remove kube-proxy's own rules too (not built yet: use kube-proxy --cleanup)
+    /// Remove what kube-proxy left, too: its chains, tables, sets and virtual servers. Stop it
+    /// first. While an agent is running, only that is removed
     #[arg(long)]
     pub kube_proxy: bool,
 }

@@ -21,7 +21,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{oneshot, watch},
-    time::interval,
+    time::sleep,
 };
 use tracing::{debug, info};
 
@@ -79,12 +79,12 @@ impl HealthChecks {
 }
 
 async fn follow(mut changes: watch::Receiver<Wanted>, mut servers: Servers) {
-    let mut again = interval(AGAIN);
     let mut has_failed = false;
     loop {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            _ = again.tick(), if has_failed => {}
+            // Whatever comes in between is a try, too.
+            () = sleep(AGAIN), if has_failed => {}
         }
         let wanted = changes.borrow_and_update().clone();
         has_failed = servers.sync(&wanted).await;

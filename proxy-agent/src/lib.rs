@@ -16,6 +16,7 @@ pub mod doubt;
 pub mod health;
 pub mod health_checks;
 pub mod kube_proxy;
+pub mod leftovers;
 pub mod manifest;
 pub mod metrics;
 pub mod model;

@@ -10,8 +10,7 @@ use agent_kit::{finding, log, output::print};
 use anyhow::{Context, Result};
 use clap::Parser;
 use proxy_agent::{
-    check,
-    cleanup::{self, CleanupError},
+    check, cleanup,
     config::{Cli, Command, ConfigError, RunArgs},
     kube_proxy::{self, KubeProxyError},
     object,
@@ -31,8 +30,7 @@ fn main() -> ExitCode {
             let _ = writeln!(io::stderr(), "proxy-agent: {err}");
             let is_usage = err.downcast_ref::<ConfigError>().is_some()
                 || err.downcast_ref::<KubeProxyError>().is_some()
-                || matches!(err.downcast_ref(), Some(RunError::Config(_)))
-                || matches!(err.downcast_ref(), Some(CleanupError::KubeProxy));
+                || matches!(err.downcast_ref(), Some(RunError::Config(_)));
             ExitCode::from(if is_usage { 2 } else { 1 })
         }
     }
@@ -68,10 +66,9 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             Ok(if finding::is_fit(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Some(Command::Cleanup(args)) => {
-            if args.kube_proxy {
-                return Err(CleanupError::KubeProxy.into());
-            }
-            let removed = cleanup::cleanup(&args.show.pins.bpffs, args.nat_ports)?;
+            let cleanup =
+                if args.kube_proxy { cleanup::cleanup_kube_proxy } else { cleanup::cleanup };
+            let removed = cleanup(&args.show.pins.bpffs, args.nat_ports)?;
             print(args.show.output.output, &removed, cleanup::print)
         }
     }

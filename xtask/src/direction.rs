@@ -39,6 +39,8 @@ const PURE: &[&str] = &[
     "proxy-agent/src/kube_proxy/document.rs",
     "proxy-agent/src/kube_proxy/fields.rs",
     "proxy-agent/src/kube_proxy/mapping.rs",
+    "proxy-agent/src/leftovers/iptables.rs",
+    "proxy-agent/src/leftovers/ipvs.rs",
     "proxy-agent/src/model",
     "proxy-agent/src/model.rs",
     "proxy-agent/src/topology",

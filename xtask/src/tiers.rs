@@ -30,7 +30,8 @@ pub(crate) enum Tier {
     Packet,
     /// Nodes and pods as namespaces, real sockets
     Lab,
-    /// With what real clusters run: flanneld and kube-apiserver, where Go is at hand to build them
+    /// Beside what real clusters run: flanneld, kube-apiserver and kube-proxy, where Go is at hand to
+    /// build them
     Cluster,
 }
 
@@ -94,13 +95,13 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
     Ok(Prepared { environment, no_peer })
 }
 
-/// Why flanneld or kube-apiserver cannot run, if one cannot. That is no failure: a machine without
+/// Why flanneld, kube-apiserver or kube-proxy cannot run, if one cannot. That is no failure: a machine without
 /// Go, or without a network to fetch modules by, can run all other tests.
 fn absent_peer(machine: &Machine) -> Option<String> {
     if !Path::new(BRIDGE_NETFILTER).exists() {
         return Some("flanneld needs the kernel's bridge netfilter: modprobe br_netfilter".into());
     }
-    peers::provide(machine, &["flanneld", "kube-apiserver"]).err().map(|err| format!("{err:#}"))
+    peers::provide_all(machine).err().map(|err| format!("{err:#}"))
 }
 
 fn text(path: &Path) -> String {

@@ -36,6 +36,7 @@ mod exposition;
 mod health_check;
 mod inspect;
 mod kube_proxy_config;
+mod leftovers;
 mod manifest;
 mod mark;
 mod metrics;

@@ -126,7 +126,9 @@ fn wrong_flags_exit_2_and_are_named() {
         (&["--no-such-flag"], "--no-such-flag"),
         (&["status", "-o", "yaml"], "--output"),
         (&["flows", "--bpffs"], "--bpffs"),
-        (&["cleanup", "--kube-proxy"], "--kube-proxy"),
+        (&["--source", "dir:/tmp", "--config", "/no/such/file"], "--config"),
+        (&["--source", "dir:/tmp", "--conntrack-min", "many"], "--conntrack-min"),
+        (&["--cleanup"], "--kube-proxy"),
     ] {
         let output = ok(Command::new(&agent).args(arguments).output());
         let text = String::from_utf8_lossy(&output.stderr);
