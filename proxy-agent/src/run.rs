@@ -77,7 +77,7 @@ pub enum RunError {
     Settings(TableError),
     #[error("cannot tell this node from its pods: {0}")]
     Node(io::Error),
-    #[error("--source: {0}")]
+    #[error(transparent)]
     Source(#[from] source::OpenError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
