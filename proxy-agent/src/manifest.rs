@@ -62,11 +62,8 @@ pub fn parse(text: &str) -> Result<Vec<Entry>, Fault> {
     }
 }
 
-/// One object that is JSON already.
-pub fn object(value: &serde_json::Value) -> Vec<Entry> {
-    if let Ok(document) = Document::deserialize(value) {
-        return entries([document]);
-    }
+/// What is wrong with one object that is JSON already and no [`Document`].
+pub fn unfit(value: &serde_json::Value) -> Vec<Entry> {
     // Only a parser of text knows paths, and all of JSON is YAML.
     let mut entries = parse(&value.to_string()).unwrap_or_else(|fault| {
         let head = Head::deserialize(value).unwrap_or_default();

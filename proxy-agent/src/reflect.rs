@@ -11,7 +11,6 @@ mod service;
 use std::sync::Arc;
 
 use datapath::address::protocol;
-use serde_json::Value;
 
 use crate::{
     manifest::{
@@ -52,12 +51,8 @@ pub fn read(text: &str, strings: &mut Strings) -> Result<Reading, Problem> {
     Ok(reading(entries, strings))
 }
 
-/// Reads one object that is JSON already.
-pub fn read_object(value: &Value, strings: &mut Strings) -> Reading {
-    reading(manifest::object(value), strings)
-}
-
-fn reading(entries: Vec<Entry>, strings: &mut Strings) -> Reading {
+/// Reads what was found in place of one document.
+pub fn reading(entries: Vec<Entry>, strings: &mut Strings) -> Reading {
     let mut reading = Reading::default();
     for entry in entries {
         match entry {

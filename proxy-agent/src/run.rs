@@ -82,7 +82,7 @@ pub enum RunError {
     Node(io::Error),
     #[error("--config: {0} says something else now; the agent ends, to be started anew with it")]
     ConfigChanged(PathBuf),
-    #[error("--source: {0}")]
+    #[error(transparent)]
     Source(#[from] source::OpenError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

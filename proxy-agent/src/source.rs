@@ -38,7 +38,7 @@ pub enum Origin {
 /// Why a source cannot be listened to at all. One that is only out of reach is waited for.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("cannot listen to {0}: {1}")]
+    #[error("--source {0}: cannot begin to watch: {1}")]
     Directory(String, io::Error),
     #[error(transparent)]
     Kubernetes(#[from] AccessError),

@@ -13,7 +13,7 @@ use serde::{
 };
 
 /// Enough of an object to tell which it is.
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Head {
     pub api_version: Option<String>,
@@ -21,14 +21,14 @@ pub struct Head {
     pub metadata: Option<HeadMetadata>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(default, remote = "Self")]
 pub struct HeadMetadata {
     pub name: Option<String>,
     pub namespace: Option<String>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Document {
     pub api_version: Option<String>,
@@ -48,7 +48,7 @@ pub struct Document {
     pub items: Option<Vec<Option<Document>>>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Metadata {
     pub name: Option<String>,
@@ -59,7 +59,7 @@ pub struct Metadata {
     pub deletion_timestamp: Option<String>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(default, remote = "Self")]
 pub struct Labels {
     #[serde(rename = "service.kubernetes.io/service-proxy-name")]
@@ -80,7 +80,7 @@ pub struct Annotations {
 }
 
 /// Of Services and of Nodes.
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Spec {
     pub r#type: Option<String>,
@@ -105,7 +105,7 @@ pub struct Spec {
 }
 
 /// Numbers are wide, so that one out of range can be named by its field.
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct ServicePort {
     pub name: Option<String>,
@@ -114,54 +114,54 @@ pub struct ServicePort {
     pub node_port: Option<i64>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct SessionAffinityConfig {
     #[serde(rename = "clientIP")]
     pub client_ip: Option<ClientIpConfig>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct ClientIpConfig {
     pub timeout_seconds: Option<i64>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(default, remote = "Self")]
 pub struct Taint {
     pub key: Option<String>,
 }
 
 /// Of Services and of Nodes.
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Status {
     pub load_balancer: Option<LoadBalancerStatus>,
     pub addresses: Option<Vec<NodeAddress>>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(default, remote = "Self")]
 pub struct LoadBalancerStatus {
     pub ingress: Option<Vec<LoadBalancerIngress>>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct LoadBalancerIngress {
     pub ip: Option<String>,
     pub ip_mode: Option<String>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(default, remote = "Self")]
 pub struct NodeAddress {
     pub r#type: Option<String>,
     pub address: Option<String>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Endpoint {
     pub addresses: Option<Vec<String>>,
@@ -170,7 +170,7 @@ pub struct Endpoint {
     pub hints: Option<EndpointHints>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(default, remote = "Self")]
 pub struct Conditions {
     pub ready: Option<bool>,
@@ -178,21 +178,21 @@ pub struct Conditions {
     pub terminating: Option<bool>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct EndpointHints {
     pub for_zones: Option<Vec<Hint>>,
     pub for_nodes: Option<Vec<Hint>>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(default, remote = "Self")]
 pub struct Hint {
     pub name: Option<String>,
 }
 
 /// Of EndpointSlices and of Endpoints.
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(default, remote = "Self")]
 pub struct EndpointPort {
     pub name: Option<String>,
@@ -200,7 +200,7 @@ pub struct EndpointPort {
     pub port: Option<i64>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Subset {
     pub addresses: Option<Vec<EndpointAddress>>,
@@ -208,7 +208,7 @@ pub struct Subset {
     pub ports: Option<Vec<EndpointPort>>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct EndpointAddress {
     pub ip: Option<String>,

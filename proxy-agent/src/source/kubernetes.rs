@@ -59,7 +59,7 @@ impl Kind {
             let mut strings = Strings::default();
             let read = |told: Told| {
                 let document = self.document(&told).into();
-                let reading = reflect::read_object(&told.into_value(&resource), &mut strings);
+                let reading = reflect::reading(told.into_entries(&resource), &mut strings);
                 Some(Sight { document, reading })
             };
             follow(api, config, &sender, self.plural, read, |told| self.document(told)).await;

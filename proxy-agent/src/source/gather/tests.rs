@@ -15,7 +15,7 @@ fn sight(name: &str) -> Sight {
         "metadata": {"name": name, "namespace": "default"},
         "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80}]},
     });
-    let reading = reflect::read_object(&value, &mut Strings::default());
+    let reading = reflect::read(&value.to_string(), &mut Strings::default()).expect("JSON");
     Sight { document: format!("Service default/{name}").into(), reading }
 }
 

@@ -12,38 +12,60 @@ use kube::{
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use crate::manifest::{self, Entry, document::Document};
+
 /// An object of the kind that was asked for.
 #[derive(Clone, Debug)]
 pub(super) struct Told {
     /// Name, namespace and version, which is all that a watch needs.
     meta: ObjectMeta,
-    value: Value,
+    body: Body,
+}
+
+/// What is read of an object, at once: a page of whole objects would be a multiple of what is kept.
+#[derive(Clone, Debug)]
+enum Body {
+    Fit(Box<Document>),
+    /// To be told what does not fit.
+    Unfit(Value),
 }
 
 impl Told {
-    /// The whole object. In a list it does not say of which kind it is.
-    pub(super) fn into_value(mut self, resource: &ApiResource) -> Value {
-        if let Some(object) = self.value.as_object_mut() {
-            object.insert("apiVersion".into(), resource.api_version.clone().into());
-            object.insert("kind".into(), resource.kind.clone().into());
+    /// What is found in the object. In a list it does not say of which kind it is.
+    pub(super) fn into_entries(self, resource: &ApiResource) -> Vec<Entry> {
+        let (api_version, kind) = (resource.api_version.clone(), resource.kind.clone());
+        match self.body {
+            Body::Fit(mut document) => {
+                (document.api_version, document.kind) = (Some(api_version), Some(kind));
+                vec![Entry::Document(document)]
+            }
+            Body::Unfit(mut value) => {
+                if let Some(object) = value.as_object_mut() {
+                    object.insert("apiVersion".into(), api_version.into());
+                    object.insert("kind".into(), kind.into());
+                }
+                manifest::unfit(&value)
+            }
         }
-        self.value
     }
 }
 
 impl<'de> Deserialize<'de> for Told {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut value = Value::deserialize(deserializer)?;
-        let mut meta = ObjectMeta::default();
-        if let Some(told) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-            // Often longer than the rest, and nobody asks who wrote which field.
-            told.remove("managedFields");
-            let text = |field| told.get(field).and_then(Value::as_str).map(String::from);
-            meta.name = text("name");
-            meta.namespace = text("namespace");
-            meta.resource_version = text("resourceVersion");
-        }
-        Ok(Self { meta, value })
+        let value = Value::deserialize(deserializer)?;
+        let told = value.get("metadata");
+        let text = |field| told?.get(field).and_then(Value::as_str).map(String::from);
+        let meta = ObjectMeta {
+            name: text("name"),
+            namespace: text("namespace"),
+            resource_version: text("resourceVersion"),
+            ..ObjectMeta::default()
+        };
+        let body = match Document::deserialize(&value) {
+            Ok(document) => Body::Fit(Box::new(document)),
+            Err(_) => Body::Unfit(value),
+        };
+        Ok(Self { meta, body })
     }
 }
 
@@ -101,8 +123,14 @@ mod tests {
         assert_eq!(names, [Some("a"), Some("b"), None, None]);
         let kind = GroupVersionKind::gvk("", "v1", "Service");
         let resource = ApiResource::from_gvk_with_plural(&kind, "services");
-        let value = list.items[0].clone().into_value(&resource);
-        assert_eq!(value["kind"], "Service");
-        assert_eq!(value["metadata"], serde_json::json!({"name": "a", "namespace": "default"}));
+        let told = |entries: &[Entry]| match &entries[0] {
+            Entry::Document(document) => format!("{:?}", document.kind),
+            Entry::Fault(head, fault) => format!("{:?} {}", head.kind, fault.field),
+        };
+        let entries = list.items.into_iter().map(|item| told(&item.into_entries(&resource)));
+        assert_eq!(
+            entries.collect::<Vec<_>>(),
+            [r#"Some("Service")"#, r#"Some("Service") metadata.labels"#, "None metadata", "None "]
+        );
     }
 }

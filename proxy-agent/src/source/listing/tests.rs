@@ -63,7 +63,7 @@ fn sight(name: &str, address: &str) -> Sight {
         "metadata": {"name": name, "namespace": "default"},
         "spec": {"clusterIP": address, "ports": [{"port": 80}]},
     });
-    let reading = reflect::read_object(&value, &mut Strings::default());
+    let reading = reflect::read(&value.to_string(), &mut Strings::default()).expect("JSON");
     Sight { document: format!("Service default/{name}").into(), reading }
 }
 
