@@ -72,7 +72,7 @@ pub struct Labels {
     pub zone: Option<String>,
 }
 
-#[derive(Deserialize, Default, Debug)]
+#[derive(Clone, Deserialize, Default, Debug)]
 #[serde(default, remote = "Self")]
 pub struct Annotations {
     #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
