@@ -134,7 +134,9 @@ fn ranges(maps: &Path) -> Result<BTreeMap<u32, Vec<IpNetwork>>, ShowError> {
     for at in v4.chain(v6.iter().filter_map(|(key, _)| range(key))) {
         ranges.entry(at.service).or_default().push(at.range);
     }
-    ranges.values_mut().for_each(|ranges| ranges.sort());
+    for ranges in ranges.values_mut() {
+        ranges.sort();
+    }
     Ok(ranges)
 }
 

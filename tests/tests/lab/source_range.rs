@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::TcpStream,
+    net::{IpAddr, TcpStream},
 };
 
 use lab::agent::SocketLb;
@@ -23,7 +23,12 @@ const LOAD_BALANCER: Target = Target::LoadBalancer(10);
 
 /// A Service, served by these pods, whose load balancer admits these places.
 fn guarded(cluster: &Cluster, pods: &[&str], admitted: &[&str]) -> Exposed {
-    let both = |place: &&str| FAMILIES.map(|family| cluster.address(place, family).to_string());
+    let both = |place: &&str| {
+        FAMILIES.map(|family| match cluster.address(place, family) {
+            IpAddr::V4(address) => format!("{address}/32"),
+            IpAddr::V6(address) => format!("{address}/128"),
+        })
+    };
     let ranges: Vec<String> = admitted.iter().flat_map(both).collect();
     expose(10, pods).balanced(&ranges)
 }
