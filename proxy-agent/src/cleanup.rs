@@ -10,7 +10,7 @@ use agent_kit::{
     attach::{AttachError, detach_clsact},
     link::LinkError,
     mount,
-    ports::{self, PortRange},
+    ports::{self, PortRange, ReservedPortsArgs},
     reason::hint,
 };
 use serde::Serialize;
@@ -49,7 +49,11 @@ pub struct Removed {
 }
 
 /// Removes programs first, then what they used.
-pub fn cleanup(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> {
+pub fn cleanup(
+    bpffs: &Path,
+    ports: PortRange,
+    reserved: &ReservedPortsArgs,
+) -> Result<Removed, CleanupError> {
     let mut removed = Removed::default();
     let pins = object::pins(bpffs);
     let links = agent_kit::link::Links::new(pins.links());
@@ -71,7 +75,9 @@ pub fn cleanup(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> 
         pins.remove().map_err(failed)?;
         removed.pins = Some(pins.root().into());
     }
-    if ports::release(ports).map_err(|source| CleanupError::Ports { range: ports, source })? {
+    if ports::release(&reserved.reserved_ports_file, ports)
+        .map_err(|source| CleanupError::Ports { range: ports, source })?
+    {
         removed.reserved_ports = Some(ports);
     }
     // Another agent's pins may still be there; then the directory stays.

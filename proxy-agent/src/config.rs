@@ -10,7 +10,7 @@ use std::{
 pub use agent_kit::{
     log::LogFormat,
     output::{Output, OutputArgs},
-    ports::PortRange,
+    ports::{PortRange, ReservedPortsArgs},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
@@ -66,7 +66,12 @@ const NAT_PORTS: PortRange = PortRange { first: 50_000, last: 59_999 };
 #[derive(Args, Clone, Debug)]
 pub struct PinArgs {
     /// Where maps and links are pinned; a bpf file system is mounted there if there is none
-    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/millrace")]
+    #[arg(
+        long,
+        env = "MILLRACE_BPFFS",
+        value_name = "PATH",
+        default_value = "/sys/fs/bpf/millrace"
+    )]
     pub bpffs: PathBuf,
 }
 
@@ -100,11 +105,13 @@ pub struct CheckArgs {
     #[command(flatten)]
     pub show: ShowArgs,
     /// Where the socket path would attach [default: the cgroup2 mount]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, env = "MILLRACE_CGROUP_ROOT", value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
     /// Source ports for masquerading
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
+    #[command(flatten)]
+    pub reserved_ports: ReservedPortsArgs,
 }
 
 #[derive(Args, Debug)]
@@ -114,6 +121,8 @@ pub struct CleanupArgs {
     /// Source ports to give back to the kernel
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
+    #[command(flatten)]
+    pub reserved_ports: ReservedPortsArgs,
     /// Remove kube-proxy's own rules too (not built yet: use kube-proxy --cleanup)
     #[arg(long)]
     pub kube_proxy: bool,
@@ -158,11 +167,13 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t)]
     pub socket_lb: SocketLb,
     /// Where the socket path attaches [default: the cgroup2 mount]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, env = "MILLRACE_CGROUP_ROOT", value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
     /// Source ports for masquerading Service traffic
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
+    #[command(flatten)]
+    pub reserved_ports: ReservedPortsArgs,
     /// XDP on uplinks (not built yet: off)
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,

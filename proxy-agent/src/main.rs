@@ -69,7 +69,8 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             if args.kube_proxy {
                 return Err(CleanupError::KubeProxy.into());
             }
-            let removed = cleanup::cleanup(&args.show.pins.bpffs, args.nat_ports)?;
+            let removed =
+                cleanup::cleanup(&args.show.pins.bpffs, args.nat_ports, &args.reserved_ports)?;
             print(args.show.output.output, &removed, cleanup::print)
         }
     }
