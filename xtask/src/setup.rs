@@ -64,6 +64,7 @@ pub(crate) fn tiers() -> Vec<Need> {
         Need::program("ethtool", "sets offloads of links", &["ethtool"]),
         Need::program("tcpdump", "looks at packets between nodes", &["tcpdump"]),
         Need::program("openssl", "makes certificates for etcd in the lab", &["openssl"]),
+        Need::program("promtool", "tries the alerts for Prometheus", &["prometheus"]),
         protoc(),
     ]);
     needs.extend(etcd());

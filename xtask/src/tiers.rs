@@ -146,7 +146,10 @@ fn lab(machine: &Machine, environment: &[(&str, String)]) -> Result<Tally> {
     let services = cargo_test(test.args(["--", "--test-threads=2"]), "lab")?;
     let mut cargo = machine.cargo();
     let test = privileged(&mut cargo, "overlay", environment);
-    Ok(services + cargo_test(test.args(["--", "--test-threads=2"]), "lab")?)
+    let overlays = cargo_test(test.args(["--", "--test-threads=2"]), "lab")?;
+    let mut cargo = machine.cargo();
+    let watch = cargo_test(privileged(&mut cargo, "watch", environment), "lab")?;
+    Ok(services + overlays + watch)
 }
 
 /// Cases measure gaps, which others at the same time would widen.
