@@ -98,6 +98,15 @@ pub(crate) fn curl() -> Need {
     Need::program("curl", "tells kube-apiserver of Services and Nodes", &["curl"])
 }
 
+/// For images of the agents, read and run by programs of others.
+pub(crate) fn images() -> Vec<Need> {
+    vec![
+        Need::program("skopeo", "reads images as registries and engines do", &["skopeo"]),
+        Need::program("qemu-aarch64-static", "runs agents for arm64", &["qemu-user-static"]),
+        Need::program("qemu-x86_64-static", "runs agents for amd64", &["qemu-user-static"]),
+    ]
+}
+
 /// For older kernels: the machine that boots them.
 pub(crate) fn kernels() -> Vec<Need> {
     vec![

@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::MetadataCommand;
 use clap::ValueEnum;
 
-use crate::{agents, command, kernels, machine::Machine, object, peers, setup, tally::Tally, tidy};
+use crate::{
+    agents, architecture::Architecture, command, image, kernels, machine::Machine, object, peers,
+    setup, tally::Tally, tidy,
+};
 
 /// Is there once the module `br_netfilter` is.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
@@ -30,7 +33,8 @@ pub(crate) enum Tier {
     Packet,
     /// Nodes and pods as namespaces, real sockets
     Lab,
-    /// Beside what real clusters run: flanneld and kube-apiserver, where Go is at hand to build them
+    /// Beside what real clusters run: flanneld and kube-apiserver, where Go is at hand to build them;
+    /// and what clusters are told of the agents by
     Cluster,
 }
 
@@ -89,6 +93,10 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
     if has_lab {
         agents::build_with_peer(machine, &objects)?;
     }
+    if has(Tier::Cluster) && no_peer.is_none() {
+        machine.provide(&setup::images())?;
+        image::build(machine, &[Architecture::Amd64, Architecture::Arm64], None)?;
+    }
     let environment =
         vec![("MILLRACE_BPF_OBJECTS", text(&objects)), ("MILLRACE_DIST", text(&machine.dist()))];
     Ok(Prepared { environment, no_peer })
@@ -100,7 +108,8 @@ fn absent_peer(machine: &Machine) -> Option<String> {
     if !Path::new(BRIDGE_NETFILTER).exists() {
         return Some("flanneld needs the kernel's bridge netfilter: modprobe br_netfilter".into());
     }
-    peers::provide(machine, &["flanneld", "kube-apiserver"]).err().map(|err| format!("{err:#}"))
+    let needed = ["flanneld", "kube-apiserver", "kustomize", "helm"];
+    peers::provide(machine, &needed).err().map(|err| format!("{err:#}"))
 }
 
 fn text(path: &Path) -> String {
@@ -161,7 +170,10 @@ fn cluster(machine: &Machine, prepared: &Prepared) -> Result<Tally> {
     }
     let mut cargo = machine.cargo();
     let test = privileged(&mut cargo, "interop", &prepared.environment);
-    cargo_test(test.args(["--", "--test-threads=1"]), "cluster")
+    let interop = cargo_test(test.args(["--", "--test-threads=1"]), "cluster")?;
+    let mut cargo = machine.cargo();
+    let deploy = privileged(&mut cargo, "deploy", &prepared.environment);
+    Ok(interop + cargo_test(deploy, "cluster")?)
 }
 
 fn heading(tier: &str) {
