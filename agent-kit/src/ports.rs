@@ -1,7 +1,12 @@
 //! Source ports for masquerading, kept free of sockets.
 
-use std::{fmt, fs, io, str::FromStr};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
+use clap::Args;
 use serde::{Serialize, Serializer};
 use tracing::info;
 
@@ -39,21 +44,33 @@ impl FromStr for PortRange {
     }
 }
 
-/// Ports that the kernel gives to no socket by itself, in this network namespace.
-const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+/// Where the kernel is told of ports that it shall give to no socket by itself, in this network
+/// namespace.
+#[derive(Args, Clone, Debug, Serialize)]
+pub struct ReservedPortsArgs {
+    /// Where ports are set aside; another path for the same, where containers have /proc/sys
+    /// read-only
+    #[arg(
+        long,
+        env = "MILLRACE_RESERVED_PORTS_FILE",
+        value_name = "FILE",
+        default_value = "/proc/sys/net/ipv4/ip_local_reserved_ports"
+    )]
+    pub reserved_ports_file: PathBuf,
+}
 
 /// Ports that are set aside.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ReservedPorts(Vec<PortRange>);
 
 impl ReservedPorts {
-    /// As the kernel has them.
-    pub fn read() -> io::Result<Self> {
-        fs::read_to_string(RESERVED_PORTS).map(|text| Self::parse(&text))
+    /// As the kernel has them; from [`ReservedPortsArgs`]' file.
+    pub fn read(file: &Path) -> io::Result<Self> {
+        fs::read_to_string(file).map(|text| Self::parse(&text))
     }
 
-    pub fn write(&self) -> io::Result<()> {
-        fs::write(RESERVED_PORTS, format!("{self}\n"))
+    pub fn write(&self, file: &Path) -> io::Result<()> {
+        fs::write(file, format!("{self}\n"))
     }
 
     fn parse(text: &str) -> Self {
@@ -125,35 +142,37 @@ pub const SYSCTL: &str = "net.ipv4.ip_local_reserved_ports";
 #[derive(Debug, thiserror::Error)]
 #[error(
     "cannot reserve {range}: {source}; sockets of the node may take ports that masqueraded \
-     connections use; make /proc/sys writable or set it beforehand"
+     connections use; make {file} writable, name another path for it by --reserved-ports-file, or \
+     set {SYSCTL} beforehand"
 )]
 pub struct ReserveError {
     range: PortRange,
+    file: PathBuf,
     source: io::Error,
 }
 
 /// Sets our ports aside, where they are not yet.
-pub fn reserve(range: PortRange) -> Result<(), ReserveError> {
-    let failed = |source| ReserveError { range, source };
-    let mut ports = ReservedPorts::read().map_err(failed)?;
+pub fn reserve(file: &Path, range: PortRange) -> Result<(), ReserveError> {
+    let failed = |source| ReserveError { range, file: file.into(), source };
+    let mut ports = ReservedPorts::read(file).map_err(failed)?;
     if ports.contains(range) {
         return Ok(());
     }
     ports.insert(range);
-    ports.write().map_err(failed)?;
+    ports.write(file).map_err(failed)?;
     info!(%range, "reserved source ports for masquerading");
     Ok(())
 }
 
 /// Gives our ports back; true if they were set aside.
-pub fn release(range: PortRange) -> io::Result<bool> {
-    let before = ReservedPorts::read()?;
+pub fn release(file: &Path, range: PortRange) -> io::Result<bool> {
+    let before = ReservedPorts::read(file)?;
     let mut ports = before.clone();
     ports.remove(range);
     if ports == before {
         return Ok(false);
     }
-    ports.write()?;
+    ports.write(file)?;
     Ok(true)
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use agent_kit::{
     attach::detach_clsact,
-    ports::{self, PortRange},
+    ports::{self, PortRange, ReservedPortsArgs},
     reason::hint,
 };
 use serde::Serialize;
@@ -54,6 +54,7 @@ pub async fn cleanup(
     subnet_file: &Path,
     bpffs: &Path,
     nat_ports: PortRange,
+    reserved: &ReservedPortsArgs,
 ) -> Result<Removed, CleanupError> {
     let kernel = Kernel::open().map_err(CleanupError::Netlink)?;
     let mut removed = Removed::default();
@@ -81,7 +82,7 @@ pub async fn cleanup(
         pins.remove().map_err(failed)?;
         removed.pins = Some(pins.root().into());
     }
-    if ports::release(nat_ports)
+    if ports::release(&reserved.reserved_ports_file, nat_ports)
         .map_err(|source| CleanupError::Ports { range: nat_ports, source })?
     {
         removed.reserved_ports = Some(nat_ports);

@@ -13,7 +13,7 @@ use std::{
 pub use agent_kit::{
     log::LogFormat,
     output::{Output, OutputArgs},
-    ports::PortRange,
+    ports::{PortRange, ReservedPortsArgs},
 };
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 pub use go::spelled;
@@ -57,6 +57,11 @@ pub enum Command {
     /// Tell what this node lacks, and what that costs
     #[command(after_help = "Example:\n  flannel-agent check")]
     Check(CheckArgs),
+    /// Put the CNI configuration where the container runtime looks for it, and end
+    #[command(
+        after_help = "Example:\n  flannel-agent install-cni --from /etc/kube-flannel/cni-conf.json"
+    )]
+    InstallCni(InstallCniArgs),
     /// Remove devices, routes and subnet.env; the lease stays and runs out
     #[command(after_help = "Example:\n  flannel-agent cleanup")]
     Cleanup(CleanupArgs),
@@ -82,6 +87,18 @@ pub struct CheckArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct InstallCniArgs {
+    #[command(flatten)]
+    pub output: OutputArgs,
+    /// The configuration, of flannel's plugin
+    #[arg(long, value_name = "FILE", default_value = "/etc/kube-flannel/cni-conf.json")]
+    pub from: PathBuf,
+    /// The file to write; runtimes take the first of the directory by name
+    #[arg(long, value_name = "FILE", default_value = "/etc/cni/net.d/10-flannel.conflist")]
+    pub to: PathBuf,
+}
+
+#[derive(Args, Debug)]
 pub struct CleanupArgs {
     #[command(flatten)]
     pub output: OutputArgs,
@@ -93,6 +110,8 @@ pub struct CleanupArgs {
     /// Source ports to give back to the kernel
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
+    #[command(flatten)]
+    pub reserved_ports: ReservedPortsArgs,
 }
 
 /// Where programs and their tables are kept.
@@ -100,7 +119,12 @@ pub struct CleanupArgs {
 pub struct PinArgs {
     /// Directory for pinned programs and tables; a bpf file system is mounted there if there is
     /// none
-    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/millrace")]
+    #[arg(
+        long,
+        env = "MILLRACE_BPFFS",
+        value_name = "PATH",
+        default_value = "/sys/fs/bpf/millrace"
+    )]
     pub bpffs: PathBuf,
 }
 
@@ -301,6 +325,8 @@ pub struct RunArgs {
     /// Source ports for masquerading
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
+    #[command(flatten)]
+    pub reserved_ports: ReservedPortsArgs,
     /// Without meaning here: no rules are made that could be random
     #[arg(long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", value_name = "BOOL", hide = true,
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,

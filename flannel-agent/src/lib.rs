@@ -6,6 +6,7 @@ pub mod annotation;
 pub mod check;
 pub mod cleanup;
 pub mod clock;
+pub mod cni;
 pub mod config;
 pub mod device;
 pub mod entries;

@@ -12,7 +12,7 @@ use agent_kit::{finding, log, output::print};
 use anyhow::{Context, Result};
 use clap::Parser;
 use flannel_agent::{
-    check, cleanup,
+    check, cleanup, cni,
     config::{Cli, Command, ConfigError, RunArgs, spelled},
     run::{self, RunError},
     show,
@@ -53,9 +53,15 @@ fn execute(cli: Cli) -> Result<ExitCode> {
             print(args.output.output, &findings, |findings| finding::print(findings))?;
             Ok(if finding::is_fit(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Some(Command::InstallCni(args)) => {
+            let installed = cni::install(&args.from, &args.to)?;
+            print(args.output.output, &installed, cni::print)
+        }
         Some(Command::Cleanup(args)) => {
+            let bpffs = &args.pins.bpffs;
+            let reserved = &args.reserved_ports;
             let removed =
-                block_on(cleanup::cleanup(&args.subnet_file, &args.pins.bpffs, args.nat_ports))??;
+                block_on(cleanup::cleanup(&args.subnet_file, bpffs, args.nat_ports, reserved))??;
             print(args.output.output, &removed, cleanup::print)
         }
     }

@@ -191,6 +191,11 @@ impl Agent {
         self.arguments.push(argument.to_owned());
     }
 
+    /// Runs another binary, or a script that runs it, from the next start on.
+    pub fn set_binary(&mut self, binary: PathBuf) {
+        self.binary = binary;
+    }
+
     /// Gives it a variable of the environment from the next start on.
     pub fn set_variable(&mut self, name: &'static str, value: &str) {
         self.variables.push((name, value.into()));

@@ -188,6 +188,14 @@ impl ApiServer {
         })
     }
 
+    /// What the server would make of an object, of which it keeps nothing; refuses unknown fields,
+    /// fields that stand there twice, and values that it would not take.
+    pub fn dry_run(&self, object: &Value) -> Result<Value> {
+        let collection = collection(object).ok_or_else(|| unknown(object))?;
+        let path = format!("{collection}?dryRun=All&fieldValidation=Strict");
+        self.ask("POST", &path, Some(("application/json", object)))
+    }
+
     /// The object at a path such as `/api/v1/nodes/node1`.
     pub fn read(&self, path: &str) -> Result<Value> {
         self.ask("GET", path, None)
@@ -195,7 +203,7 @@ impl ApiServer {
 
     /// Merges a patch (RFC 7396) into the object at a path.
     pub fn merge(&self, path: &str, patch: &Value) -> Result<()> {
-        self.ask("PATCH", path, Some(patch)).map(drop)
+        self.ask("PATCH", path, Some(("application/merge-patch+json", patch))).map(drop)
     }
 
     /// Removes the object at a path.
@@ -203,13 +211,14 @@ impl ApiServer {
         self.ask("DELETE", path, None).map(drop)
     }
 
-    fn ask(&self, method: &str, path: &str, patch: Option<&Value>) -> Result<Value> {
+    /// `body` has its media type before it.
+    fn ask(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Value> {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--insecure", "--fail-with-body"]);
         curl.args(["--max-time", "10", "--request", method, "--header"]).arg(authorization());
-        if let Some(patch) = patch {
-            curl.args(["--header", "Content-Type: application/merge-patch+json", "--data-raw"]);
-            curl.arg(patch.to_string());
+        if let Some((media_type, value)) = body {
+            curl.arg("--header").arg(format!("Content-Type: {media_type}"));
+            curl.arg("--data-raw").arg(value.to_string());
         }
         curl.arg(format!("{}{path}", self.url()));
         let output = self.place.run(curl)?;
@@ -268,13 +277,8 @@ current-context: lab
 
 /// Appends one transfer to a configuration of `curl`.
 fn transfer(text: &mut String, url: &str, verb: Verb, object: &Value) -> Result<()> {
-    let unknown = || Error::BadSpec {
-        what: "an object",
-        name: object["kind"].to_string(),
-        reason: "it is of no kind that the lab knows, or has no name",
-    };
-    let collection = collection(object).ok_or_else(unknown)?;
-    let name = object["metadata"]["name"].as_str().ok_or_else(unknown)?;
+    let collection = collection(object).ok_or_else(|| unknown(object))?;
+    let name = object["metadata"]["name"].as_str().ok_or_else(|| unknown(object))?;
     let (method, path) = match verb {
         Verb::Create => ("POST", collection),
         Verb::Replace => ("PUT", format!("{collection}/{name}")),
@@ -302,6 +306,14 @@ fn transfer(text: &mut String, url: &str, verb: Verb, object: &Value) -> Result<
 /// Inside the quotes of curl's configuration.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+fn unknown(object: &Value) -> Error {
+    Error::BadSpec {
+        what: "an object",
+        name: object["kind"].to_string(),
+        reason: "it is of no kind that the lab knows, or has no name",
+    }
 }
 
 /// What flannel's manifest (`Documentation/kube-flannel.yml` of v0.28.4) allows flanneld.
@@ -350,10 +362,17 @@ fn collection(object: &Value) -> Option<String> {
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default");
     Some(match (object["apiVersion"].as_str()?, object["kind"].as_str()?) {
         ("v1", "Node") => "/api/v1/nodes".into(),
+        ("v1", "Namespace") => "/api/v1/namespaces".into(),
+        ("v1", "ConfigMap") => format!("/api/v1/namespaces/{namespace}/configmaps"),
+        ("v1", "ServiceAccount") => format!("/api/v1/namespaces/{namespace}/serviceaccounts"),
+        ("apps/v1", "DaemonSet") => format!("/apis/apps/v1/namespaces/{namespace}/daemonsets"),
         ("v1", "Pod") => format!("/api/v1/namespaces/{namespace}/pods"),
         ("v1", "Service") => format!("/api/v1/namespaces/{namespace}/services"),
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices")
+        }
+        ("authorization.k8s.io/v1", "SubjectAccessReview") => {
+            "/apis/authorization.k8s.io/v1/subjectaccessreviews".into()
         }
         (RBAC, "ClusterRole") => format!("/apis/{RBAC}/clusterroles"),
         (RBAC, "ClusterRoleBinding") => format!("/apis/{RBAC}/clusterrolebindings"),

@@ -11,6 +11,7 @@ pub mod api_server;
 pub mod bench;
 mod bpffs;
 mod cgroup;
+pub mod container;
 mod error;
 pub mod etcd;
 pub mod flanneld;

@@ -198,7 +198,7 @@ fn verified(programs: Result<Ebpf, LoadError>) -> Finding {
 
 fn ports(args: &CheckArgs) -> Finding {
     let range = args.nat_ports;
-    match ReservedPorts::read() {
+    match ReservedPorts::read(&args.reserved_ports.reserved_ports_file) {
         Ok(ports) if ports.contains(range) => ok("source ports", format!("{range} reserved")),
         Ok(_) => lacking(
             "source ports",

@@ -10,7 +10,7 @@ use agent_kit::{
     attach::{AttachError, detach_clsact},
     link::LinkError,
     mount,
-    ports::{self, PortRange},
+    ports::{self, PortRange, ReservedPortsArgs},
     reason::hint,
 };
 use serde::Serialize;
@@ -55,16 +55,24 @@ pub struct Removed {
 
 /// Removes what kube-proxy left. Millrace's own goes too unless an agent is running: then it has
 /// just taken kube-proxy's place.
-pub fn cleanup_kube_proxy(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> {
+pub fn cleanup_kube_proxy(
+    bpffs: &Path,
+    ports: PortRange,
+    reserved: &ReservedPortsArgs,
+) -> Result<Removed, CleanupError> {
     let kube_proxy = leftovers::remove()?;
     if object::pins(bpffs).is_claimed() {
         return Ok(Removed { kube_proxy, agent_runs: true, ..Removed::default() });
     }
-    Ok(Removed { kube_proxy, ..cleanup(bpffs, ports)? })
+    Ok(Removed { kube_proxy, ..cleanup(bpffs, ports, reserved)? })
 }
 
 /// Removes programs first, then what they used.
-pub fn cleanup(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> {
+pub fn cleanup(
+    bpffs: &Path,
+    ports: PortRange,
+    reserved: &ReservedPortsArgs,
+) -> Result<Removed, CleanupError> {
     let mut removed = Removed::default();
     let pins = object::pins(bpffs);
     let links = agent_kit::link::Links::new(pins.links());
@@ -86,7 +94,9 @@ pub fn cleanup(bpffs: &Path, ports: PortRange) -> Result<Removed, CleanupError> 
         pins.remove().map_err(failed)?;
         removed.pins = Some(pins.root().into());
     }
-    if ports::release(ports).map_err(|source| CleanupError::Ports { range: ports, source })? {
+    if ports::release(&reserved.reserved_ports_file, ports)
+        .map_err(|source| CleanupError::Ports { range: ports, source })?
+    {
         removed.reserved_ports = Some(ports);
     }
     // Another agent's pins may still be there; then the directory stays.

@@ -11,7 +11,7 @@ use agent_kit::kubernetes;
 pub use agent_kit::{
     log::LogFormat,
     output::{Output, OutputArgs},
-    ports::PortRange,
+    ports::{PortRange, ReservedPortsArgs},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
@@ -83,7 +83,12 @@ const NAT_PORTS: PortRange = PortRange { first: 50_000, last: 59_999 };
 #[derive(Args, Clone, Debug)]
 pub struct PinArgs {
     /// Where maps and links are pinned; a bpf file system is mounted there if there is none
-    #[arg(long, value_name = "PATH", default_value = "/sys/fs/bpf/millrace")]
+    #[arg(
+        long,
+        env = "MILLRACE_BPFFS",
+        value_name = "PATH",
+        default_value = "/sys/fs/bpf/millrace"
+    )]
     pub bpffs: PathBuf,
 }
 
@@ -117,11 +122,13 @@ pub struct CheckArgs {
     #[command(flatten)]
     pub show: ShowArgs,
     /// Where the socket path would attach [default: the cgroup2 mount]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, env = "MILLRACE_CGROUP_ROOT", value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
     /// Source ports for masquerading
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
+    #[command(flatten)]
+    pub reserved_ports: ReservedPortsArgs,
 }
 
 #[derive(Args, Debug)]
@@ -131,6 +138,8 @@ pub struct CleanupArgs {
     /// Source ports to give back to the kernel
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
+    #[command(flatten)]
+    pub reserved_ports: ReservedPortsArgs,
     /// Remove what kube-proxy left, too: its chains, tables, sets and virtual servers. Stop it
     /// first. While an agent is running, only that is removed
     #[arg(long)]
@@ -182,11 +191,13 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t)]
     pub socket_lb: SocketLb,
     /// Where the socket path attaches [default: the cgroup2 mount]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, env = "MILLRACE_CGROUP_ROOT", value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
     /// Source ports for masquerading Service traffic
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
+    #[command(flatten)]
+    pub reserved_ports: ReservedPortsArgs,
     /// XDP on uplinks (not built yet: off)
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,

@@ -68,7 +68,7 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Some(Command::Cleanup(args)) => {
             let cleanup =
                 if args.kube_proxy { cleanup::cleanup_kube_proxy } else { cleanup::cleanup };
-            let removed = cleanup(&args.show.pins.bpffs, args.nat_ports)?;
+            let removed = cleanup(&args.show.pins.bpffs, args.nat_ports, &args.reserved_ports)?;
             print(args.show.output.output, &removed, cleanup::print)
         }
     }

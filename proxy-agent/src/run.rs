@@ -311,7 +311,8 @@ impl Agent {
     }
 
     fn reserve_ports(&self) {
-        let failed = ports::reserve(self.args.nat_ports).err();
+        let file = &self.args.reserved_ports.reserved_ports_file;
+        let failed = ports::reserve(file, self.args.nat_ports).err();
         let problem = |err: ReserveError| Problem::new(Problem::NODE, SYSCTL, err.to_string());
         self.board.set_problems("ports", failed.map(problem).into_iter().collect());
     }

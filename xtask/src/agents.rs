@@ -1,13 +1,14 @@
 //! The agents, with the eBPF objects embedded, put into `target/dist`.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 
 use crate::{
+    architecture::Architecture,
     command::{self, host},
     machine::{Machine, Need, Step},
     setup,
@@ -16,6 +17,9 @@ use crate::{
 /// What proxy-agent is built with here, and not by a plain `cargo build`, which does without
 /// protoc.
 pub(crate) const ETCD: &str = "proxy-agent/etcd";
+
+/// What ships.
+pub(crate) const AGENTS: [&str; 2] = ["proxy-agent", "flannel-agent"];
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Profile {
@@ -33,7 +37,16 @@ impl From<bool> for Profile {
 
 /// Builds the agents around the objects in a directory.
 pub(crate) fn build(machine: &Machine, objects: &Path, profile: Profile) -> Result<()> {
-    build_binaries(machine, &["proxy-agent", "flannel-agent"], Some(objects), profile)
+    build_binaries(machine, &AGENTS, Some(objects), profile)
+}
+
+/// Builds the agents for a processor and returns the directory that they are in.
+pub(crate) fn build_static(
+    machine: &Machine,
+    objects: &Path,
+    architecture: Architecture,
+) -> Result<PathBuf> {
+    compile(machine, &AGENTS, Some(objects), Profile::Release, architecture)
 }
 
 /// Builds what runs inside the places of a lab.
@@ -67,6 +80,17 @@ fn build_binaries(
     objects: Option<&Path>,
     profile: Profile,
 ) -> Result<()> {
+    let dir = compile(machine, names, objects, profile, Architecture::host()?)?;
+    names.iter().try_for_each(|name| put(machine, &dir.join(name)))
+}
+
+fn compile(
+    machine: &Machine,
+    names: &[&str],
+    objects: Option<&Path>,
+    profile: Profile,
+    architecture: Architecture,
+) -> Result<PathBuf> {
     let mut cargo = machine.cargo();
     cargo.arg("build");
     for name in names {
@@ -76,8 +100,9 @@ fn build_binaries(
     let dir = match profile {
         Profile::Debug => machine.target().join("debug"),
         Profile::Release => {
-            let target = format!("{}-unknown-linux-musl", env::consts::ARCH);
-            machine.provide(&static_needs(&target))?;
+            let target = architecture.target();
+            machine.provide(&[standard_library(&target), architecture.c_compiler()?])?;
+            architecture.set_tools(&mut cargo)?;
             cargo.args(["--release", "--target", &target]);
             machine.target().join(target).join("release")
         }
@@ -88,9 +113,10 @@ fn build_binaries(
     if names.iter().any(|name| name.ends_with("-agent")) {
         machine.provide(&[setup::protoc()])?;
     }
-    eprintln!("building {} ({profile:?})", names.join(" and "));
+    let processor = architecture.name();
+    eprintln!("building {} ({profile:?}, {processor})", names.join(" and "));
     command::run(&mut cargo)?;
-    names.iter().try_for_each(|name| put(machine, &dir.join(name)))
+    Ok(dir)
 }
 
 /// The package that a binary belongs to.
@@ -98,32 +124,35 @@ fn package(binary: &str) -> &str {
     if binary.starts_with("lab-") { "lab" } else { binary }
 }
 
-/// Copies a binary to `target/dist`, by rename: the old one may be running.
+/// Copies a binary to `target/dist`.
 pub(crate) fn put(machine: &Machine, binary: &Path) -> Result<()> {
-    let name = binary.file_name().context("a binary without a name")?;
-    fs::create_dir_all(machine.dist())?;
-    let target = machine.dist().join(name);
-    let fresh = target.with_extension("new");
-    fs::copy(binary, &fresh)
-        .with_context(|| format!("cannot copy {} to {}", binary.display(), fresh.display()))?;
-    fs::rename(&fresh, &target)?;
-    eprintln!("target/dist/{}", name.display());
+    let place = put_into(&machine.dist(), binary)?;
+    let shown = place.strip_prefix(&machine.root).unwrap_or(&place);
+    eprintln!("{}", shown.display());
     Ok(())
 }
 
-fn static_needs(target: &str) -> Vec<Need> {
+/// Copies a binary to a directory, by rename: the old one may be running.
+pub(crate) fn put_into(directory: &Path, binary: &Path) -> Result<PathBuf> {
+    let name = binary.file_name().context("a binary without a name")?;
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    let place = directory.join(name);
+    let fresh = place.with_extension("new");
+    fs::copy(binary, &fresh)
+        .with_context(|| format!("cannot copy {} to {}", binary.display(), fresh.display()))?;
+    fs::rename(&fresh, &place)?;
+    Ok(place)
+}
+
+fn standard_library(target: &str) -> Need {
     let std = std_lib(target);
-    vec![
-        Need {
-            name: format!("Rust standard library for {target}"),
-            why: "makes the agents static",
-            present: Box::new(move || std.as_ref().is_some_and(|dir| dir.exists())),
-            steps: vec![Step::Command(
-                ["rustup", "target", "add", target].map(String::from).to_vec(),
-            )],
-        },
-        Need::program("musl-gcc", "compiles the allocator of static agents", &["musl-tools"]),
-    ]
+    Need {
+        name: format!("Rust standard library for {target}"),
+        why: "makes the agents static",
+        present: Box::new(move || std.as_ref().is_some_and(|dir| dir.exists())),
+        steps: vec![Step::Command(["rustup", "target", "add", target].map(String::from).to_vec())],
+    }
 }
 
 /// Where the compiler that builds the agents would keep the library.

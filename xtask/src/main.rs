@@ -1,12 +1,14 @@
 //! `cargo xtask`: build, test, demo, lab and bench of this repository, one command each.
 
 mod agents;
+mod architecture;
 mod bench;
 mod command;
 mod compiler;
 mod demo;
 mod direction;
 mod go;
+mod image;
 mod joined;
 mod kernels;
 mod lab;
@@ -42,6 +44,9 @@ enum Task {
     /// Build the eBPF objects and the agents that embed them, into target/dist
     #[command(after_help = "Example: cargo xtask build --release")]
     Build(BuildArgs),
+    /// Make OCI images of the static agents, for several processors, in one archive
+    #[command(after_help = "Example: cargo xtask image --arch arm64 --output /tmp/millrace.tar")]
+    Image(image::ImageArgs),
     /// Run two nodes with agents, send real traffic, and show who answered
     #[command(after_help = "Example: cargo xtask demo --keep")]
     Demo(demo::DemoArgs),
@@ -136,6 +141,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
                 peers::provide_all(&machine)?;
             }
         }
+        Task::Image(args) => image::run(&args)?,
         Task::Demo(args) => demo::run(&args)?,
         Task::Test(args) => tiers::run(&Machine::new(args.setup.offline)?, args.tier)?,
         Task::Tidy(args) => {

@@ -1,5 +1,5 @@
-//! The programs that Millrace stands in for, to be measured beside it: built from pinned Go
-//! modules (`xtask/peers`) into `target/peers`, once.
+//! The programs that Millrace stands in for, to be measured beside it, and those that clusters are
+//! told of it by: built from pinned Go modules (`xtask/peers`) into `target/peers`, once.
 
 use std::{
     fs,
@@ -61,6 +61,24 @@ const PEERS: &[Peer] = &[
         // The backend `udp`, which does not compile without.
         has_c: true,
         variables: &[("github.com/flannel-io/flannel/pkg/version.Version", "v0.28.4")],
+    },
+    Peer {
+        name: "kustomize",
+        why: "makes manifests of deploy/kustomize",
+        module: "kustomize",
+        package: "sigs.k8s.io/kustomize/kustomize/v5",
+        version: "v5.8.1",
+        has_c: false,
+        variables: &[("sigs.k8s.io/kustomize/api/provenance.version", "v5.8.1")],
+    },
+    Peer {
+        name: "helm",
+        why: "makes manifests of deploy/helm",
+        module: "helm",
+        package: "helm.sh/helm/v3/cmd/helm",
+        version: "v3.19.5",
+        has_c: false,
+        variables: &[("helm.sh/helm/v3/internal/version.version", "v3.19.5")],
     },
 ];
 

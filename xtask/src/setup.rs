@@ -64,6 +64,7 @@ pub(crate) fn tiers() -> Vec<Need> {
         Need::program("ethtool", "sets offloads of links", &["ethtool"]),
         Need::program("tcpdump", "looks at packets between nodes", &["tcpdump"]),
         Need::program("openssl", "makes certificates for etcd in the lab", &["openssl"]),
+        Need::program("promtool", "tries the alerts for Prometheus", &["prometheus"]),
         protoc(),
     ]);
     needs.extend(etcd());
@@ -95,6 +96,15 @@ pub(crate) fn peers() -> Vec<Need> {
 /// For kube-apiserver in a lab.
 pub(crate) fn curl() -> Need {
     Need::program("curl", "tells kube-apiserver of Services and Nodes", &["curl"])
+}
+
+/// For images of the agents, read and run by programs of others.
+pub(crate) fn images() -> Vec<Need> {
+    vec![
+        Need::program("skopeo", "reads images as registries and engines do", &["skopeo"]),
+        Need::program("qemu-aarch64-static", "runs agents for arm64", &["qemu-user-static"]),
+        Need::program("qemu-x86_64-static", "runs agents for amd64", &["qemu-user-static"]),
+    ]
 }
 
 /// For older kernels: the machine that boots them.

@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::MetadataCommand;
 use clap::ValueEnum;
 
-use crate::{agents, command, kernels, machine::Machine, object, peers, setup, tally::Tally, tidy};
+use crate::{
+    agents, architecture::Architecture, command, image, kernels, machine::Machine, object, peers,
+    setup, tally::Tally, tidy,
+};
 
 /// Is there once the module `br_netfilter` is.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
@@ -31,7 +34,7 @@ pub(crate) enum Tier {
     /// Nodes and pods as namespaces, real sockets
     Lab,
     /// Beside what real clusters run: flanneld, kube-apiserver and kube-proxy, where Go is at hand to
-    /// build them
+    /// build them; and what clusters are told of the agents by
     Cluster,
 }
 
@@ -89,6 +92,10 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
     let objects = object::build(machine)?;
     if has_lab {
         agents::build_with_peer(machine, &objects)?;
+    }
+    if has(Tier::Cluster) && no_peer.is_none() {
+        machine.provide(&setup::images())?;
+        image::build(machine, &[Architecture::Amd64, Architecture::Arm64], None)?;
     }
     let environment =
         vec![("MILLRACE_BPF_OBJECTS", text(&objects)), ("MILLRACE_DIST", text(&machine.dist()))];
@@ -148,7 +155,10 @@ fn lab(machine: &Machine, environment: &[(&str, String)]) -> Result<Tally> {
     let services = cargo_test(test.args(["--", "--test-threads=2"]), "lab")?;
     let mut cargo = machine.cargo();
     let test = privileged(&mut cargo, "overlay", environment);
-    Ok(services + cargo_test(test.args(["--", "--test-threads=2"]), "lab")?)
+    let overlays = cargo_test(test.args(["--", "--test-threads=2"]), "lab")?;
+    let mut cargo = machine.cargo();
+    let watch = cargo_test(privileged(&mut cargo, "watch", environment), "lab")?;
+    Ok(services + overlays + watch)
 }
 
 /// Cases measure gaps, which others at the same time would widen.
@@ -160,7 +170,10 @@ fn cluster(machine: &Machine, prepared: &Prepared) -> Result<Tally> {
     }
     let mut cargo = machine.cargo();
     let test = privileged(&mut cargo, "interop", &prepared.environment);
-    cargo_test(test.args(["--", "--test-threads=1"]), "cluster")
+    let interop = cargo_test(test.args(["--", "--test-threads=1"]), "cluster")?;
+    let mut cargo = machine.cargo();
+    let deploy = privileged(&mut cargo, "deploy", &prepared.environment);
+    Ok(interop + cargo_test(deploy, "cluster")?)
 }
 
 fn heading(tier: &str) {

@@ -116,7 +116,7 @@ impl Agent {
 
 /// Takes away what an agent with programs left, once its device is another: pins, and the ports
 /// set aside for them.
-pub(super) fn forget_programs(bpffs: &Path, nat_ports: PortRange) {
+pub(super) fn forget_programs(bpffs: &Path, nat_ports: PortRange, reserved: &Path) {
     let pins = object::pins(bpffs);
     if !pins.root().exists() || pins.is_claimed() {
         return;
@@ -125,7 +125,7 @@ pub(super) fn forget_programs(bpffs: &Path, nat_ports: PortRange) {
         Ok(()) => info!(pins = %pins.root().display(), "removed the programs of before"),
         Err(err) => warn!(pins = %pins.root().display(), "cannot remove programs of before: {err}"),
     }
-    if let Err(err) = ports::release(nat_ports) {
+    if let Err(err) = ports::release(reserved, nat_ports) {
         warn!("cannot take {nat_ports} out of net.ipv4.ip_local_reserved_ports: {err}");
     }
 }

@@ -112,7 +112,8 @@ impl Agent {
         self.macs.extend(tunnels.iter().map(|(&family, tunnel)| (family, tunnel.mac)));
         self.tunnels = tunnels;
         if is_first && self.overlay.is_none() {
-            forget_programs(&self.args.pins.bpffs, self.args.nat_ports);
+            let reserved = &self.args.reserved_ports.reserved_ports_file;
+            forget_programs(&self.args.pins.bpffs, self.args.nat_ports, reserved);
         }
         // Programs are there before the device comes up.
         self.attach(listing);
@@ -173,7 +174,8 @@ impl Agent {
         if masquerades {
             let range = self.args.nat_ports;
             policy = masquerade::policy(&self.config, self.held.subnet, range);
-            let failed = ports::reserve(range).err();
+            let file = &self.args.reserved_ports.reserved_ports_file;
+            let failed = ports::reserve(file, range).err();
             problems.extend(failed.map(|err| Problem::new(Kind::Node, SYSCTL, err)));
         }
         if let Err(err) = overlay.masquerade(&policy) {

@@ -5,6 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command, tim
 use lab::{
     Lab,
     agent::{Agent, AgentOptions, SocketLb},
+    container::Container,
     peer::{Protocol, Question},
 };
 use serde_json::{Value, json};
@@ -55,6 +56,39 @@ fn runs_with_three_capabilities(mode: SocketLb) {
     ok(cluster.agents[0].kill());
     let cleaned = ok(cluster.agents[0].ask(&["cleanup"]));
     assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+}
+
+/// Where the kernel tells which ports it gives to no socket.
+const RESERVED: &str = "cat /proc/sys/net/ipv4/ip_local_reserved_ports";
+
+#[test]
+fn runs_as_its_daemon_set_has_it() {
+    let plan = Plan::single(SocketLb::On);
+    let options = plan.options();
+    let mut cluster = plan.without_agents(&[expose(10, &["pod1b"])]);
+    let manifest = manifests().join("proxy-agent/base/daemonset.yaml");
+    let container = ok(Container::of(&manifest, "proxy-agent"));
+    assert_eq!(container.capabilities(), ["cap_net_admin", "cap_bpf", "cap_perfmon"]);
+    let binary = ok(container.confine(&cluster.lab, "node1", &options.binary));
+    let options = AgentOptions { binary, patience: Duration::from_mins(1), ..options };
+    cluster.agents.push(ok(Agent::start(&cluster.lab, "node1", options)));
+    cluster.wait_programmed(&expose(10, &["pod1b"]));
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    cluster.reaches("client", Target::NodePort("node1", 10), &["pod1b"], "client");
+    // Its ports are reserved, although it may not write /proc/sys.
+    assert_eq!(cluster.show(&["status"])["problems"], json!([]));
+    assert_eq!(ok(cluster.lab.shell("node1", RESERVED)).trim(), "50000-59999");
+    ok(cluster.agents[0].restart());
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    ok(cluster.agents[0].kill());
+    let cleaned = ok(cluster.agents[0].ask(&["cleanup"]));
+    assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+    assert_eq!(ok(cluster.lab.shell("node1", RESERVED)).trim(), "");
+}
+
+/// The repository's manifests.
+fn manifests() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize")
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod fault;
 mod kubernetes;
 mod masquerade;
 mod node;
+mod privilege;
 mod programs;
 mod proxy;
 mod store;
