@@ -49,7 +49,7 @@ fn publish(cluster: &Cluster, pods: &[&str], admitted: &[&str]) {
             let count: usize =
                 rows.iter().filter_map(|row| Some(row["source_ranges"].as_array()?.len())).sum();
             let least = 2 * 2 * admitted.len();
-            (count >= least && admitted.iter().all(|place| is_told(place))).then_some(())
+            (count >= least && admitted.iter().all(is_told)).then_some(())
         });
     }
 }
