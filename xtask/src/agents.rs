@@ -49,6 +49,11 @@ pub(crate) fn build_static(
     compile(machine, &AGENTS, Some(objects), Profile::Release, architecture)
 }
 
+/// Sees to what static binaries for a processor are built by.
+pub(crate) fn provide(machine: &Machine, architecture: Architecture) -> Result<()> {
+    machine.provide(&[standard_library(&architecture.target()), architecture.c_compiler()?])
+}
+
 /// Builds what runs inside the places of a lab.
 pub(crate) fn build_peer(machine: &Machine) -> Result<()> {
     build_binaries(machine, &["lab-peer"], None, Profile::Release)
@@ -101,7 +106,7 @@ fn compile(
         Profile::Debug => machine.target().join("debug"),
         Profile::Release => {
             let target = architecture.target();
-            machine.provide(&[standard_library(&target), architecture.c_compiler()?])?;
+            provide(machine, architecture)?;
             architecture.set_tools(&mut cargo)?;
             cargo.args(["--release", "--target", &target]);
             machine.target().join(target).join("release")
