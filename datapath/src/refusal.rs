@@ -27,9 +27,9 @@ enum Fate {
     Unreachable(Reason),
 }
 
-/// Decides over a packet that goes out by an uplink, before [`crate::egress`] does. What passes
-/// is to neither, or to what has backends and no ranges against its source: the way to them has been missed, but
-/// somebody further out may know another.
+/// Decides over a packet that goes out by an uplink, before [`crate::egress`] does. What passes is to
+/// neither, or to what has backends and no ranges against its source: the way to them has been
+/// missed, but somebody further out may know another.
 #[inline(never)]
 pub fn refuse<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,

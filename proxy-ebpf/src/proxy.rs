@@ -202,8 +202,8 @@ global! {
     cross6(skb: *mut __sk_buff) = crosses::<V6>(skb);
 }
 
-/// Refuses a packet that leaves for a frontend which has no way to it, or admits no such source. A function of its own, so
-/// that what it needs of the stack is not also beneath `egress`.
+/// Refuses a packet that leaves for a frontend without a way to it, or one that admits no such
+/// source. A function of its own, so that what it needs of the stack is not also beneath `egress`.
 #[inline(never)]
 fn refused<F: FamilyMaps>(context: &TcContext) -> i32 {
     const HOOK: Hook = Hook::UplinkEgress;
