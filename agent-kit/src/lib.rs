@@ -14,6 +14,7 @@ pub mod attach;
 pub mod barrier;
 pub mod bpf;
 pub mod clsact;
+pub mod code;
 pub mod drops;
 pub mod dump;
 pub mod embedded;

@@ -12,6 +12,7 @@ use std::{
 use agent_kit::{
     attach::{AttachError, Sweep},
     barrier::Barrier,
+    code,
     embedded::LoadError,
     link::Links,
     mount,
@@ -478,6 +479,7 @@ impl Agent {
             if self.loaded.replaces.is_some() {
                 self.take_over();
             }
+            code::let_go();
         }
     }
 

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use agent_kit::{
+    code,
     netfilter::{self, Obstacles},
     ports::{self, SYSCTL},
 };
@@ -406,6 +407,7 @@ impl Agent {
                 problems.push(Problem::new(Kind::Node, "NOTIFY_SOCKET", err));
             }
             self.board.state().status.ready = true;
+            code::let_go();
         }
         self.board.set_problems("subnet.env", problems);
         self.announce().await;

@@ -162,11 +162,26 @@ fn memory(stage: &mut Stage, found: &mut Found) -> Result<()> {
     Ok(())
 }
 
-/// A process's memory in bytes, by its name in `smaps_rollup`.
+/// A process's memory in bytes, by its name in `smaps`. Pages of eBPF maps that the process has
+/// mapped are left out: they are the kernel's memory, and told with the maps.
 pub(super) fn process_memory(pid: u32, word: &str) -> Result<u64> {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let kibibytes = number(&rollup, word).with_context(|| format!("no {word} in smaps_rollup"))?;
-    Ok(kibibytes * 1024)
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    own_memory(&smaps, word).with_context(|| format!("no {word} in smaps"))
+}
+
+fn own_memory(smaps: &str, word: &str) -> Option<u64> {
+    let mut is_own = true;
+    let mut kibibytes = None;
+    for line in smaps.lines() {
+        // A mapping begins with its range, what is told of it with a capital.
+        if line.starts_with(|first: char| first.is_ascii_hexdigit() && !first.is_ascii_uppercase())
+        {
+            is_own = !line.ends_with("anon_inode:bpf-map");
+        } else if let (true, Some(more)) = (is_own, number(line, word)) {
+            kibibytes = Some(kibibytes.unwrap_or(0) + more);
+        }
+    }
+    kibibytes.map(|kibibytes| kibibytes * 1024)
 }
 
 fn map_names() -> Result<BTreeMap<u64, String>> {
@@ -182,4 +197,25 @@ fn map_names() -> Result<BTreeMap<u64, String>> {
 fn number(text: &str, word: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(word))?;
     line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_maps_are_not_the_processs_own() {
+        let smaps = "\
+7f00-7f01 r-xp 00000000 fe:00 1 /usr/bin/agent
+Size:                  8 kB
+Rss:                   4 kB
+VmFlags: rd ex
+7f02-7f03 rw-s 00000000 00:0e 9 anon_inode:bpf-map
+Rss:                 100 kB
+a000-b000 rw-p 00000000 00:00 0
+Rss:                   8 kB
+";
+        assert_eq!(own_memory(smaps, "Rss:"), Some(12 * 1024));
+        assert_eq!(own_memory(smaps, "Pss:"), None);
+    }
 }
