@@ -578,10 +578,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused_by_name() {
-        let both = refusal("flannel-agent --ip-masq --datapath kernel");
-        assert!(both.starts_with("--ip-masq with --datapath kernel: not"));
-        assert!(parse("flannel-agent --ip-masq").validate().is_ok());
+    fn what_is_asked_for_together_is_done() {
+        assert!(parse("flannel-agent --ip-masq --datapath kernel").validate().is_ok());
         assert!(parse("flannel-agent -kube-subnet-mgr").validate().is_ok());
         assert!(parse("flannel-agent --ip-masq=false").validate().is_ok());
     }

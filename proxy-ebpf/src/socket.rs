@@ -168,6 +168,14 @@ fn cookie(context: &SockAddrContext) -> u64 {
     unsafe { helper::bpf_get_socket_cookie(context.as_ptr()) }
 }
 
+/// True if the socket has a peer already. (The kernel shows the hook of `sendmsg` each datagram of
+/// an IPv6 socket whose peer is an IPv4 address in disguise, although it is sent to nobody else.)
+#[inline(always)]
+fn has_peer(context: &SockAddrContext) -> bool {
+    // SAFETY: the kernel's context, and its socket, which is never null.
+    unsafe { (*(*context.sock_addr).__bindgen_anon_1.sk).dst_port != 0 }
+}
+
 /// A process, by the context of its call.
 struct Process<'a>(&'a SockAddrContext);
 
@@ -199,12 +207,14 @@ fn outward<F: Peerage>(
     }
     // A datagram socket with a peer asks nobody again, and would stay with an endpoint that is gone.
     // Where the packet path sees what pods send, it balances them, and gives them another.
-    if operation == Operation::Connect
-        && protocol(context) != protocol::TCP
+    if protocol(context) != protocol::TCP
+        && (operation == Operation::Connect || has_peer(context))
         && settings().sees_pods != 0
         && !is_of_node(context)
     {
-        connected::forget::<F>(cookie(context));
+        if operation == Operation::Connect {
+            connected::forget::<F>(cookie(context));
+        }
         return ALLOW;
     }
     let mut maps = Maps { packet: None };
