@@ -153,7 +153,7 @@ fn wrong_flags_exit_2_and_are_named() {
         (&["--nat-ports", "9-1"], "--nat-ports"),
         (&["--cluster-cidr", "10.0.0.0/99"], "--cluster-cidr"),
         (&["--source", "ftp:x"], "--source"),
-        (&["--source", "etcd:http://localhost:2379"], "--source"),
+        (&["--source", "etcd:"], "--source"),
         (&["--source", "dir:/tmp", "--algorithm", "maglev"], "--algorithm"),
         (&["--source", "dir:/tmp", "--xdp", "native"], "--xdp"),
         (&["--source", "dir:/tmp", "--node-ip", "10.0.0.1,10.0.0.2"], "--node-ip"),
@@ -164,7 +164,9 @@ fn wrong_flags_exit_2_and_are_named() {
         (&["--source", "dir:/tmp", "--conntrack-min", "many"], "--conntrack-min"),
         (&["--cleanup"], "--kube-proxy"),
     ] {
-        let output = ok(Command::new(&agent).args(arguments).output());
+        // One that began to run nevertheless would meet no network.
+        let mut command = Command::new("unshare");
+        let output = ok(command.arg("--net").arg(&agent).args(arguments).output());
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
         assert!(text.contains(named), "{arguments:?}: {text}");
