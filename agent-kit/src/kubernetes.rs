@@ -112,9 +112,9 @@ impl Access {
     }
 }
 
-/// Tells of all objects of a kind, at first all at once, until nobody listens. `kind` is what
-/// people call them, and where; `read` makes of an object what is told, or `None` if it is none that counts;
-/// `name` is what one that is gone is told by.
+/// Tells of all objects of a kind, at first all at once, until nobody listens. `kind` is what people
+/// call them, and where; `read` makes of an object what is told, or `None` if it is none that
+/// counts; `name` is what one that is gone is told by.
 pub async fn follow<K, T>(
     api: Api<K>,
     config: watcher::Config,

@@ -199,22 +199,18 @@ pub fn candidates<'a>(
     node: &str,
 ) -> Vec<Candidate<'a>> {
     let mut candidates = Vec::new();
-    let slices_only = EndpointSet::has_slices(sets, family);
-    for set in sets.iter().filter(|set| set.from_slice || !slices_only) {
-        for slice in set.slices.iter().filter(|slice| slice.family == family) {
-            let ports = slice.ports.iter();
-            for target in
-                ports.filter(|target| target.name == port.name && target.proto == port.proto)
-            {
-                candidates.extend(slice.endpoints.iter().map(|endpoint| Candidate {
-                    backend: DesiredBackend {
-                        address: endpoint.address,
-                        port: target.port,
-                        local: endpoint.node.as_deref() == Some(node),
-                    },
-                    endpoint,
-                }));
-            }
+    for slice in EndpointSet::slices(sets, family) {
+        let ports = slice.ports.iter();
+        for target in ports.filter(|target| target.name == port.name && target.proto == port.proto)
+        {
+            candidates.extend(slice.endpoints.iter().map(|endpoint| Candidate {
+                backend: DesiredBackend {
+                    address: endpoint.address,
+                    port: target.port,
+                    local: endpoint.node.as_deref() == Some(node),
+                },
+                endpoint,
+            }));
         }
     }
     let place = |c: &Candidate| (c.backend.address, c.backend.port);

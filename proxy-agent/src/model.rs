@@ -120,12 +120,12 @@ pub struct EndpointSet {
 }
 
 impl EndpointSet {
-    /// Whether EndpointSlices tell of a family: then they are the word on it. The cluster mirrors
-    /// Endpoints into them, and what a dump holds of both may be of two moments.
-    #[must_use]
-    pub fn has_slices(sets: &[&Self], family: IpFamily) -> bool {
-        let mut slices = sets.iter().filter(|set| set.from_slice).flat_map(|set| &set.slices);
-        slices.any(|slice| slice.family == family)
+    /// What counts of a family. Where EndpointSlices tell of it, they are the word on it: the
+    /// cluster mirrors Endpoints into them, and what a dump holds of both may be of two moments.
+    pub fn slices<'a>(sets: &[&'a Self], family: IpFamily) -> impl Iterator<Item = &'a Slice> {
+        let of = move |set: &'a Self| set.slices.iter().filter(move |slice| slice.family == family);
+        let slices_only = sets.iter().any(|set| set.from_slice && of(set).next().is_some());
+        sets.iter().filter(move |set| set.from_slice || !slices_only).flat_map(move |set| of(set))
     }
 }
 

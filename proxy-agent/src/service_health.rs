@@ -48,10 +48,7 @@ pub fn service_health(
 
 /// What has no port that is carried (of SCTP, say) serves nobody.
 fn ready_here(sets: &[&EndpointSet], family: IpFamily, node: &str) -> HashSet<IpAddr> {
-    let slices_only = EndpointSet::has_slices(sets, family);
-    let sets = sets.iter().filter(|set| set.from_slice || !slices_only);
-    let slices = sets.flat_map(|set| &set.slices);
-    let slices = slices.filter(|slice| slice.family == family && !slice.ports.is_empty());
+    let slices = EndpointSet::slices(sets, family).filter(|slice| !slice.ports.is_empty());
     let endpoints = slices.flat_map(|slice| &slice.endpoints);
     endpoints
         .filter(|endpoint| endpoint.ready && !endpoint.terminating)

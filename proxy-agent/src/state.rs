@@ -291,11 +291,9 @@ impl State {
     }
 
     fn settle_health(&mut self, name: &Name) {
-        let service = self.services.get(name).filter(|service| service.health_check_node_port != 0);
-        let sets = || self.sets.get(name).into_iter().flatten().map(|(_, set)| &**set);
-        let health = service.and_then(|service| {
-            service_health(service, &sets().collect::<Vec<_>>(), &self.facts.name)
-        });
+        let service = self.services.get(name);
+        let health = service
+            .and_then(|service| service_health(service, &self.sets_of(name), &self.facts.name));
         match health {
             Some(health) => drop(self.health.insert(name.clone(), health)),
             None => drop(self.health.remove(name)),
