@@ -32,6 +32,15 @@ pub trait Caller {
     /// True for the node's own processes, false for those of pods. Asked only where it matters:
     /// to tell takes a helper of the kernel.
     fn is_of_node(&self) -> bool;
+    /// True if the socket has a peer when it sends, although the kernel asks where to.
+    fn has_peer(&self) -> bool;
+}
+
+/// True for pods whose packets the packet path sees. Their datagram sockets with a peer are left to
+/// it: such a socket asks nobody again, and would stay with an endpoint that is gone.
+#[inline(always)]
+fn is_balanced_by_packet<F: Network, T: Tables<F>>(tables: &mut T, caller: &impl Caller) -> bool {
+    tables.settings().sees_pods != 0 && !caller.is_of_node()
 }
 
 /// True if the answer hangs on who asks, and this one's address shows only in its packets. Pods'
@@ -54,6 +63,9 @@ pub fn connect<F: Network, T: Tables<F>>(
 ) -> Call<F::Address> {
     let key = FrontendKey::new(frontend.addr, frontend.port, proto);
     let Some(found) = tables.frontend(&key) else { return Call::Pass };
+    if proto != protocol::TCP && is_balanced_by_packet::<F, T>(tables, caller) {
+        return Call::Pass;
+    }
     let service = found.service;
     let policy = tables.policy(service);
     if is_left_to_packets(policy, found.kind, caller) {
@@ -67,7 +79,7 @@ pub fn connect<F: Network, T: Tables<F>>(
     }
 }
 
-/// Where a datagram of an unconnected socket goes: to the same backend as the one before it, as
+/// Where a datagram of a socket without a peer goes: to the same backend as the one before it, as
 /// long as that is in the set, because an application expects its peer to stay. A first one goes
 /// where the socket's cookie tells, so that to be forgotten changes nothing while the set is the
 /// same.
@@ -80,6 +92,9 @@ pub fn send<F: Network, T: Tables<F>>(
 ) -> Call<F::Address> {
     let key = FrontendKey::new(frontend.addr, frontend.port, protocol::UDP);
     let Some(found) = tables.frontend(&key) else { return Call::Pass };
+    if caller.has_peer() && is_balanced_by_packet::<F, T>(tables, caller) {
+        return Call::Pass;
+    }
     let service = found.service;
     let policy = tables.policy(service);
     let scope = scope(found.kind, policy.flags, true);

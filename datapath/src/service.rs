@@ -1,6 +1,29 @@
 //! A Service port's two sets of backends and its policies: the row every choice of backend
 //! starts from.
 
+/// Words that are read and written at once, as the number that an atomic write takes.
+macro_rules! word {
+    ($name:ident) => {
+        impl $name {
+            /// The word as one number, for an atomic write.
+            #[inline(always)]
+            #[must_use]
+            pub const fn word(self) -> u64 {
+                // SAFETY: eight bytes of plain data without padding, aligned to eight.
+                unsafe { core::mem::transmute(self) }
+            }
+
+            /// What a word says that was read at once.
+            #[inline(always)]
+            #[must_use]
+            pub const fn from_word(word: u64) -> Self {
+                // SAFETY: eight bytes, every pattern of which is a valid value.
+                unsafe { core::mem::transmute(word) }
+            }
+        }
+    };
+}
+
 /// Value of the array `SERVICES`: 24 bytes. One row per Service port and family.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -33,23 +56,9 @@ impl ServicePolicy {
     pub const fn is_sticky(self) -> bool {
         self.affinity != 0
     }
-
-    /// The word as one number, for an atomic write.
-    #[inline(always)]
-    #[must_use]
-    pub const fn word(self) -> u64 {
-        // SAFETY: eight bytes of plain data without padding, aligned to eight.
-        unsafe { core::mem::transmute(self) }
-    }
-
-    /// The policy in a word that was read at once.
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_word(word: u64) -> Self {
-        // SAFETY: eight bytes, every pattern of which is a valid `ServicePolicy`.
-        unsafe { core::mem::transmute(word) }
-    }
 }
+
+word!(ServicePolicy);
 
 impl Service {
     #[inline(always)]
@@ -88,23 +97,9 @@ impl SetRef {
     pub const fn slot(self, entropy: u32) -> u32 {
         self.block + ((entropy as u64 * self.count as u64) >> 32) as u32
     }
-
-    /// The word as one number, for an atomic write.
-    #[inline(always)]
-    #[must_use]
-    pub const fn word(self) -> u64 {
-        // SAFETY: eight bytes of plain data without padding, aligned to eight.
-        unsafe { core::mem::transmute(self) }
-    }
-
-    /// The set named by a word that was read at once.
-    #[inline(always)]
-    #[must_use]
-    pub const fn from_word(word: u64) -> Self {
-        // SAFETY: eight bytes, every pattern of which is a valid `SetRef`.
-        unsafe { core::mem::transmute(word) }
-    }
 }
+
+word!(SetRef);
 
 /// What an empty set means (`SetRef::block` when `SetRef::count` is 0).
 pub mod empty_set {

@@ -168,14 +168,6 @@ fn cookie(context: &SockAddrContext) -> u64 {
     unsafe { helper::bpf_get_socket_cookie(context.as_ptr()) }
 }
 
-/// True if the socket has a peer already. (The kernel shows the hook of `sendmsg` each datagram of
-/// an IPv6 socket whose peer is an IPv4 address in disguise, although it is sent to nobody else.)
-#[inline(always)]
-fn has_peer(context: &SockAddrContext) -> bool {
-    // SAFETY: the kernel's context, and its socket, which is never null.
-    unsafe { (*(*context.sock_addr).__bindgen_anon_1.sk).dst_port != 0 }
-}
-
 /// A process, by the context of its call.
 struct Process<'a>(&'a SockAddrContext);
 
@@ -183,6 +175,14 @@ impl Caller for Process<'_> {
     #[inline(always)]
     fn is_of_node(&self) -> bool {
         is_of_node(self.0)
+    }
+
+    /// The kernel shows the hook of `sendmsg` each datagram of an IPv6 socket whose peer is an IPv4
+    /// address in disguise, although it is sent to nobody else.
+    #[inline(always)]
+    fn has_peer(&self) -> bool {
+        // SAFETY: the kernel's context, and its socket, which is never null.
+        unsafe { (*(*self.0.sock_addr).__bindgen_anon_1.sk).dst_port != 0 }
     }
 }
 
@@ -201,18 +201,6 @@ fn outward<F: Peerage>(
         // Only a datagram socket can be connected again before it is let go. (One of TCP can
         // after a failure, which leaves a row that no other peer matches.)
         if operation == Operation::Connect && protocol(context) != protocol::TCP {
-            connected::forget::<F>(cookie(context));
-        }
-        return ALLOW;
-    }
-    // A datagram socket with a peer asks nobody again, and would stay with an endpoint that is gone.
-    // Where the packet path sees what pods send, it balances them, and gives them another.
-    if protocol(context) != protocol::TCP
-        && (operation == Operation::Connect || has_peer(context))
-        && settings().sees_pods != 0
-        && !is_of_node(context)
-    {
-        if operation == Operation::Connect {
             connected::forget::<F>(cookie(context));
         }
         return ALLOW;

@@ -11,13 +11,19 @@ use crate::machine::Side;
 /// Whose call it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Process {
-    OfNode,
-    OfPod,
+    Node,
+    Pod,
+    /// A pod's, by a socket that has a peer when it sends.
+    PodWithPeer,
 }
 
 impl Caller for Process {
     fn is_of_node(&self) -> bool {
-        *self == Self::OfNode
+        *self == Self::Node
+    }
+
+    fn has_peer(&self) -> bool {
+        *self == Self::PodWithPeer
     }
 }
 
@@ -27,7 +33,7 @@ pub(crate) fn connect<F: Side>(
     to: Place<F::Address>,
     proto: u8,
 ) -> Call<F::Address> {
-    connect::connect::<F, _>(memory, to, proto, &Process::OfPod)
+    connect::connect::<F, _>(memory, to, proto, &Process::Pod)
 }
 
 /// A pod's `sendto`, on an unconnected socket.
@@ -36,5 +42,5 @@ pub(crate) fn send<F: Side>(
     to: Place<F::Address>,
     cookie: u64,
 ) -> Call<F::Address> {
-    connect::send::<F, _>(memory, to, cookie, &Process::OfPod)
+    connect::send::<F, _>(memory, to, cookie, &Process::Pod)
 }

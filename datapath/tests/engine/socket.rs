@@ -2,7 +2,7 @@
 
 use datapath::{
     address::protocol::{TCP, UDP},
-    connect::Call,
+    connect::{self, Call},
     flow::Place,
     frontend::kind,
     service::{SetRef, service_flags},
@@ -13,7 +13,7 @@ use crate::{
     bed::Bed,
     machine::Side,
     plan::*,
-    process::{connect, send},
+    process::{Process, connect, send},
 };
 
 both! {
@@ -26,6 +26,7 @@ both! {
     a_socket_sends_to_one_backend_while_the_set_has_it,
     a_socket_that_is_forgotten_sends_where_it_did,
     one_backend_by_two_frontends_is_the_last_that_was_meant,
+    a_pods_datagram_socket_with_a_peer_is_left_to_the_packet_path,
 }
 
 fn a_frontend_becomes_a_backend<F: Side>() {
@@ -145,5 +146,29 @@ fn one_backend_by_two_frontends_is_the_last_that_was_meant<F: Side>() {
         assert_eq!(sent(&mut bed, frontend, 7), b);
         let meant = bed.machine.memory.peers[&PeerKey::new(7, b, side::BACKEND)];
         assert_eq!((meant.addr, meant.port), (frontend.addr, frontend.port));
+    }
+}
+
+/// Only where that sees the pod's packets, and not a socket that asks for each datagram.
+fn a_pods_datagram_socket_with_a_peer_is_left_to_the_packet_path<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    for proto in [TCP, UDP] {
+        bed.cluster_ip(vip::<F>(80), proto, &[local(near::<F>(1))]);
+    }
+    let memory = &mut bed.machine.memory;
+    for sees_pods in [0, 1] {
+        memory.settings.sees_pods = sees_pods;
+        for (caller, is_pods) in
+            [(Process::Node, false), (Process::Pod, true), (Process::PodWithPeer, true)]
+        {
+            let is_left = |call| call == Call::Pass;
+            let mut connect =
+                |proto| connect::connect::<F, _>(memory, vip::<F>(80), proto, &caller);
+            assert!(!is_left(connect(TCP)), "{caller:?}");
+            assert_eq!(is_left(connect(UDP)), is_pods && sees_pods == 1, "{caller:?}");
+            let sent = connect::send::<F, _>(memory, vip::<F>(80), 1, &caller);
+            let has_peer = caller == Process::PodWithPeer;
+            assert_eq!(is_left(sent), has_peer && sees_pods == 1, "{caller:?}");
+        }
     }
 }

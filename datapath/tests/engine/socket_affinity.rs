@@ -41,12 +41,12 @@ fn the_nodes_own_processes_are_one_client<F: Side>() {
     let mut first = BTreeSet::new();
     for _ in 0..5 {
         let memory = &mut bed.machine.memory;
-        let call = connect::connect::<F, _>(memory, vip::<F>(80), TCP, &Process::OfNode);
+        let call = connect::connect::<F, _>(memory, vip::<F>(80), TCP, &Process::Node);
         let Call::Backend(chosen, _) = call else { panic!("{call:?}") };
         for cookie in 0..20 {
-            let again = connect::connect::<F, _>(memory, vip::<F>(80), TCP, &Process::OfNode);
+            let again = connect::connect::<F, _>(memory, vip::<F>(80), TCP, &Process::Node);
             assert_eq!(again, call);
-            let sent = connect::send::<F, _>(memory, vip::<F>(53), cookie, &Process::OfNode);
+            let sent = connect::send::<F, _>(memory, vip::<F>(53), cookie, &Process::Node);
             assert_eq!(sent, call);
         }
         first.insert(chosen.port);

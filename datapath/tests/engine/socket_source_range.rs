@@ -15,7 +15,7 @@ use crate::{
     bed::Bed,
     machine::Side,
     plan::*,
-    process::Process::{self, OfNode, OfPod},
+    process::Process::{self, Node, Pod},
 };
 
 both! {
@@ -48,16 +48,16 @@ fn calls<F: Side>(bed: &mut Bed<F>, process: Process) -> [Call<F::Address>; 2] {
 
 fn only_a_node_that_is_admitted_is_served<F: Side>() {
     let (mut bed, service, set) = bed::<F>();
-    assert_eq!(calls(&mut bed, OfPod), [Call::Pass; 2]);
-    assert_eq!(calls(&mut bed, OfNode), [Call::Pass; 2]);
+    assert_eq!(calls(&mut bed, Pod), [Call::Pass; 2]);
+    assert_eq!(calls(&mut bed, Node), [Call::Pass; 2]);
     bed.update(service, set, set, SOURCE_RANGES | NODE_ADMITTED);
-    assert_eq!(calls(&mut bed, OfPod), [Call::Pass; 2]);
-    assert_eq!(calls(&mut bed, OfNode), [Call::Backend(near::<F>(8080), service); 2]);
+    assert_eq!(calls(&mut bed, Pod), [Call::Pass; 2]);
+    assert_eq!(calls(&mut bed, Node), [Call::Backend(near::<F>(8080), service); 2]);
 }
 
 fn other_frontends_are_served_as_ever<F: Side>() {
     let (mut bed, service, _) = bed::<F>();
-    for process in [OfPod, OfNode] {
+    for process in [Pod, Node] {
         let memory = &mut bed.machine.memory;
         let call = connect::connect::<F, _>(memory, vip::<F>(80), TCP, &process);
         assert_eq!(call, Call::Backend(near::<F>(8080), service));
@@ -67,17 +67,17 @@ fn other_frontends_are_served_as_ever<F: Side>() {
 fn without_endpoints_only_who_is_admitted_is_told<F: Side>() {
     let (mut bed, service, _) = bed::<F>();
     bed.update(service, SetRef::REJECT, SetRef::REJECT, SOURCE_RANGES);
-    assert_eq!(calls(&mut bed, OfNode), [Call::Pass; 2]);
+    assert_eq!(calls(&mut bed, Node), [Call::Pass; 2]);
     bed.update(service, SetRef::REJECT, SetRef::REJECT, SOURCE_RANGES | NODE_ADMITTED);
-    assert_eq!(calls(&mut bed, OfNode), [Call::Refuse; 2]);
+    assert_eq!(calls(&mut bed, Node), [Call::Refuse; 2]);
 }
 
 /// It asked before there were ranges.
 fn a_socket_that_has_a_backend_keeps_it<F: Side>() {
     let (mut bed, service, set) = bed::<F>();
     bed.update(service, set, set, 0);
-    let [_, first] = calls(&mut bed, OfPod);
+    let [_, first] = calls(&mut bed, Pod);
     assert_eq!(first, Call::Backend(near::<F>(8080), service));
     bed.update(service, set, set, SOURCE_RANGES);
-    assert_eq!(calls(&mut bed, OfPod)[1], first);
+    assert_eq!(calls(&mut bed, Pod)[1], first);
 }
