@@ -37,8 +37,8 @@ pub enum Client {
     Node,
 }
 
-/// The slot of the set, which is not empty, that a new connection goes to: where the client's
-/// last one went if that is still there, and one that is chosen anew if not.
+/// The slot of the set that a new connection goes to: where the client's last one went if that is
+/// still there, and the one that was chosen for it if not.
 ///
 /// What a row says is no more than a hint: a backend is used only out of a slot of the set that
 /// applies. So nothing has to be removed when a backend leaves, when the traffic policy gives one
@@ -49,7 +49,7 @@ pub fn stick<F: Network, T: Tables<F>>(
     service: u32,
     client: Client,
     set: SetRef,
-    entropy: u32,
+    chosen: u32,
 ) -> u32 {
     let timeout = tables.policy(service).affinity;
     let client = match client {
@@ -64,7 +64,7 @@ pub fn stick<F: Network, T: Tables<F>>(
         Some(row) => tables.find_backend(set, Place::new(row.addr, row.port)),
         None => None,
     };
-    let slot = slot.unwrap_or_else(|| set.slot(entropy));
+    let slot = slot.unwrap_or(chosen);
     if last.is_none_or(|row| row.slot != slot || row.last != now)
         && let Some(backend) = tables.backend(slot)
     {

@@ -26,6 +26,17 @@ impl<A: Address> Backend<A> {
     }
 }
 
+/// Key of the hash table `LOADS`: a slot of `BACKENDS4` or `BACKENDS6`. Its value is how many
+/// connections the backend there has, in sixteenths, divided by the slots that it has in its set.
+#[inline(always)]
+#[must_use]
+pub const fn load_key(slot: u32, is_v6: bool) -> u32 {
+    slot | (is_v6 as u32) << 31
+}
+
+/// What a connection adds to a row of `LOADS`.
+pub const LOAD: u32 = 16;
+
 /// Bits of `Backend::flags`.
 pub mod backend_flags {
     /// On this node, so that its replies pass through here by themselves.

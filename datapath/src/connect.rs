@@ -43,14 +43,15 @@ fn is_balanced_by_packet<F: Network, T: Tables<F>>(tables: &mut T, caller: &impl
     tables.settings().sees_pods != 0 && !caller.is_of_node()
 }
 
-/// True if the answer hangs on who asks, and this one's address shows only in its packets. Pods'
-/// are seen by the packet path; the node's own processes are one client, which source ranges admit
-/// or not ([`crate::refusal`]).
+/// True if the answer hangs on who asks, and this one's address shows only in its packets; or if the
+/// Service is to be left to them. Pods' are seen by the packet path; the node's own processes are
+/// one client, which source ranges admit or not ([`crate::refusal`]).
 #[inline(always)]
 fn is_left_to_packets(policy: ServicePolicy, frontend_kind: u8, caller: &impl Caller) -> bool {
     let is_guarded = is_guarded(frontend_kind, policy.flags);
+    let is_pods = is_guarded || policy.is_by_client() || policy.flags & service_flags::PACKETS != 0;
     (is_guarded && policy.flags & service_flags::NODE_ADMITTED == 0)
-        || ((is_guarded || policy.is_sticky()) && !caller.is_of_node())
+        || (is_pods && !caller.is_of_node())
 }
 
 /// Where `connect` goes. Every connection is chosen anew.

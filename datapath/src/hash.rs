@@ -14,6 +14,13 @@ pub const fn mix(mut x: u32) -> u32 {
     x ^ (x >> 16)
 }
 
+/// Of an address.
+#[inline(always)]
+#[must_use]
+pub fn address<A: Address>(address: A) -> u32 {
+    mix(address.fold())
+}
+
 /// The same for both directions between two addresses.
 #[inline(always)]
 #[must_use]

@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod affinity;
+pub mod algorithm;
 pub mod answer;
 pub mod backend;
 pub mod checksum;

@@ -14,6 +14,7 @@
 //! | `SOCKETS4/6` | array, mmap | `socket::place` → `Connected` |
 //! | `PEERS4/6` | LRU hash | `PeerKey` → `Peer` |
 //! | `AFFINITY4/6` | LRU hash | `AffinityKey` → `Affinity` |
+//! | `LOADS` | hash | `load_key` → connections of a backend, where the fewest count |
 //! | `RANGES4/6` | LPM trie | `RangeKey` → 1, sources that are admitted |
 //! | `DEVICES` | hash | interface index → `Device` |
 //! | `SETTINGS` | array of one | → `Settings` |
@@ -54,6 +55,8 @@ pub const FRAGMENTS_CAPACITY: usize = 4_096;
 pub const SOCKETS_CAPACITY: usize = 65_536;
 pub const PEERS_CAPACITY: usize = 32_768;
 pub const RANGES_CAPACITY: usize = 65_536;
+/// Slots of sets, of two families.
+pub const LOADS_CAPACITY: usize = 2 * BACKENDS_CAPACITY;
 pub const AFFINITY_CAPACITY: usize = 32_768;
 pub const DEVICES_CAPACITY: usize = 4_096;
 /// Bytes of the one row of `MARKS` and of `ADDRESSMARKS`; a power of two.
@@ -65,4 +68,4 @@ pub const PEERMARKS_LEN: usize = 4_096;
 
 /// Raised when a key or value changes its layout: it is part of the pins' path, so that an old
 /// table is never read with new eyes.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;

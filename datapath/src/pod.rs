@@ -35,7 +35,7 @@ pod! {
     AddressUse: 4,
     Service: 24,
     ServiceName: 144,
-    ServiceCounters: 32,
+    ServiceCounters: 40,
     Backend<Ipv4>: 12,
     Backend<Ipv6>: 24,
     FlowKey<Ipv4>: 16,

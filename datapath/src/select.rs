@@ -40,8 +40,8 @@ pub const fn scope(frontend_kind: u8, flags: u32, inside: bool) -> Scope {
     if local { Scope::Local } else { Scope::Cluster }
 }
 
-/// Chooses with equal chance for each backend, if `entropy` is spread evenly over 32 bits; with
-/// session affinity the backend that the client has.
+/// Chooses with equal chance for each backend, if `entropy` is spread evenly over 32 bits, unless the
+/// Service has another algorithm; with session affinity the backend that the client has.
 #[inline(always)]
 pub fn select<F: Network, T: Tables<F>>(
     tables: &mut T,
@@ -56,10 +56,10 @@ pub fn select<F: Network, T: Tables<F>>(
         if set.count == 0 {
             return if set.block == empty_set::DROP { Choice::Drop } else { Choice::Reject };
         }
-        let slot = if policy.is_sticky() {
-            tables.stick(service, client, set, entropy)
-        } else {
+        let slot = if policy.is_random() {
             set.slot(entropy)
+        } else {
+            tables.choose(service, client, set, entropy)
         };
         if let Some(backend) = tables.backend(slot)
             && backend.generation == set.generation

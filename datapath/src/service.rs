@@ -1,6 +1,8 @@
 //! A Service port's two sets of backends and its policies: the row every choice of backend
 //! starts from.
 
+use crate::algorithm::Algorithm;
+
 /// Words that are read and written at once, as the number that an atomic write takes.
 macro_rules! word {
     ($name:ident) => {
@@ -50,6 +52,20 @@ pub struct ServicePolicy {
 }
 
 impl ServicePolicy {
+    /// True if each connection goes to any backend, with equal chance.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_random(self) -> bool {
+        self.affinity == 0 && self.flags & service_flags::ALGORITHM == 0
+    }
+
+    /// True if where a connection goes hangs on the client's address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_by_client(self) -> bool {
+        self.is_sticky() || matches!(Algorithm::of(self.flags), Algorithm::SourceHash)
+    }
+
     /// True if a client's connections go where its last one went.
     #[inline(always)]
     #[must_use]
@@ -97,6 +113,16 @@ impl SetRef {
     pub const fn slot(self, entropy: u32) -> u32 {
         self.block + ((entropy as u64 * self.count as u64) >> 32) as u32
     }
+
+    /// The slot whose turn it is, of a set that is not empty.
+    #[inline(always)]
+    #[must_use]
+    pub const fn turn(self, turn: u32) -> u32 {
+        match turn.checked_rem(self.count as u32) {
+            Some(nth) => self.block + nth,
+            None => self.block,
+        }
+    }
 }
 
 word!(SetRef);
@@ -109,6 +135,8 @@ pub mod empty_set {
 
 /// Bits of `Service::flags`.
 pub mod service_flags {
+    use crate::algorithm;
+
     /// `internalTrafficPolicy: Local`.
     pub const INTERNAL_LOCAL: u32 = 1;
     /// `externalTrafficPolicy: Local`.
@@ -122,6 +150,10 @@ pub mod service_flags {
     pub const SOURCE_RANGES: u32 = 16;
     /// Beside `SOURCE_RANGES`: the node's own addresses are among them.
     pub const NODE_ADMITTED: u32 = 32;
+    /// Pods' calls are left to the packet path.
+    pub const PACKETS: u32 = 64;
+    /// Number of an [`super::Algorithm`].
+    pub const ALGORITHM: u32 = algorithm::MASK << algorithm::SHIFT;
 }
 
 /// Value of the hash table `NAMES`, keyed by the index into `SERVICES`: what a row is called,
@@ -134,7 +166,7 @@ pub struct ServiceName {
     pub text: [u8; 144],
 }
 
-/// Value of the array `STATS`, indexed like `SERVICES`: 32 bytes. Counted with atomic adds.
+/// Value of the array `STATS`, indexed like `SERVICES`: 40 bytes. Counted with atomic adds.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ServiceCounters {
@@ -146,4 +178,6 @@ pub struct ServiceCounters {
     pub packets: u64,
     /// Their length from the network header on.
     pub bytes: u64,
+    /// Choices by round-robin.
+    pub turns: u64,
 }

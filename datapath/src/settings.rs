@@ -21,7 +21,9 @@ pub struct Settings {
     /// `BPF_F_IPV6` where the kernel knows it (6.16), without which it spoils the checksum of
     /// packets that a network card summed up (CHECKSUM_COMPLETE).
     pub ipv6_checksum_flags: u32,
-    pub pad2: u32,
+    /// [`crate::hash::address`] of the node's, as which its own processes count where a backend is
+    /// chosen by the client's address.
+    pub node_hash: u32,
 }
 
 /// Whose `connect` and `sendmsg` calls the socket path translates.

@@ -1,7 +1,8 @@
 //! The engine's view of the tables: maps in the kernel, hash maps in tests.
 
 use crate::{
-    affinity::{self, Affinity, AffinityKey, Client},
+    affinity::{Affinity, AffinityKey, Client},
+    algorithm,
     backend::Backend,
     counter::{Hook, Reason},
     device::Device,
@@ -172,16 +173,23 @@ pub trait Tables<F: Network>: FlowTables<F> {
             .find(|&slot| self.backend(slot).is_some_and(|backend| backend.is(place, set)))
     }
 
+    /// How many choices of a Service's were made by turns before this one.
+    fn turn(&mut self, service: u32) -> u32;
+    /// The row of `LOADS` for a slot; zero if there is none.
+    fn load(&mut self, slot: u32) -> u32;
+    /// Adds a connection to it, if there is one.
+    fn add_load(&mut self, slot: u32);
+
     fn count_connection(&mut self, service: u32);
 
-    /// [`affinity::stick`]. This and those below are global functions of programs, like the last
+    /// [`algorithm::choose`]. This and those below are global functions of programs, like the last
     /// of [`FlowTables`].
     #[inline(always)]
-    fn stick(&mut self, service: u32, client: Client, set: SetRef, entropy: u32) -> u32
+    fn choose(&mut self, service: u32, client: Client, set: SetRef, entropy: u32) -> u32
     where
         Self: Sized,
     {
-        affinity::stick::<F, Self>(self, service, client, set, entropy)
+        algorithm::choose::<F, Self>(self, service, client, set, entropy)
     }
 
     /// [`select::select_for_sender`].

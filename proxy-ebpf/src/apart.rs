@@ -3,8 +3,8 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use datapath::{
     address::{V4, V6},
-    affinity::{self, Client},
-    egress,
+    affinity::Client,
+    algorithm, egress,
     ingress::{self, Look},
     select,
     service::SetRef,
@@ -35,10 +35,10 @@ fn look_out<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
 
 /// `shape` is the set's count and, in its upper half, the set's generation.
 #[inline(always)]
-fn stick<F: FamilyMaps>(service: u32, client: u32, block: u32, shape: u32, entropy: u32) -> u32 {
+fn choose<F: FamilyMaps>(service: u32, client: u32, block: u32, shape: u32, entropy: u32) -> u32 {
     let set = SetRef { block, count: shape as u16, generation: (shape >> 16) as u16 };
     let client = if client == Client::Sender as u32 { Client::Sender } else { Client::Node };
-    affinity::stick::<F, _>(&mut Maps { packet: None }, service, client, set, entropy)
+    algorithm::choose::<F, _>(&mut Maps { packet: None }, service, client, set, entropy)
 }
 
 #[inline(always)]
@@ -54,10 +54,10 @@ global! {
     look_in6(skb: *mut __sk_buff, again: u32) = look_in::<V6>(skb, again);
     look_out4(skb: *mut __sk_buff) = look_out::<V4>(skb);
     look_out6(skb: *mut __sk_buff) = look_out::<V6>(skb);
-    stick4(service: u32, client: u32, block: u32, shape: u32, entropy: u32) =
-        stick::<V4>(service, client, block, shape, entropy);
-    stick6(service: u32, client: u32, block: u32, shape: u32, entropy: u32) =
-        stick::<V6>(service, client, block, shape, entropy);
+    choose4(service: u32, client: u32, block: u32, shape: u32, entropy: u32) =
+        choose::<V4>(service, client, block, shape, entropy);
+    choose6(service: u32, client: u32, block: u32, shape: u32, entropy: u32) =
+        choose::<V6>(service, client, block, shape, entropy);
 }
 
 /// Chooses a backend for the sender of a packet.

@@ -9,7 +9,7 @@ use aya_ebpf::{
 use datapath::{
     address::{V4, V6},
     affinity::{Affinity, AffinityKey, Client},
-    backend::Backend,
+    backend::{Backend, LOAD, load_key},
     egress,
     flow::Place,
     frontend::{AddressUse, Frontend, FrontendKey},
@@ -86,6 +86,21 @@ fn add(counter: *mut u64, by: u64) {
     unsafe {
         core::arch::asm!("lock *(u64 *)({p} + 0) += {v}", p = in(reg) counter, v = in(reg) by);
     }
+}
+
+/// The same, and what was there before.
+#[inline(always)]
+fn fetch_add(counter: *mut u64, by: u64) -> u64 {
+    let mut value = by;
+    // SAFETY: as there.
+    unsafe {
+        core::arch::asm!(
+            "{v} = atomic_fetch_add((u64 *)({p} + 0), {v})",
+            p = in(reg) counter,
+            v = inout(reg) value,
+        );
+    }
+    value
 }
 
 impl<F: FamilyMaps> Tables<F> for Maps<'_> {
@@ -177,13 +192,13 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn stick(&mut self, service: u32, client: Client, set: SetRef, entropy: u32) -> u32 {
+    fn choose(&mut self, service: u32, client: Client, set: SetRef, entropy: u32) -> u32 {
         let (client, SetRef { block, count, generation }) = (client as u32, set);
         let shape = u32::from(count) | u32::from(generation) << 16;
         if F::V6 {
-            stick6(service, client, block, shape, entropy)
+            choose6(service, client, block, shape, entropy)
         } else {
-            stick4(service, client, block, shape, entropy)
+            choose4(service, client, block, shape, entropy)
         }
     }
 
@@ -195,6 +210,29 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
         } else {
             select4(service, kind, inside)
         })
+    }
+
+    #[inline(always)]
+    fn turn(&mut self, service: u32) -> u32 {
+        match STATS.get_ptr_mut(service) {
+            // SAFETY: the field lies in the row.
+            Some(row) => fetch_add(unsafe { &raw mut (*row).turns }, 1) as u32,
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn load(&mut self, slot: u32) -> u32 {
+        // SAFETY: the row is copied at once.
+        let row = unsafe { LOADS.get(&load_key(slot, F::V6)).copied() };
+        row.unwrap_or_default() as u32
+    }
+
+    #[inline(always)]
+    fn add_load(&mut self, slot: u32) {
+        if let Some(row) = LOADS.get_ptr_mut(&load_key(slot, F::V6)) {
+            add(row, LOAD.into());
+        }
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use crate::{
     address::Address,
     affinity::{Affinity, AffinityKey},
-    backend::Backend,
+    backend::{Backend, LOAD},
     counter::{DROPS_LEN, Hook, Reason, drop_index},
     device::Device,
     flow::{Flow, FlowKey, Parties, Walk},
@@ -65,6 +65,8 @@ pub struct Memory<F: Network, const BARE: bool = false> {
     pub sockets: HashSet<FlowKey<F::Address>>,
     pub drops: Vec<u64>,
     pub stats: HashMap<u32, ServiceCounters>,
+    /// By slot.
+    pub loads: HashMap<u32, u32>,
     /// What another processor does once, between a look at an unanswered flow and its keeping.
     pub meanwhile: Option<fn(&mut Self)>,
     capacity: usize,
@@ -95,6 +97,7 @@ impl<F: Network, const BARE: bool> Memory<F, BARE> {
             sockets: HashSet::new(),
             drops: vec![0; DROPS_LEN],
             stats: HashMap::new(),
+            loads: HashMap::new(),
             meanwhile: None,
             parties: Parties::default(),
             capacity: sizes.flows,
@@ -292,6 +295,22 @@ impl<F: Network> Tables<F> for Memory<F> {
 
     fn remember_affinity(&mut self, key: &AffinityKey<F::Address>, row: &Affinity<F::Address>) {
         self.affinity.insert(*key, *row);
+    }
+
+    fn turn(&mut self, service: u32) -> u32 {
+        let row = self.stats.entry(service).or_default();
+        row.turns += 1;
+        (row.turns - 1) as u32
+    }
+
+    fn load(&mut self, slot: u32) -> u32 {
+        self.loads.get(&slot).copied().unwrap_or_default()
+    }
+
+    fn add_load(&mut self, slot: u32) {
+        if let Some(load) = self.loads.get_mut(&slot) {
+            *load += LOAD;
+        }
     }
 
     fn count_connection(&mut self, service: u32) {

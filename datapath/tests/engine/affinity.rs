@@ -8,12 +8,10 @@ use datapath::{
         protocol::{TCP, UDP},
     },
     backend::Backend,
-    counter::{Hook, Reason},
-    flow::Place,
+    counter::Reason,
     frontend::kind,
     header::tcp::SYN,
     host::frame::Datagram,
-    packet::Verdict,
     service::{Service, SetRef, service_flags},
 };
 
@@ -59,28 +57,15 @@ fn sticky<F: Side>(backends: &[Backend<F::Address>]) -> (Bed<F>, u32) {
     (bed, service)
 }
 
-/// The port of the backend that a new connection goes to.
-#[track_caller]
-fn chosen<F: Side>(
-    bed: &mut Bed<F>,
-    hook: Hook,
-    from: Place<F::Address>,
-    to: Place<F::Address>,
-) -> Be16 {
-    let outcome = bed.run(hook, &Datagram::<F>::tcp(from, to, SYN).bytes());
-    assert_eq!(outcome.verdict, Verdict::Pass);
-    ports::<F>(&outcome.bytes).1
-}
-
 fn a_client_keeps_its_backend_by_whatever_frontend<F: Side>() {
     let (mut bed, _) = sticky::<F>(&backends::<F>(1..=100));
     for client in [client::<F>, outside::<F>] {
         let hook = if client(0) == outside::<F>(0) { UP_IN } else { POD_IN };
-        let first = chosen(&mut bed, hook, client(1000), vip::<F>(80));
+        let first = bed.chosen(hook, client(1000), vip::<F>(80));
         for port in 1001..1015 {
-            assert_eq!(chosen(&mut bed, hook, client(port), vip::<F>(80)), first);
-            assert_eq!(chosen(&mut bed, hook, client(100 + port), node::<F>(30_080)), first);
-            assert_eq!(chosen(&mut bed, hook, client(200 + port), at::<F>(99, 1, 80)), first);
+            assert_eq!(bed.chosen(hook, client(port), vip::<F>(80)), first);
+            assert_eq!(bed.chosen(hook, client(100 + port), node::<F>(30_080)), first);
+            assert_eq!(bed.chosen(hook, client(200 + port), at::<F>(99, 1, 80)), first);
             let datagram = Datagram::<F>::udp(client(port), vip::<F>(80));
             assert_eq!(ports::<F>(&bed.run(hook, &datagram.bytes()).bytes).1, first);
         }
@@ -93,9 +78,8 @@ const CLIENTS: u16 = 300;
 
 fn clients_spread<F: Side>() {
     let (mut bed, _) = sticky::<F>(&backends::<F>(1..=10));
-    let choices: BTreeSet<_> = (0..CLIENTS)
-        .map(|host| chosen(&mut bed, POD_IN, at::<F>(3, host, 1), vip::<F>(80)))
-        .collect();
+    let choices: BTreeSet<_> =
+        (0..CLIENTS).map(|host| bed.chosen(POD_IN, at::<F>(3, host, 1), vip::<F>(80))).collect();
     assert_eq!(choices.len(), 10);
 }
 
@@ -107,10 +91,10 @@ fn ports_of_a_service_know_nothing_of_each_other<F: Side>() {
     bed.frontend(vip::<F>(81), TCP, other, kind::CLUSTER_IP);
     let alike = (0..30).filter(|&host| {
         let c = |port| at::<F>(3, host, port);
-        let first = chosen(&mut bed, POD_IN, c(1), vip::<F>(80));
-        let second = chosen(&mut bed, POD_IN, c(2), vip::<F>(81));
-        assert_eq!(chosen(&mut bed, POD_IN, c(3), vip::<F>(80)), first);
-        assert_eq!(chosen(&mut bed, POD_IN, c(4), vip::<F>(81)), second);
+        let first = bed.chosen(POD_IN, c(1), vip::<F>(80));
+        let second = bed.chosen(POD_IN, c(2), vip::<F>(81));
+        assert_eq!(bed.chosen(POD_IN, c(3), vip::<F>(80)), first);
+        assert_eq!(bed.chosen(POD_IN, c(4), vip::<F>(81)), second);
         first == second
     });
     assert!(alike.count() < 10);
@@ -118,15 +102,15 @@ fn ports_of_a_service_know_nothing_of_each_other<F: Side>() {
 
 fn each_new_connection_begins_the_timeout_anew<F: Side>() {
     let (mut bed, _) = sticky::<F>(&backends::<F>(1..=100));
-    let first = chosen(&mut bed, POD_IN, client::<F>(1000), vip::<F>(80));
+    let first = bed.chosen(POD_IN, client::<F>(1000), vip::<F>(80));
     for port in 1001..1006 {
         bed.machine.pass(TIMEOUT - 2);
-        assert_eq!(chosen(&mut bed, POD_IN, client::<F>(port), vip::<F>(80)), first);
+        assert_eq!(bed.chosen(POD_IN, client::<F>(port), vip::<F>(80)), first);
     }
     let after: BTreeSet<_> = (1006..1012)
         .map(|port| {
             bed.machine.pass(TIMEOUT + 1);
-            chosen(&mut bed, POD_IN, client::<F>(port), vip::<F>(80))
+            bed.chosen(POD_IN, client::<F>(port), vip::<F>(80))
         })
         .collect();
     assert!(after.len() > 1, "{after:?} after the timeout, {first:?} before");
@@ -135,17 +119,17 @@ fn each_new_connection_begins_the_timeout_anew<F: Side>() {
 fn a_client_keeps_its_backend_while_the_set_has_it<F: Side>() {
     let (mut bed, service) = sticky::<F>(&backends::<F>(1..=10));
     let first: Vec<_> =
-        (0..40).map(|host| chosen(&mut bed, POD_IN, at::<F>(3, host, 1), vip::<F>(80))).collect();
+        (0..40).map(|host| bed.chosen(POD_IN, at::<F>(3, host, 1), vip::<F>(80))).collect();
     for (round, range) in (2..).zip([1..=40, 1..=7, 3..=90]) {
         let set = bed.set(&backends::<F>(range.clone()));
         stick(&mut bed, service, set, set, 0);
         for (host, before) in (0..).zip(&first) {
             let c = |port| at::<F>(3, host, port);
-            let now = chosen(&mut bed, POD_IN, c(round), vip::<F>(80));
+            let now = bed.chosen(POD_IN, c(round), vip::<F>(80));
             assert!(range.contains(&now.get()), "{now:?} is gone");
             let was_lost = !(3..=7).contains(&before.get());
             assert!(now == *before || was_lost, "{before:?} became {now:?}");
-            assert_eq!(chosen(&mut bed, POD_IN, c(10 + round), vip::<F>(80)), now);
+            assert_eq!(bed.chosen(POD_IN, c(10 + round), vip::<F>(80)), now);
         }
     }
 }
@@ -157,8 +141,8 @@ fn the_traffic_policy_comes_first<F: Side>() {
     let port = |number| Be16::new(number);
     for round in 0..3_u16 {
         let c = |port| client::<F>(1000 + 10 * round + port);
-        assert_eq!(chosen(&mut bed, POD_IN, c(1), node::<F>(30_080)), port(9));
-        assert_eq!(chosen(&mut bed, POD_IN, c(2), vip::<F>(80)), port(1));
+        assert_eq!(bed.chosen(POD_IN, c(1), node::<F>(30_080)), port(9));
+        assert_eq!(bed.chosen(POD_IN, c(2), vip::<F>(80)), port(1));
     }
     stick(&mut bed, service, cluster, SetRef::DROP, service_flags::INTERNAL_LOCAL);
     let syn = Datagram::<F>::tcp(client::<F>(2000), vip::<F>(80), SYN);
@@ -169,7 +153,7 @@ fn without_affinity_connections_spread_at_once<F: Side>() {
     let (mut bed, service) = sticky::<F>(&[]);
     let set = bed.set(&backends::<F>(1..=10));
     let choices = |bed: &mut Bed<F>, ports: std::ops::Range<u16>| -> BTreeSet<_> {
-        ports.map(|port| chosen(bed, POD_IN, client::<F>(port), vip::<F>(80))).collect()
+        ports.map(|port| bed.chosen(POD_IN, client::<F>(port), vip::<F>(80))).collect()
     };
     for round in 0..3 {
         let ports = |half: u16| {
@@ -186,19 +170,19 @@ fn without_affinity_connections_spread_at_once<F: Side>() {
 /// A row by the index of a Service that is gone.
 fn what_another_service_left_leads_nowhere_else<F: Side>() {
     let (mut bed, service) = sticky::<F>(&backends::<F>(1..=10));
-    chosen(&mut bed, POD_IN, client::<F>(1), vip::<F>(80));
+    bed.chosen(POD_IN, client::<F>(1), vip::<F>(80));
     let set = bed.set(&backends::<F>(21..=30));
     stick(&mut bed, service, set, set, 0);
-    let new = chosen(&mut bed, POD_IN, client::<F>(2), vip::<F>(80));
+    let new = bed.chosen(POD_IN, client::<F>(2), vip::<F>(80));
     assert!((21..=30).contains(&new.get()), "{new:?}");
 }
 
 fn a_tuple_in_use_is_refused_and_moves_nobody<F: Side>() {
     let (mut bed, _) = sticky::<F>(&backends::<F>(1..=10));
-    let first = chosen(&mut bed, POD_IN, client::<F>(1), vip::<F>(80));
+    let first = bed.chosen(POD_IN, client::<F>(1), vip::<F>(80));
     let same = Datagram::<F>::tcp(client::<F>(1), node::<F>(30_080), SYN);
     bed.drops(POD_IN, &same.bytes(), Reason::TupleInUse);
-    assert_eq!(chosen(&mut bed, POD_IN, client::<F>(2), node::<F>(30_080)), first);
+    assert_eq!(bed.chosen(POD_IN, client::<F>(2), node::<F>(30_080)), first);
 }
 
 fn without_endpoints_it_is_refused<F: Side>() {

@@ -3,10 +3,15 @@
 use std::ops::{Deref, DerefMut};
 
 use datapath::{
+    address::Be16,
     backend::Backend,
+    counter::Hook,
     device::Device,
     flow::Place,
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind},
+    header::tcp::SYN,
+    host::frame::Datagram,
+    packet::Verdict,
     service::{Service, SetRef, service_flags},
     settings::Settings,
     source_range::{RangeKey, SERVICE_BITS, Source},
@@ -15,7 +20,7 @@ use datapath::{
 use crate::{
     machine::{Machine, Side, Sizes},
     plan,
-    sender::Sender,
+    sender::{Sender, ports},
 };
 
 /// First and last port to masquerade with.
@@ -168,6 +173,19 @@ impl<F: Side> Bed<F> {
         let service = self.service(backends);
         self.frontend(plan::node::<F>(port), proto, service, kind::NODE_PORT);
         service
+    }
+
+    /// The port of the backend that a new connection goes to.
+    #[track_caller]
+    pub(crate) fn chosen(
+        &mut self,
+        hook: Hook,
+        from: Place<F::Address>,
+        to: Place<F::Address>,
+    ) -> Be16 {
+        let outcome = self.run(hook, &Datagram::<F>::tcp(from, to, SYN).bytes());
+        assert_eq!(outcome.verdict, Verdict::Pass);
+        ports::<F>(&outcome.bytes).1
     }
 }
 

@@ -52,6 +52,14 @@ impl<F: Side> Machine<F> {
         self.memory.backends.insert(index, row);
     }
 
+    pub(crate) fn put_load(&mut self, slot: u32, load: u32) {
+        self.memory.loads.insert(slot, load);
+    }
+
+    pub(crate) fn load(&mut self, slot: u32) -> u32 {
+        self.memory.loads[&slot]
+    }
+
     pub(crate) fn put_range(&mut self, key: RangeKey<F::Address>) {
         self.memory.ranges.insert(key);
     }

@@ -8,6 +8,7 @@ mod plan;
 mod sender;
 
 mod affinity;
+mod algorithm;
 mod answers;
 mod cluster_ip;
 mod extensions;
@@ -24,5 +25,6 @@ mod race;
 mod selection;
 mod socket;
 mod socket_affinity;
+mod socket_algorithm;
 mod socket_source_range;
 mod source_range;

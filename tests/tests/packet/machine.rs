@@ -9,7 +9,7 @@ use agent_kit::table::{MapTable, Table};
 use datapath::{
     address::protocol,
     affinity::{Affinity, AffinityKey},
-    backend::Backend,
+    backend::{Backend, load_key},
     counter::{Hook, Reason, drop_index},
     device::Device,
     flow::{Flow, FlowKey, Walk},
@@ -80,6 +80,7 @@ pub(crate) struct Machine<F: Sample> {
     stats: Rows<u32, ServiceCounters>,
     affinity: Rows<AffinityKey<F::Address>, Affinity<F::Address>>,
     ranges: Rows<RangeKey<F::Address>, u32>,
+    loads: Rows<u32, u64>,
     settings: Rows<u32, Settings>,
     address_marks: Rows<u32, [u8; MARKS_LEN]>,
     port_marks: Rows<u32, [u8; PORTMARKS_LEN]>,
@@ -275,6 +276,7 @@ impl<F: Side> Machine<F> {
             stats: MapTable::new(loaded.map("STATS")).expect("sizes"),
             affinity: MapTable::new(of_family("AFFINITY")).expect("sizes"),
             ranges: MapTable::new(of_family("RANGES")).expect("sizes"),
+            loads: MapTable::new(loaded.map("LOADS")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             address_marks: MapTable::new(loaded.map("ADDRESSMARKS")).expect("sizes"),
             port_marks: MapTable::new(loaded.map("PORTMARKS")).expect("sizes"),
@@ -290,6 +292,7 @@ impl<F: Side> Machine<F> {
         clear(&mut self.addresses);
         clear(&mut self.affinity);
         clear(&mut self.ranges);
+        clear(&mut self.loads);
         for index in 0..SERVICES {
             write(&mut self.services, index, Service::default());
             write(&mut self.stats, index, ServiceCounters::default());
@@ -321,6 +324,15 @@ impl<F: Side> Machine<F> {
 
     pub(crate) fn put_backend(&mut self, index: u32, row: Backend<F::Address>) {
         write(&mut self.backends, index, row);
+    }
+
+    pub(crate) fn put_load(&mut self, slot: u32, load: u32) {
+        write(&mut self.loads, load_key(slot, F::V6), load.into());
+    }
+
+    pub(crate) fn load(&mut self, slot: u32) -> u32 {
+        let row = self.loads.get(&Row(load_key(slot, F::V6))).expect("a row").expect("a row");
+        row.0 as u32
     }
 
     pub(crate) fn put_range(&mut self, key: RangeKey<F::Address>) {

@@ -15,6 +15,8 @@ mod sender;
 
 #[path = "../../../datapath/tests/engine/affinity.rs"]
 mod affinity;
+#[path = "../../../datapath/tests/engine/algorithm.rs"]
+mod algorithm;
 #[path = "../../../datapath/tests/engine/answers.rs"]
 mod answers;
 #[path = "../../../datapath/tests/engine/cluster_ip.rs"]

@@ -96,6 +96,7 @@ impl Object {
                 "AFFINITY6",
                 "RANGES4",
                 "RANGES6",
+                "LOADS",
                 "SETTINGS",
                 "ADDRESSMARKS",
                 "PORTMARKS",
