@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use datapath::{affinity, frontend::kind, service::service_flags};
+use datapath::{affinity, algorithm::Algorithm, frontend::kind, service::service_flags};
 use ipnetwork::IpNetwork;
 
 use crate::{
@@ -233,5 +233,8 @@ fn service(name: &Name, rows: &[(ServicePortKey, DesiredService)]) -> Option<Ser
         external_local: any(service_flags::EXTERNAL_LOCAL),
         health_check_node_port: 0,
         affinity_timeout_sec: rows.iter().find_map(|(_, row)| timeout_sec(row)),
+        algorithm: rows.first().map(|(_, row)| Algorithm::of(row.flags)),
+        weights: Box::default(),
+        without_sockets: any(service_flags::PACKETS),
     })
 }

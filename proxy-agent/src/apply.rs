@@ -28,7 +28,11 @@ use self::{
     op::{Hash, Op, RangeAt},
     tables::Tables,
 };
-use crate::desired::{Desired, DesiredService, IpFamily, ServicePortKey};
+use crate::{
+    desired::{Desired, DesiredService, IpFamily, ServicePortKey},
+    loads::Counted,
+    slots::LONGEST_SET,
+};
 
 /// The wait for programs that run now.
 pub trait Wait: Send + Sync {
@@ -83,6 +87,11 @@ impl Applier {
     /// Takes note of what a Service's port should be; `None` that it should not be.
     pub fn want(&mut self, key: ServicePortKey, wanted: Option<DesiredService>) {
         self.ledger.want(key, wanted);
+    }
+
+    /// The sets in force whose connections count.
+    pub fn counted(&self) -> Vec<Counted> {
+        self.ledger.counted()
     }
 
     /// Takes note of the addresses that masqueraded connections come from.
@@ -271,10 +280,7 @@ impl Applier {
                     writes: 1,
                     reason: format!(
                         "{}/{}:{} has more than {} endpoints",
-                        key.namespace,
-                        key.name,
-                        key.port,
-                        ledger::LONGEST_SET
+                        key.namespace, key.name, key.port, LONGEST_SET
                     ),
                     is_full: false,
                 },

@@ -3,14 +3,15 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use datapath::{affinity, frontend::kind, service::service_flags};
+use datapath::{affinity, algorithm::Algorithm, frontend::kind, service::service_flags};
 use ipnetwork::IpNetwork;
 
 use crate::{
     desired::{
         DesiredBackend, DesiredFrontend, DesiredService, DesiredSet, IpFamily, ServicePortKey,
     },
-    model::{EndpointSet, Service, ServicePort},
+    model::{EndpointSet, Service, ServicePort, Weight},
+    slots::slots,
     topology::{Candidate, Policies, select},
 };
 
@@ -21,6 +22,8 @@ pub struct NodeFacts {
     pub addresses: Vec<IpAddr>,
     /// The node's own, wherever NodePorts answer.
     pub own: Vec<IpAddr>,
+    /// How backends are chosen of Services that do not say.
+    pub algorithm: Algorithm,
 }
 
 /// What a Service's port would have clients address.
@@ -85,7 +88,7 @@ pub fn compile(
         let family = IpFamily::of(address);
         for (index, port) in service.ports.iter().enumerate() {
             let frontends = frontends(held, index, family);
-            let row = row(service, port, family, sets, &node.name, zone);
+            let row = row(service, port, family, sets, node, zone);
             let (guard, ranges) = guard(service, &frontends, family, &node.own);
             let flags = row.flags | guard;
             let row = DesiredService { frontends, flags, ranges, ..row };
@@ -157,32 +160,51 @@ fn row(
     port: &ServicePort,
     family: IpFamily,
     sets: &[&EndpointSet],
-    node: &str,
+    node: &NodeFacts,
     zone: Option<&str>,
 ) -> DesiredService {
     let policies = Policies::of(service, port.node_port, family);
-    let selection = select(&candidates(port, family, sets, node), policies, node, zone);
-    let mut flags = 0;
+    let algorithm = service.algorithm.unwrap_or(node.algorithm);
+    let mut candidates = candidates(port, family, sets, &node.name);
+    // Of weight zero are those that shall have no new connections.
+    candidates.retain(|candidate| weight(service, candidate) != 0);
+    let selection = select(&candidates, policies, &node.name, zone);
+    let mut flags = algorithm.flags();
     if policies.internal_local {
         flags |= service_flags::INTERNAL_LOCAL;
     }
     if policies.external_local && policies.externally_accessible {
         flags |= service_flags::EXTERNAL_LOCAL;
     }
+    if service.without_sockets {
+        flags |= service_flags::PACKETS;
+    }
+    let weight_of = |backend: &DesiredBackend| {
+        let found = candidates.binary_search_by_key(&backend.place(), |c| c.backend.place());
+        found.map_or(1, |at| weight(service, &candidates[at]))
+    };
+    let set = |backends| verdict(slots(backends, weight_of, algorithm), selection.any);
     DesiredService {
         frontends: Vec::new(),
-        cluster: verdict(selection.cluster, selection.any),
-        local: verdict(selection.local, selection.any),
+        cluster: set(selection.cluster),
+        local: set(selection.local),
         flags,
         ranges: Vec::new(),
         affinity: service.affinity_timeout_sec.map_or(0, affinity::ticks),
     }
 }
 
-fn verdict(mut backends: Vec<DesiredBackend>, any: bool) -> DesiredSet {
-    backends.shrink_to_fit();
-    match (backends.is_empty(), any) {
-        (false, _) => DesiredSet::Backends(backends),
+/// What the endpoint's own object says of it goes before what its Service says.
+fn weight(service: &Service, candidate: &Candidate) -> u16 {
+    let endpoint = candidate.endpoint;
+    let said = || Weight::of(&service.weights, endpoint.address, endpoint.node.as_deref());
+    endpoint.weight.or_else(said).unwrap_or(1)
+}
+
+fn verdict(mut slots: Vec<DesiredBackend>, any: bool) -> DesiredSet {
+    slots.shrink_to_fit();
+    match (slots.is_empty(), any) {
+        (false, _) => DesiredSet::Backends(slots),
         (true, true) => DesiredSet::Drop,
         (true, false) => DesiredSet::Reject,
     }
@@ -213,8 +235,7 @@ pub fn candidates<'a>(
             }));
         }
     }
-    let place = |c: &Candidate| (c.backend.address, c.backend.port);
-    candidates.sort_by_key(|c| (place(c), !c.backend.local));
-    candidates.dedup_by_key(|c| place(c));
+    candidates.sort_by_key(|c| (c.backend.place(), !c.backend.local));
+    candidates.dedup_by_key(|c| c.backend.place());
     candidates
 }

@@ -201,7 +201,8 @@ pub struct RunArgs {
     /// XDP on uplinks (not built yet: off)
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,
-    /// How a backend is chosen (not built yet: random)
+    /// How a backend is chosen, unless a Service says otherwise by its annotation
+    /// millrace.io/algorithm; IPVS' rr, lc, sh and mh are names of the last four
     #[arg(long, value_enum, default_value_t)]
     pub algorithm: Algorithm,
     #[command(flatten)]
@@ -273,9 +274,6 @@ impl RunArgs {
             |flag: &str, instead| Err(ConfigError::NotBuilt { flag: flag.to_owned(), instead });
         if self.xdp != Xdp::Off {
             return missing("--xdp", "--xdp off");
-        }
-        if self.algorithm != Algorithm::Random {
-            return missing("--algorithm", "--algorithm random");
         }
         for (nth, &first) in self.node_ip.iter().enumerate() {
             let mut others = self.node_ip[nth + 1..].iter();
@@ -464,14 +462,36 @@ pub enum Xdp {
 pub enum Algorithm {
     #[default]
     Random,
-    #[value(alias = "rr")]
+    #[value(aliases = ["rr", "wrr"])]
     RoundRobin,
-    #[value(alias = "lc")]
+    #[value(aliases = ["lc", "wlc", "sed", "nq"])]
     LeastConn,
     #[value(alias = "sh")]
     SourceHash,
     #[value(alias = "mh")]
     Maglev,
+}
+
+impl Algorithm {
+    /// For whoever wrote another.
+    pub const NAMES: &str = "random, round-robin, least-conn, source-hash or maglev";
+
+    /// By its name, or by that of IPVS' scheduler that comes nearest.
+    pub fn named(text: &str) -> Option<Self> {
+        Self::from_str(text, false).ok()
+    }
+}
+
+impl From<Algorithm> for datapath::algorithm::Algorithm {
+    fn from(named: Algorithm) -> Self {
+        match named {
+            Algorithm::Random => Self::Random,
+            Algorithm::RoundRobin => Self::RoundRobin,
+            Algorithm::LeastConn => Self::LeastConn,
+            Algorithm::SourceHash => Self::SourceHash,
+            Algorithm::Maglev => Self::Maglev,
+        }
+    }
 }
 
 /// Which maps a capacity is for.
@@ -627,7 +647,7 @@ mod tests {
             args("proxy-agent --source dir:/x --xdp native").unwrap_err(),
             "--xdp: not built yet; use --xdp off"
         );
-        assert!(args("proxy-agent --algorithm rr --source dir:/x").is_err());
+        assert!(args("proxy-agent --algorithm rr --source dir:/x").is_ok());
         assert!(args("proxy-agent --node-ip 10.0.0.1,10.0.0.2 --source dir:/x").is_err());
         assert!(args("proxy-agent --node-ip 10.0.0.1,::1,::2 --source dir:/x").is_err());
         assert!(matches!(args("proxy-agent --source dir:/x"), Ok(Origin::Directory(_))));

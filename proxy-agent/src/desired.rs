@@ -52,10 +52,18 @@ pub struct DesiredBackend {
     pub local: bool,
 }
 
+impl DesiredBackend {
+    #[must_use]
+    pub const fn place(&self) -> (IpAddr, u16) {
+        (self.address, self.port)
+    }
+}
+
 /// A set of backends, or what to do for want of any.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DesiredSet {
-    /// At least one, sorted, without duplicates.
+    /// One for each slot, and at least one; sorted, without duplicates, unless weights or the
+    /// algorithm ask for more ([`crate::slots`]).
     Backends(Vec<DesiredBackend>),
     /// No endpoint anywhere: refuse.
     Reject,

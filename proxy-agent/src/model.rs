@@ -4,6 +4,7 @@
 
 use std::{collections::HashSet, fmt, net::IpAddr, num::NonZeroU64, sync::Arc};
 
+use datapath::algorithm::Algorithm;
 use ipnetwork::IpNetwork;
 
 use crate::desired::IpFamily;
@@ -95,6 +96,38 @@ pub struct Service {
     pub health_check_node_port: u16,
     /// Timeout of `sessionAffinity: ClientIP`.
     pub affinity_timeout_sec: Option<u32>,
+    /// Annotation `millrace.io/algorithm`; the node's if it has none.
+    pub algorithm: Option<Algorithm>,
+    /// Annotation `millrace.io/weights`.
+    pub weights: Box<[Weight]>,
+    /// Annotation `millrace.io/socket-lb: off`.
+    pub without_sockets: bool,
+}
+
+/// How many connections go to some endpoints while one goes to any that nothing is said of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Weight {
+    pub of: Weighted,
+    /// Zero: no new connections.
+    pub weight: u16,
+}
+
+/// Which endpoints a weight is of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Weighted {
+    At(IpAddr),
+    /// All those on a node.
+    On(Arc<str>),
+}
+
+impl Weight {
+    /// What the first that is of an endpoint says; an address goes before its node.
+    #[must_use]
+    pub fn of(weights: &[Self], address: IpAddr, node: Option<&str>) -> Option<u16> {
+        let at = |weight: &&Self| weight.of == Weighted::At(address);
+        let on = |weight: &&Self| matches!(&weight.of, Weighted::On(name) if node == Some(name));
+        weights.iter().find(at).or_else(|| weights.iter().find(on)).map(|found| found.weight)
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -153,6 +186,8 @@ pub struct Endpoint {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
+    /// What its own object says of it, by annotation.
+    pub weight: Option<u16>,
     pub node: Option<Arc<str>>,
     pub hints: Option<Box<Hints>>,
 }

@@ -4,6 +4,7 @@
 //! too, with a note.
 
 mod address;
+mod annotation;
 mod endpoints;
 mod node;
 mod service;

@@ -44,6 +44,7 @@ use crate::{
     health,
     health_checks::{HealthChecks, Where},
     kube_proxy::KubeProxyConfig,
+    loads::{self, LoadsError},
     metrics::Metrics,
     netlink::{Netlink, NetlinkError, Network},
     object, report, settings,
@@ -56,6 +57,8 @@ use crate::{
 const SWEEP: Duration = Duration::from_secs(5);
 /// What failed is tried again, and devices are listed without being asked, this often.
 const RETRY: Duration = Duration::from_secs(5);
+/// Connections are counted this often where least-conn chooses by them.
+const COUNT: Duration = Duration::from_secs(1);
 /// Another proxy's rules are looked for this often.
 const LOOK: Duration = Duration::from_mins(1);
 /// Within this time all tables of Services are compared with what was written, one part after
@@ -105,7 +108,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
 
     // The source reads its files while the kernel verifies the programs.
     let board = Arc::new(Board::default());
-    let source = Source::open(origin, node_name(&args)).await?;
+    let source = Source::open(origin, node_name(&args), args.algorithm.into()).await?;
     let mut agent = Agent::new(args, Arc::clone(&board), source)?;
     health::serve(
         agent.args.metrics_bind_address,
@@ -126,6 +129,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     agent.list_devices(&netlink).await;
     let mut sweep = ticks(SWEEP);
     let mut retry = ticks(RETRY);
+    let mut count = ticks(COUNT);
     let mut look = ticks(LOOK);
     let mut audit = ticks(AUDIT / Part::ALL.len() as u32);
     let mut parts = Part::ALL.into_iter().cycle();
@@ -161,6 +165,8 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
                     sweeping = Some(tokio::task::spawn_blocking(move || sweep.run()));
                 }
             }
+            _ = count.tick() => agent.count_loads(),
+            Ok(result) = finished(&mut agent.counting) => agent.loads_counted(result),
             _ = audit.tick() => agent.audit(parts.next()),
             Some(()) = hangup.recv() => {
                 info!("SIGHUP: comparing all tables with what was written");
@@ -229,6 +235,10 @@ struct Agent {
     waiting: Option<JoinHandle<io::Result<()>>>,
     /// Flows being ended whose endpoint serves no more.
     ending: Option<JoinHandle<Result<Ended, StaleError>>>,
+    /// Connections being counted.
+    counting: Option<JoinHandle<Result<(), LoadsError>>>,
+    /// Whether there may be counts of connections to keep right.
+    has_loads: bool,
     /// Whether all flows must be looked at, and not only those to what has changed.
     all_flows: Due,
     health_checks: HealthChecks,
@@ -286,6 +296,8 @@ impl Agent {
             sweep,
             waiting: None,
             ending: None,
+            counting: None,
+            has_loads: true,
             all_flows: Due::Now,
             health_checks,
             foreign_proxy: false,
@@ -302,13 +314,21 @@ impl Agent {
     fn write_settings(&mut self) -> Result<(), RunError> {
         let RunArgs { socket_lb, nat_ports, .. } = self.args;
         let sees_pods = self.args.pod_link != PodLink::None;
-        let settings = settings::settings(socket_lb, nat_ports, self.foreign_proxy, sees_pods)
-            .map_err(RunError::Node)?;
+        let node = self.roles.node_addresses.first().copied();
+        let settings =
+            settings::settings(socket_lb, nat_ports, self.foreign_proxy, sees_pods, node)
+                .map_err(RunError::Node)?;
         if self.programmed_settings != Some(settings) {
             self.settings.insert(&0, &settings).map_err(RunError::Settings)?;
             self.programmed_settings = Some(settings);
         }
         Ok(())
+    }
+
+    fn tell_programs(&mut self) {
+        if let Err(err) = self.write_settings() {
+            warn!(%err, "cannot tell the programs");
+        }
     }
 
     fn reserve_ports(&self) {
@@ -365,6 +385,7 @@ impl Agent {
         };
         self.roles = roles(&self.network, &wish);
         self.applier.masquerade(self.roles.masquerade_addresses());
+        self.tell_programs();
         let node_addresses = &self.roles.node_addresses;
         self.board.state().node_addresses =
             node_addresses.iter().map(ToString::to_string).collect();
@@ -618,6 +639,26 @@ impl Agent {
         self.board.set_problems("stale", problem.into_iter().collect());
     }
 
+    /// Has connections counted where least-conn chooses by them.
+    fn count_loads(&mut self) {
+        if self.counting.is_some() || !self.applier.is_complete() {
+            return;
+        }
+        let sets = self.applier.counted();
+        if sets.is_empty() && !self.has_loads {
+            return;
+        }
+        self.has_loads = !sets.is_empty();
+        let maps = self.loaded.maps.clone();
+        self.counting = Some(tokio::task::spawn_blocking(move || loads::count(&maps, &sets)));
+    }
+
+    fn loads_counted(&self, result: Result<(), LoadsError>) {
+        let problem =
+            result.err().map(|err| Problem::new(Problem::TABLE, "LOADS", err.to_string()));
+        self.board.set_problems("loads", problem.into_iter().collect());
+    }
+
     async fn look_for_rules(&mut self) {
         let look = tokio::task::spawn_blocking(check::foreign_proxy).await;
         let foreign = look.unwrap_or_default().is_found();
@@ -625,9 +666,7 @@ impl Agent {
             self.foreign_proxy = foreign;
             let what = if foreign { "are on this node" } else { "are gone from this node" };
             info!("kube-proxy's rules {what}");
-            if let Err(err) = self.write_settings() {
-                warn!(%err, "cannot tell the programs");
-            }
+            self.tell_programs();
         }
     }
 }

@@ -2,11 +2,16 @@
 
 use std::{
     io,
+    net::IpAddr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
 use agent_kit::{kernel, ports::PortRange};
-use datapath::settings::{Settings, socket_lb};
+use datapath::{
+    address::{Ipv4, Ipv6},
+    hash,
+    settings::{Settings, socket_lb},
+};
 
 use crate::config::SocketLb;
 
@@ -16,6 +21,7 @@ pub fn settings(
     nat_ports: PortRange,
     foreign_proxy: bool,
     sees_pods: bool,
+    node: Option<IpAddr>,
 ) -> io::Result<Settings> {
     Ok(Settings {
         host_netns_cookie: netns_cookie()?,
@@ -29,7 +35,12 @@ pub fn settings(
         foreign_proxy: foreign_proxy.into(),
         sees_pods: sees_pods.into(),
         ipv6_checksum_flags: kernel::ipv6_checksum_flags()?,
-        ..Settings::default()
+        node_hash: match node {
+            Some(IpAddr::V4(address)) => hash::address(Ipv4::from(address)),
+            Some(IpAddr::V6(address)) => hash::address(Ipv6::from(address)),
+            None => 0,
+        },
+        pad: 0,
     })
 }
 

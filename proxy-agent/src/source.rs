@@ -9,6 +9,7 @@ pub mod listing;
 use std::{io, net::IpAddr, path::PathBuf, sync::Arc, time::Instant};
 
 use agent_kit::kubernetes::{Access, AccessError};
+use datapath::algorithm::Algorithm;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -86,7 +87,11 @@ pub struct Source {
 
 impl Source {
     /// Begins to read at once.
-    pub async fn open(origin: Origin, node: String) -> Result<Self, OpenError> {
+    pub async fn open(
+        origin: Origin,
+        node: String,
+        algorithm: Algorithm,
+    ) -> Result<Self, OpenError> {
         let (name, batches) = match origin {
             Origin::Directory(path) => {
                 let name = format!("dir:{}", path.display());
@@ -107,7 +112,7 @@ impl Source {
                 (name, batches)
             }
         };
-        let facts = NodeFacts { name: node, ..NodeFacts::default() };
+        let facts = NodeFacts { name: node, algorithm, ..NodeFacts::default() };
         let (problems, doubts) = (Arc::default(), Arc::default());
         Ok(Self { name, batches, state: State::new(facts), problems, doubts })
     }

@@ -5,13 +5,14 @@
 //! The node is called `here`; its NodePorts answer at 192.0.2.1 and 2001:db8::1.
 
 use std::{
+    collections::BTreeMap,
     env,
     fmt::Write,
     fs,
     path::{Path, PathBuf},
 };
 
-use datapath::{affinity, frontend::kind, service::service_flags};
+use datapath::{affinity, algorithm::Algorithm, frontend::kind, service::service_flags};
 use proxy_agent::{
     compile::NodeFacts,
     desired::{Desired, DesiredBackend, DesiredService, DesiredSet, IpFamily, ServicePortKey},
@@ -24,7 +25,12 @@ use proxy_agent::{
 fn state() -> State {
     let addresses = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().expect("address"));
     let addresses: Vec<_> = addresses.into();
-    State::new(NodeFacts { name: "here".into(), own: addresses.clone(), addresses })
+    State::new(NodeFacts {
+        name: "here".into(),
+        own: addresses.clone(),
+        addresses,
+        ..NodeFacts::default()
+    })
 }
 
 fn changes(text: &str) -> (Vec<Change>, Vec<Problem>) {
@@ -63,10 +69,15 @@ fn print_service(
         (service_flags::INTERNAL_LOCAL, "internal-local"),
         (service_flags::EXTERNAL_LOCAL, "external-local"),
         (service_flags::NODE_ADMITTED, "node-admitted"),
+        (service_flags::PACKETS, "packets"),
     ] {
         if service.flags & flag != 0 {
             write!(text, " {name}")?;
         }
+    }
+    let algorithm = Algorithm::of(service.flags);
+    if algorithm != Algorithm::Random {
+        write!(text, " {algorithm:?}")?;
     }
     if service.affinity != 0 {
         write!(text, " affinity {} s", affinity::seconds(service.affinity))?;
@@ -99,18 +110,23 @@ fn family_name(family: IpFamily) -> &'static str {
     }
 }
 
+/// What stands in several slots, once, with their number.
 fn print_set(set: &DesiredSet) -> String {
-    let backend = |backend: &DesiredBackend| {
-        let local = if backend.local { " (here)" } else { "" };
-        format!("{} {}{local}", backend.address, backend.port)
+    let backends = match set {
+        DesiredSet::Backends(backends) => backends,
+        DesiredSet::Reject => return "reject".into(),
+        DesiredSet::Drop => return "drop".into(),
     };
-    match set {
-        DesiredSet::Backends(backends) => {
-            backends.iter().map(backend).collect::<Vec<_>>().join(", ")
-        }
-        DesiredSet::Reject => "reject".into(),
-        DesiredSet::Drop => "drop".into(),
+    let mut slots: BTreeMap<&DesiredBackend, u32> = BTreeMap::new();
+    for backend in backends {
+        *slots.entry(backend).or_default() += 1;
     }
+    let backend = |(backend, slots): (&DesiredBackend, u32)| {
+        let local = if backend.local { " (here)" } else { "" };
+        let slots = if slots == 1 { String::new() } else { format!(" ×{slots}") };
+        format!("{} {}{local}{slots}", backend.address, backend.port)
+    };
+    slots.into_iter().map(backend).collect::<Vec<_>>().join(", ")
 }
 
 /// One at a time, in an order, then all away.

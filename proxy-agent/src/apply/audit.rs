@@ -304,11 +304,7 @@ fn damaged_slot(
     placed: &Placed,
     wanted: &DesiredSet,
 ) -> Option<u32> {
-    let SetRef { block, count: 1.., generation } = placed.set? else { return None };
-    let backends: &[DesiredBackend] = match (&placed.backends, wanted) {
-        (Some(backends), _) | (None, DesiredSet::Backends(backends)) => backends,
-        (None, DesiredSet::Reject | DesiredSet::Drop) => return None,
-    };
+    let (SetRef { block, generation, .. }, backends) = placed.slots(wanted)?;
     let is_damaged = |slot: u32, wanted: &DesiredBackend| {
         let found = match family {
             IpFamily::V4 => tables.backends4.read(slot).and_then(|row| backend(row, generation)),

@@ -11,6 +11,7 @@ use std::{
 };
 
 use datapath::{
+    algorithm::Algorithm,
     frontend::{address_use, kind},
     service::{ServicePolicy, SetRef},
 };
@@ -22,10 +23,10 @@ use super::{
     indices::Indices,
     op::{FrontendAt, FrontendTo, Hash, Op},
 };
-use crate::desired::{DesiredBackend, DesiredService, DesiredSet, IpFamily, ServicePortKey};
-
-/// Longest set: its count is 16 bits wide, and each slot may bear another generation.
-pub const LONGEST_SET: usize = 65_000;
+use crate::{
+    desired::{DesiredBackend, DesiredService, DesiredSet, IpFamily, ServicePortKey},
+    loads::Counted,
+};
 
 /// One of a row's sets, as it stands in the tables.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -46,6 +47,18 @@ impl Placed {
             (Some(set), _, DesiredSet::Reject) => set == SetRef::REJECT,
             (Some(set), _, DesiredSet::Drop) => set == SetRef::DROP,
             (None, ..) => false,
+        }
+    }
+
+    /// The set if it has slots, and what stands in them; `wanted` is what the row wants.
+    pub(super) fn slots<'a>(
+        &'a self,
+        wanted: &'a DesiredSet,
+    ) -> Option<(SetRef, &'a [DesiredBackend])> {
+        let set = self.set.filter(|set| set.count > 0)?;
+        match (&self.backends, wanted) {
+            (Some(backends), _) | (None, DesiredSet::Backends(backends)) => Some((set, backends)),
+            (None, DesiredSet::Reject | DesiredSet::Drop) => None,
         }
     }
 
@@ -252,6 +265,22 @@ impl Ledger {
 
     pub fn shortages(&self) -> &BTreeSet<Shortage> {
         &self.shortages
+    }
+
+    /// The sets in force whose connections count.
+    pub fn counted(&self) -> Vec<Counted> {
+        let by_count = |row: &Row| Algorithm::of(row.policy.flags) == Algorithm::LeastConn;
+        let mut counted = Vec::new();
+        for (&service, row) in &self.rows {
+            let Some(wanted) = row.wanted.as_ref().filter(|_| by_count(row)) else { continue };
+            for (placed, wanted) in [(&row.cluster, &wanted.cluster), (&row.local, &wanted.local)] {
+                if let Some((set, backends)) = placed.slots(wanted) {
+                    let (family, backends) = (row.key.family, backends.to_vec());
+                    counted.push(Counted { service, family, first: set.block, backends });
+                }
+            }
+        }
+        counted
     }
 
     pub(super) fn address_flags(&self, address: &IpAddr) -> u32 {

@@ -12,11 +12,14 @@ use datapath::{
 };
 
 use super::{
-    ledger::{LONGEST_SET, Ledger, Row, Shortage},
+    ledger::{Ledger, Row, Shortage},
     op::{FrontendAt, FrontendTo, Hash, Op, Scope},
     ranges::{allowed, is_guarded},
 };
-use crate::desired::{DesiredService, DesiredSet, IpFamily, ServicePortKey};
+use crate::{
+    desired::{DesiredService, DesiredSet, IpFamily, ServicePortKey},
+    slots::LONGEST_SET,
+};
 
 impl Ledger {
     /// The writes that are due, in an order in which a reader at any point sees each Service as

@@ -175,17 +175,29 @@ impl Mapping<'_> {
         }
     }
 
-    /// IPVS' names are names of `--algorithm`, which goes before.
+    /// IPVS' names are names of `--algorithm`, which goes before; kube-proxy's default is rr.
     fn scheduler(&mut self) {
-        let Some((name, scheduler)) = self.text("ipvs.scheduler") else { return };
         let is_ipvs = self.text("mode").is_some_and(|(_, mode)| mode == "ipvs");
-        let warning = match Algorithm::from_str(&scheduler, false) {
+        let scheduler = self.text("ipvs.scheduler");
+        let named = match &scheduler {
+            None if is_ipvs => Some(Algorithm::RoundRobin),
+            None => return,
+            Some((_, scheduler)) => Algorithm::named(scheduler),
+        };
+        let (name, scheduler) = scheduler.unwrap_or_default();
+        let warning = match named {
             _ if !is_ipvs => format!("{name} does not count without mode ipvs"),
-            Err(_) => format!(
-                "{name}: {scheduler} has no meaning here; backends are chosen by --algorithm, \
-                 which knows rr, lc, sh and mh"
+            Some(algorithm) if self.args.algorithm == Algorithm::Random => {
+                self.args.algorithm = algorithm;
+                return;
+            }
+            Some(_) if name.is_empty() => return,
+            Some(_) => format!("{name} does not count: --algorithm does"),
+            None => format!(
+                "{name}: {scheduler} has no meaning here; backends are chosen by --algorithm: \
+                 {}",
+                Algorithm::NAMES
             ),
-            Ok(_) => format!("{name}: {scheduler} is not built yet; backends are chosen at random"),
         };
         self.warnings.push(warning);
     }
@@ -296,7 +308,6 @@ mod tests {
                  nothing in Millrace",
                 "iptables.masqueradeAll: true has no meaning here: only what would not come back \
                  to this node by itself is masqueraded",
-                "ipvs.scheduler: rr is not built yet; backends are chosen at random",
                 "ipvs.strictARP: true has no meaning here: IPVS is not used",
                 "mode: \"ipvs\" has no meaning here: it is eBPF in each",
             ]
@@ -306,11 +317,27 @@ mod tests {
     #[test]
     fn schedulers_that_no_algorithm_stands_for_are_named() {
         let told = |file| mapped("", file).1.unwrap().pop().unwrap();
-        assert!(
-            told("mode: ipvs\nipvs: {scheduler: sed}").starts_with("ipvs.scheduler: sed has no")
-        );
+        assert!(told("mode: ipvs\nipvs: {scheduler: dh}").starts_with("ipvs.scheduler: dh has no"));
         let idle = "ipvs.scheduler does not count without mode ipvs";
         assert_eq!(told("ipvs: {scheduler: rr}"), idle);
+    }
+
+    #[test]
+    fn ipvs_schedulers_are_algorithms() {
+        let algorithm = |flags: &str, file: &str| mapped(flags, file).0.algorithm;
+        let of =
+            |scheduler| algorithm("", &format!("mode: ipvs\nipvs: {{scheduler: {scheduler}}}"));
+        assert_eq!(["''", "rr", "wrr"].map(of), [Algorithm::RoundRobin; 3]);
+        assert_eq!(["lc", "wlc", "sed", "nq"].map(of), [Algorithm::LeastConn; 4]);
+        assert_eq!(["sh", "mh", "dh"].map(of), {
+            [Algorithm::SourceHash, Algorithm::Maglev, Algorithm::Random]
+        });
+        assert_eq!(algorithm("", "mode: nftables"), Algorithm::Random);
+        let file = "mode: ipvs\nipvs: {scheduler: sh}";
+        let (args, warnings) = mapped("--algorithm maglev", file);
+        assert_eq!(args.algorithm, Algorithm::Maglev);
+        let told = "ipvs.scheduler does not count: --algorithm does".to_owned();
+        assert!(warnings.unwrap().contains(&told));
     }
 
     #[test]

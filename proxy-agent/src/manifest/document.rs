@@ -77,6 +77,12 @@ pub struct Labels {
 pub struct Annotations {
     #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
     pub last_change_trigger_time: Option<String>,
+    #[serde(rename = "millrace.io/algorithm")]
+    pub algorithm: Option<String>,
+    #[serde(rename = "millrace.io/weights")]
+    pub weights: Option<String>,
+    #[serde(rename = "millrace.io/socket-lb")]
+    pub socket_lb: Option<String>,
 }
 
 /// Of Services and of Nodes.

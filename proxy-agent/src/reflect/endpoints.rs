@@ -5,14 +5,14 @@ use std::{net::IpAddr, num::NonZeroU64, sync::Arc};
 use datapath::address::protocol;
 use jiff::Timestamp;
 
-use super::{Report, address::Use, is_for_another, labels, share};
+use super::{Report, address::Use, annotation, is_for_another, labels, share};
 use crate::{
     desired::IpFamily,
     manifest::document::{
         Conditions, Document, Endpoint as EndpointDocument, EndpointAddress, EndpointHints,
         EndpointPort, Hint, Metadata, Subset,
     },
-    model::{Endpoint, EndpointSet, Hints, Name, Object, Slice, SlicePort},
+    model::{Endpoint, EndpointSet, Hints, Name, Object, Slice, SlicePort, Weight},
     problem::ProblemKind,
 };
 
@@ -33,11 +33,13 @@ pub(super) fn slice(document: Document, report: &mut Report) -> Option<Object> {
             return None;
         }
     };
+    let weights = annotation::weights(document.metadata.as_ref(), report);
     let endpoints = document.endpoints.unwrap_or_default();
     let endpoints = endpoints
         .iter()
         .enumerate()
         .filter_map(|(index, document)| endpoint(index, document, family, report))
+        .map(|endpoint| endpoint.weighted(&weights))
         .collect();
     let ports = ports(document.ports.as_deref(), "ports", report);
     let name =
@@ -80,6 +82,7 @@ fn endpoint(
         ready: conditions.ready.unwrap_or(true),
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
+        weight: None,
         node: share(document.node_name.as_deref(), report),
         hints: hints(document.hints.as_ref(), report),
     })
@@ -120,9 +123,10 @@ pub(super) fn endpoints(document: Document, report: &mut Report) -> Option<Objec
     if is_for_another(document.metadata.as_ref()) {
         return None;
     }
+    let weights = annotation::weights(document.metadata.as_ref(), report);
     let mut slices = Vec::new();
     for (index, subset) in document.subsets.unwrap_or_default().iter().enumerate() {
-        subset_slices(subset, &format!("subsets[{index}]"), &mut slices, report);
+        subset_slices(subset, &format!("subsets[{index}]"), &weights, &mut slices, report);
     }
     let service = report.key.name.clone();
     let slices = slices.into();
@@ -130,7 +134,13 @@ pub(super) fn endpoints(document: Document, report: &mut Report) -> Option<Objec
     Some(Object::Endpoints(Arc::new(set)))
 }
 
-fn subset_slices(subset: &Subset, field: &str, slices: &mut Vec<Slice>, report: &mut Report) {
+fn subset_slices(
+    subset: &Subset,
+    field: &str,
+    weights: &[Weight],
+    slices: &mut Vec<Slice>,
+    report: &mut Report,
+) {
     let ports = ports(subset.ports.as_deref(), &format!("{field}.ports"), report);
     let mut endpoints = Vec::new();
     let lists = [
@@ -140,7 +150,8 @@ fn subset_slices(subset: &Subset, field: &str, slices: &mut Vec<Slice>, report: 
     for (list, ready, addresses) in lists {
         for (index, address) in addresses.unwrap_or_default().iter().enumerate() {
             let field = format!("{field}.{list}[{index}].ip");
-            endpoints.extend(from_address(address, ready, &field, report));
+            let endpoint = from_address(address, ready, &field, report);
+            endpoints.extend(endpoint.map(|endpoint| endpoint.weighted(weights)));
         }
     }
     for family in [IpFamily::V4, IpFamily::V6] {
@@ -161,5 +172,12 @@ fn from_address(
     let text = document.ip.as_deref().unwrap_or_default();
     let address: IpAddr = report.address(field, text, Use::Reachable)?;
     let node = share(document.node_name.as_deref(), report);
-    Some(Endpoint { address, ready, serving: ready, terminating: false, node, hints: None })
+    let (serving, terminating) = (ready, false);
+    Some(Endpoint { address, ready, serving, terminating, weight: None, node, hints: None })
+}
+
+impl Endpoint {
+    fn weighted(self, weights: &[Weight]) -> Self {
+        Self { weight: Weight::of(weights, self.address, self.node.as_deref()), ..self }
+    }
 }

@@ -6,7 +6,7 @@ use std::{collections::HashSet, net::IpAddr, sync::Arc};
 use datapath::address::protocol;
 use ipnetwork::IpNetwork;
 
-use super::{Report, address::Use, is_for_another};
+use super::{Report, address::Use, annotation, is_for_another};
 use crate::{
     desired::IpFamily,
     manifest::document::{Document, LoadBalancerIngress, ServicePort as PortDocument, Spec},
@@ -26,6 +26,10 @@ pub(super) fn service(document: Document, report: &mut Report) -> Option<Object>
     }
     let kind = service_type(&spec, report)?;
     let cluster_ips = cluster_ips(&spec, report)?;
+    let metadata = document.metadata.as_ref();
+    let algorithm = annotation::algorithm(metadata, report);
+    let weights = annotation::weights(metadata, report);
+    let without_sockets = annotation::without_sockets(metadata, report);
     let ingress = document.status.and_then(|status| status.load_balancer?.ingress);
     let created = document.metadata.and_then(|metadata| metadata.creation_timestamp);
     let service = Service {
@@ -40,6 +44,9 @@ pub(super) fn service(document: Document, report: &mut Report) -> Option<Object>
         external_local: is_local("external", spec.external_traffic_policy.as_deref(), report),
         health_check_node_port: health_check_node_port(&spec, kind, report),
         affinity_timeout_sec: affinity(&spec, report),
+        algorithm,
+        weights,
+        without_sockets,
         cluster_ips,
     };
     Some(Object::Service(Arc::new(service)))

@@ -13,6 +13,7 @@ use agent_kit::{
 use datapath::{
     address::{Ipv4, Ipv6, protocol},
     affinity,
+    algorithm::Algorithm,
     backend::{Backend, backend_flags},
     frontend::{Frontend, FrontendKey, kind},
     service::{Service, ServiceCounters, ServiceName, SetRef, service_flags},
@@ -35,6 +36,8 @@ pub struct ShownService {
     pub frontends: Vec<ShownFrontend>,
     pub internal_traffic_policy: &'static str,
     pub external_traffic_policy: &'static str,
+    /// How a backend is chosen.
+    pub algorithm: &'static str,
     /// Of session affinity, as near as the tables have it; absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub affinity_timeout_seconds: Option<u32>,
@@ -64,6 +67,8 @@ pub struct ShownBackend {
     pub address: IpAddr,
     pub port: u16,
     pub local: bool,
+    /// How often it stands in its set: its share of new connections.
+    pub slots: u32,
 }
 
 /// One backend with all that use it.
@@ -182,6 +187,7 @@ impl Tables {
             frontends: leads,
             internal_traffic_policy: policy(service_flags::INTERNAL_LOCAL),
             external_traffic_policy: policy(service_flags::EXTERNAL_LOCAL),
+            algorithm: algorithm_name(Algorithm::of(service.flags)),
             affinity_timeout_seconds: service
                 .policy()
                 .is_sticky()
@@ -202,17 +208,39 @@ impl Tables {
     fn set(&self, set: SetRef, is_v6: bool) -> Vec<ShownBackend> {
         let slots = set.block..set.block.saturating_add(u32::from(set.count));
         let slots = if set.count == 0 { 0..0 } else { slots };
-        if is_v6 {
+        let shown: Vec<ShownBackend> = if is_v6 {
             slots.filter_map(|slot| self.backends6.read(slot).map(|row| backend(&row))).collect()
         } else {
             slots.filter_map(|slot| self.backends4.read(slot).map(|row| backend(&row))).collect()
-        }
+        };
+        each_once(shown)
+    }
+}
+
+/// Sorted, with what stands in several slots once.
+fn each_once(mut slots: Vec<ShownBackend>) -> Vec<ShownBackend> {
+    slots.sort();
+    slots.dedup_by(|next, first| {
+        let is_same = (next.address, next.port) == (first.address, first.port);
+        first.slots += if is_same { next.slots } else { 0 };
+        is_same
+    });
+    slots
+}
+
+fn algorithm_name(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::Random => "random",
+        Algorithm::RoundRobin => "round-robin",
+        Algorithm::LeastConn => "least-conn",
+        Algorithm::SourceHash => "source-hash",
+        Algorithm::Maglev => "maglev",
     }
 }
 
 fn backend<A: Into<IpAddr> + Copy>(row: &Backend<A>) -> ShownBackend {
     let local = row.flags & backend_flags::LOCAL != 0;
-    ShownBackend { address: row.addr.into(), port: row.port.get(), local }
+    ShownBackend { address: row.addr.into(), port: row.port.get(), local, slots: 1 }
 }
 
 fn verdict(set: SetRef) -> Option<&'static str> {
@@ -282,9 +310,11 @@ pub fn print(services: &[ShownService]) -> String {
             let kind = frontend.kind.replace('_', " ");
             format!("{} ({kind})", SocketAddr::new(frontend.address, frontend.port))
         });
+        let is_even = service.backends.iter().all(|b| b.slots == service.backends[0].slots);
         let backends = service.backends.iter().map(|backend| {
             let local = if backend.local { " (local)" } else { "" };
-            format!("{}{local}", SocketAddr::new(backend.address, backend.port))
+            let weight = if is_even { String::new() } else { format!(" ×{}", backend.slots) };
+            format!("{}{local}{weight}", SocketAddr::new(backend.address, backend.port))
         });
         let none = service.without_backends.map(|verdict| format!("none: {verdict}"));
         let backends = lines(backends.chain(none));
@@ -301,6 +331,7 @@ pub fn print(services: &[ShownService]) -> String {
             frontends.collect::<Vec<_>>().join("\n"),
             backends,
             policy.trim().into(),
+            if service.algorithm == "random" { "" } else { service.algorithm }.into(),
             service
                 .affinity_timeout_seconds
                 .map_or_else(String::new, |seconds| format!("{seconds} s")),
@@ -317,6 +348,7 @@ pub fn print(services: &[ShownService]) -> String {
             "FRONTENDS",
             "BACKENDS",
             "LOCAL",
+            "ALGORITHM",
             "AFFINITY",
             "SOURCES",
             "CONNS",

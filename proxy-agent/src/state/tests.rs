@@ -19,7 +19,7 @@ use crate::{
 
 fn facts() -> NodeFacts {
     let addresses = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
-    NodeFacts { name: "here".into(), own: addresses.clone(), addresses }
+    NodeFacts { name: "here".into(), own: addresses.clone(), addresses, ..NodeFacts::default() }
 }
 
 fn state() -> State {

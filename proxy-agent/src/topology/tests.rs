@@ -40,6 +40,7 @@ fn endpoint(text: &str) -> (bool, Endpoint) {
         ready: true,
         serving: true,
         terminating: false,
+        weight: None,
         node: None,
         hints: None,
     };
