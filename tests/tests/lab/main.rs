@@ -25,6 +25,7 @@ macro_rules! both {
 }
 
 mod affinity;
+mod algorithm;
 mod application;
 mod audit;
 mod change;
