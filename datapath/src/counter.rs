@@ -82,6 +82,8 @@ numbered! {
     NotIp = 18, "not_ip";
     /// To a load balancer's address, from a source that its Service's ranges do not admit.
     SourceRange = 19, "source_range";
+    /// To an address out of which cluster IPs are given, and that no Service has.
+    UnallocatedAddress = 20, "unallocated_address";
 }
 
 numbered! {

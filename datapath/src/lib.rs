@@ -39,6 +39,7 @@ pub mod refusal;
 pub mod rewrite;
 pub mod select;
 pub mod service;
+pub mod service_network;
 pub mod settings;
 pub mod socket;
 pub mod source_range;

@@ -16,6 +16,8 @@
 //! | `AFFINITY4/6` | LRU hash | `AffinityKey` → `Affinity` |
 //! | `LOADS` | hash | `load_key` → connections of a backend, where the fewest count |
 //! | `RANGES4/6` | LPM trie | `RangeKey` → 1, sources that are admitted |
+//! | `SERVICENETS4/6` | LPM trie | `NetworkKey` that cluster IPs are given out of → 1 |
+//! | `SERVICECOVER` | array of two | family → `Cover` of those |
 //! | `DEVICES` | hash | interface index → `Device` |
 //! | `SETTINGS` | array of one | → `Settings` |
 //! | `DROPS` | per-CPU array | `counter::drop_index` → packets |
@@ -57,6 +59,7 @@ pub const PEERS_CAPACITY: usize = 32_768;
 pub const RANGES_CAPACITY: usize = 65_536;
 /// Slots of sets, of two families.
 pub const LOADS_CAPACITY: usize = 2 * BACKENDS_CAPACITY;
+pub const SERVICENETS_CAPACITY: usize = 1_024;
 pub const AFFINITY_CAPACITY: usize = 32_768;
 pub const DEVICES_CAPACITY: usize = 4_096;
 /// Bytes of the one row of `MARKS` and of `ADDRESSMARKS`; a power of two.

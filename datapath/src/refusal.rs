@@ -1,7 +1,9 @@
 //! Refusals on the way out: a packet that leaves the node for a cluster IP, or for a load
 //! balancer's address, comes from one of the node's own processes, whose socket call was left as it
 //! was, or from a device that no program sees. For a cluster IP nobody beyond this node would answer
-//! it; for a load balancer somebody might, who does not know of source ranges.
+//! it; for a load balancer somebody might, who does not know of source ranges. One for an address
+//! that cluster IPs are given out of, and that no Service has, is dropped, as by kube-proxy with
+//! nftables.
 
 use crate::{
     address::protocol,
@@ -56,7 +58,11 @@ fn fate<F: Network, P: Packet, T: Tables<F>>(packet: &P, tables: &mut T) -> Fate
     let usage = tables.address_use(header.dst).map_or(0, |usage| usage.flags);
     let is_cluster_ip = usage & address_use::CLUSTER_IP != 0;
     if usage & (address_use::CLUSTER_IP | address_use::LOAD_BALANCER) == 0 {
-        return Fate::Pass;
+        return if usage == 0 && tables.is_service_network(header.dst) {
+            Fate::Drop(Reason::UnallocatedAddress)
+        } else {
+            Fate::Pass
+        };
     }
     let Ok(transport) = header::transport::<F, P>(packet, &header) else { return Fate::Pass };
     // A later fragment does not tell its port; its first fragment has been answered.

@@ -155,6 +155,8 @@ pub trait Tables<F: Network>: FlowTables<F> {
     fn set(&mut self, service: u32, scope: Scope) -> Option<SetRef>;
     fn backend(&mut self, index: u32) -> Option<Backend<F::Address>>;
 
+    /// True if cluster IPs are given out of a network that the address is in.
+    fn is_service_network(&mut self, address: F::Address) -> bool;
     /// True if a range of the Service's has the source.
     fn is_admitted(&mut self, service: u32, source: F::Address) -> bool;
 

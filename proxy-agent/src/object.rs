@@ -31,6 +31,7 @@ const GROUPS: &[&[&str]] = &[
         "AFFINITY6",
         "RANGES4",
         "RANGES6",
+        "LOADS",
     ],
     &["FLOWS4", "FLOWS6", "PENDING4", "PENDING6", "MARKS"],
     &["SOCKETS4", "SOCKETS6", "PEERS4", "PEERS6", "PEERMARKS"],

@@ -15,6 +15,7 @@ use crate::{
     known::{is_foreign_port, uses},
     linear::{at, word},
     marks::is_set,
+    tables::{FamilyMaps, is_service_network},
 };
 
 /// A family's addresses at their places in a packet.
@@ -126,11 +127,12 @@ fn has_foreign_port<F: Peek>(context: &TcContext) -> bool {
 
 /// True if a leaving packet's destination is certainly none that it could be refused for.
 #[inline(always)]
-pub fn is_never_refused<F: Peek>(context: &TcContext) -> bool {
+pub fn is_never_refused<F: Peek + FamilyMaps>(context: &TcContext) -> bool {
     let Some(header) = header::<F>(context) else { return false };
     // SAFETY: `header` has checked that the whole fixed header is there.
     let destination = unsafe { F::peek(header.add(F::DST as usize)) };
     uses::<F>(destination) & (mark::WHOLE | mark::LOAD_BALANCER) == 0
+        && !is_service_network::<F>(destination)
 }
 
 /// True if a leaving packet is certainly of no flow, and no ICMP error about one.

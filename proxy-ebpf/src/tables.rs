@@ -38,6 +38,7 @@ type Backends<A> = Array<Backend<A>, { size::BACKENDS_CAPACITY }, MMAP>;
 type Peers<A> = LruHashMap<PeerKey<A>, Peer<A>, { size::PEERS_CAPACITY }>;
 
 type Ranges<A> = LpmTrie<Source<A>, u32, { size::RANGES_CAPACITY }>;
+type Networks<A> = LpmTrie<A, u32, { size::SERVICENETS_CAPACITY }>;
 type Affinities<A> = LruHashMap<AffinityKey<A>, Affinity<A>, { size::AFFINITY_CAPACITY }>;
 
 /// The maps of one family.
@@ -48,6 +49,9 @@ pub trait FamilyMaps: FlowMaps {
     const PEERS: &'static Peers<Self::Address>;
     const AFFINITY: &'static Affinities<Self::Address>;
     const RANGES: &'static Ranges<Self::Address>;
+    const NETWORKS: &'static Networks<Self::Address>;
+    /// Index into `SERVICECOVER`.
+    const COVER: u32;
     /// Length of an address.
     const BITS: u32;
 }
@@ -59,6 +63,8 @@ impl FamilyMaps for V4 {
     const PEERS: &'static Peers<Self::Address> = &PEERS4;
     const AFFINITY: &'static Affinities<Self::Address> = &AFFINITY4;
     const RANGES: &'static Ranges<Self::Address> = &RANGES4;
+    const NETWORKS: &'static Networks<Self::Address> = &SERVICENETS4;
+    const COVER: u32 = 0;
     const BITS: u32 = 32;
 }
 
@@ -69,6 +75,8 @@ impl FamilyMaps for V6 {
     const PEERS: &'static Peers<Self::Address> = &PEERS6;
     const AFFINITY: &'static Affinities<Self::Address> = &AFFINITY6;
     const RANGES: &'static Ranges<Self::Address> = &RANGES6;
+    const NETWORKS: &'static Networks<Self::Address> = &SERVICENETS6;
+    const COVER: u32 = 1;
     const BITS: u32 = 128;
 }
 
@@ -76,6 +84,16 @@ impl FamilyMaps for V6 {
 #[inline(always)]
 pub fn settings() -> Settings {
     SETTINGS.get(0).copied().unwrap_or_default()
+}
+
+/// True if cluster IPs are given out of a network that the address is in.
+#[inline(always)]
+pub fn is_service_network<F: FamilyMaps>(address: F::Address) -> bool {
+    // SAFETY: the map's rows are never freed; a row that is being changed costs a look at most, or
+    // lets a packet pass.
+    let is_covered =
+        SERVICECOVER.get_ptr(F::COVER).is_some_and(|row| unsafe { (*row).may_hold(address) });
+    is_covered && F::NETWORKS.get(&Key::new(F::BITS, address)).is_some()
 }
 
 /// Adds to a counter that other processors add to as well.
@@ -157,6 +175,11 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
                 generation: read_volatile(addr_of!((*row).generation)),
             })
         }
+    }
+
+    #[inline(always)]
+    fn is_service_network(&mut self, address: F::Address) -> bool {
+        is_service_network::<F>(address)
     }
 
     #[inline(always)]

@@ -23,6 +23,7 @@ use crate::{
     source_range::{RangeKey, SERVICE_BITS},
     tables::{FlowTables, KeepError, Opening, Scope, Store, Tables},
     track,
+    tunnel::NetworkKey,
 };
 
 /// Rows that the tables of flows may hold.
@@ -58,6 +59,7 @@ pub struct Memory<F: Network, const BARE: bool = false> {
     pub peers: HashMap<PeerKey<F::Address>, Peer<F::Address>>,
     pub affinity: Lru<AffinityKey<F::Address>, Affinity<F::Address>>,
     pub ranges: HashSet<RangeKey<F::Address>>,
+    pub service_networks: HashSet<NetworkKey<F::Address>>,
     pub marks: Vec<bool>,
     pub walk: Walk,
     pub device: Option<Device>,
@@ -91,6 +93,7 @@ impl<F: Network, const BARE: bool> Memory<F, BARE> {
             peers: HashMap::new(),
             affinity: Lru::new(AFFINITY_CAPACITY),
             ranges: HashSet::new(),
+            service_networks: HashSet::new(),
             marks: vec![false; MARKS_LEN],
             walk: Walk::default(),
             device: None,
@@ -272,6 +275,11 @@ impl<F: Network> Tables<F> for Memory<F> {
 
     fn backend(&mut self, index: u32) -> Option<Backend<F::Address>> {
         Some(self.backends.get(&index).copied().unwrap_or_default())
+    }
+
+    fn is_service_network(&mut self, address: F::Address) -> bool {
+        let mut networks = self.service_networks.iter();
+        networks.any(|key| key.network.shares(address, key.prefix_len))
     }
 
     fn is_admitted(&mut self, service: u32, source: F::Address) -> bool {

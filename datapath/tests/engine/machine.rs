@@ -17,6 +17,7 @@ use datapath::{
     settings::Settings,
     source_range::RangeKey,
     tables::Store,
+    tunnel::NetworkKey,
 };
 
 pub(crate) use datapath::host::memory::Sizes;
@@ -58,6 +59,11 @@ impl<F: Side> Machine<F> {
 
     pub(crate) fn load(&mut self, slot: u32) -> u32 {
         self.memory.loads[&slot]
+    }
+
+    /// The networks that cluster IPs are given out of.
+    pub(crate) fn put_service_networks(&mut self, networks: &[NetworkKey<F::Address>]) {
+        self.memory.service_networks = networks.iter().copied().collect();
     }
 
     pub(crate) fn put_range(&mut self, key: RangeKey<F::Address>) {

@@ -23,6 +23,7 @@ mod process;
 mod properties;
 mod race;
 mod selection;
+mod service_network;
 mod socket;
 mod socket_affinity;
 mod socket_algorithm;

@@ -20,9 +20,11 @@ use datapath::{
     packet::Verdict,
     policy::{Policed, Policy},
     service::{Service, ServiceCounters},
+    service_network::Cover,
     settings::Settings,
     source_range::{ADMITTED, RangeKey},
     tables::Store,
+    tunnel::NetworkKey,
 };
 
 pub(crate) use datapath::host::memory::Sizes;
@@ -81,6 +83,8 @@ pub(crate) struct Machine<F: Sample> {
     affinity: Rows<AffinityKey<F::Address>, Affinity<F::Address>>,
     ranges: Rows<RangeKey<F::Address>, u32>,
     loads: Rows<u32, u64>,
+    service_networks: Rows<NetworkKey<F::Address>, u32>,
+    service_cover: Rows<u32, Cover>,
     settings: Rows<u32, Settings>,
     address_marks: Rows<u32, [u8; MARKS_LEN]>,
     port_marks: Rows<u32, [u8; PORTMARKS_LEN]>,
@@ -277,6 +281,8 @@ impl<F: Side> Machine<F> {
             affinity: MapTable::new(of_family("AFFINITY")).expect("sizes"),
             ranges: MapTable::new(of_family("RANGES")).expect("sizes"),
             loads: MapTable::new(loaded.map("LOADS")).expect("sizes"),
+            service_networks: MapTable::new(of_family("SERVICENETS")).expect("sizes"),
+            service_cover: MapTable::new(loaded.map("SERVICECOVER")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             address_marks: MapTable::new(loaded.map("ADDRESSMARKS")).expect("sizes"),
             port_marks: MapTable::new(loaded.map("PORTMARKS")).expect("sizes"),
@@ -293,11 +299,13 @@ impl<F: Side> Machine<F> {
         clear(&mut self.affinity);
         clear(&mut self.ranges);
         clear(&mut self.loads);
+        clear(&mut self.service_networks);
         for index in 0..SERVICES {
             write(&mut self.services, index, Service::default());
             write(&mut self.stats, index, ServiceCounters::default());
         }
         write(&mut self.settings, 0, Settings::default());
+        write(&mut self.service_cover, u32::from(F::V6), Cover::NONE);
         write(&mut self.address_marks, 0, NO_MARKS);
         write(&mut self.port_marks, 0, NO_PORTS);
     }
@@ -333,6 +341,16 @@ impl<F: Side> Machine<F> {
     pub(crate) fn load(&mut self, slot: u32) -> u32 {
         let row = self.loads.get(&Row(load_key(slot, F::V6))).expect("a row").expect("a row");
         row.0 as u32
+    }
+
+    /// The networks that cluster IPs are given out of.
+    pub(crate) fn put_service_networks(&mut self, networks: &[NetworkKey<F::Address>]) {
+        clear(&mut self.service_networks);
+        for network in networks {
+            write(&mut self.service_networks, *network, 1);
+        }
+        let networks: Vec<_> = networks.iter().map(|key| (key.network, key.prefix_len)).collect();
+        write(&mut self.service_cover, u32::from(F::V6), Cover::of(&networks));
     }
 
     pub(crate) fn put_range(&mut self, key: RangeKey<F::Address>) {
