@@ -330,7 +330,8 @@ pub fn flannel_roles() -> [Value; 2] {
 pub fn proxy_roles() -> [Value; 2] {
     let verbs = ["get", "list", "watch"];
     let slices = rule("discovery.k8s.io", &["endpointslices"], &verbs);
-    role(PROXY, &[rule("", &["services", "nodes"], &verbs), slices])
+    let cidrs = rule("networking.k8s.io", &["servicecidrs"], &verbs);
+    role(PROXY, &[rule("", &["services", "nodes"], &verbs), slices, cidrs])
 }
 
 fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {
@@ -371,6 +372,7 @@ fn collection(object: &Value) -> Option<String> {
         ("discovery.k8s.io/v1", "EndpointSlice") => {
             format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices")
         }
+        ("networking.k8s.io/v1", "ServiceCIDR") => "/apis/networking.k8s.io/v1/servicecidrs".into(),
         ("authorization.k8s.io/v1", "SubjectAccessReview") => {
             "/apis/authorization.k8s.io/v1/subjectaccessreviews".into()
         }

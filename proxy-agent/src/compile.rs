@@ -148,7 +148,9 @@ fn guard(
     (flags, ranges.into_iter().collect())
 }
 
-fn without_host_bits(range: &IpNetwork) -> IpNetwork {
+/// The same network, by its own address.
+#[must_use]
+pub fn without_host_bits(range: &IpNetwork) -> IpNetwork {
     // A length that was valid is.
     IpNetwork::new(range.network(), range.prefix()).unwrap_or(*range)
 }

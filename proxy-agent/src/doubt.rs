@@ -29,7 +29,7 @@ impl Doubt {
         match object.kind {
             ObjectKind::EndpointSlice => object.name.namespace == name.namespace,
             ObjectKind::Endpoints => object.name == *name,
-            ObjectKind::Service | ObjectKind::Node => false,
+            ObjectKind::Service | ObjectKind::Node | ObjectKind::ServiceCIDR => false,
         }
     }
 }

@@ -29,6 +29,7 @@ pub mod reflect;
 pub mod report;
 pub mod run;
 pub mod service_health;
+pub mod service_networks;
 pub mod serving;
 pub mod settings;
 pub mod show;

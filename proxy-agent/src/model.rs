@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 
 use crate::desired::IpFamily;
 
-/// Namespace and name of an object. Nodes have no namespace.
+/// Namespace and name of an object; the namespace is empty where its kind has none.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Name {
     pub namespace: Arc<str>,
@@ -32,6 +32,15 @@ pub enum ObjectKind {
     EndpointSlice,
     Endpoints,
     Node,
+    ServiceCIDR,
+}
+
+impl ObjectKind {
+    /// Those of the whole cluster have no namespace.
+    #[must_use]
+    pub const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Node | Self::ServiceCIDR)
+    }
 }
 
 /// Tells one object from all others.
@@ -54,6 +63,7 @@ pub enum Object {
     /// An EndpointSlice, or core/v1 Endpoints.
     Endpoints(Arc<EndpointSet>),
     Node(Arc<Node>),
+    ServiceCIDR(Arc<ServiceCIDR>),
 }
 
 /// What happened to an object in the source.
@@ -209,6 +219,12 @@ pub struct Node {
     pub pod_cidrs: Box<[IpNetwork]>,
     /// Being deleted, or about to be by the cluster autoscaler (KEP-3836).
     pub going: bool,
+}
+
+/// Networks that cluster IPs are given out of (KEP-1880).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceCIDR {
+    pub cidrs: Box<[IpNetwork]>,
 }
 
 /// Makes equal strings one allocation: namespaces, port names and node names are nearly all there

@@ -8,6 +8,7 @@ mod annotation;
 mod endpoints;
 mod node;
 mod service;
+mod service_cidr;
 
 use std::sync::Arc;
 
@@ -82,11 +83,12 @@ fn object_kind(api_version: Option<&str>, kind: Option<&str>) -> Kind {
         ("v1", "Service") => Kind::Ours(ObjectKind::Service),
         ("v1", "Endpoints") => Kind::Ours(ObjectKind::Endpoints),
         ("v1", "Node") => Kind::Ours(ObjectKind::Node),
+        ("networking.k8s.io/v1", "ServiceCIDR") => Kind::Ours(ObjectKind::ServiceCIDR),
         ("discovery.k8s.io/v1", "EndpointSlice") => Kind::Ours(ObjectKind::EndpointSlice),
         (version, "EndpointSlice") if version.starts_with("discovery.k8s.io/") => Kind::Version(
             format!("{version} EndpointSlices are not read; write discovery.k8s.io/v1"),
         ),
-        ("", kind @ ("Service" | "Endpoints" | "Node" | "EndpointSlice")) => {
+        ("", kind @ ("Service" | "Endpoints" | "Node" | "EndpointSlice" | "ServiceCIDR")) => {
             Kind::Version(format!("a {kind} without apiVersion; write one"))
         }
         (_, "") => Kind::Missing,
@@ -96,7 +98,7 @@ fn object_kind(api_version: Option<&str>, kind: Option<&str>) -> Kind {
 
 fn key(kind: ObjectKind, namespace: Option<&str>, name: &str, strings: &mut Strings) -> ObjectKey {
     let namespace = match (kind, namespace) {
-        (ObjectKind::Node, _) => "",
+        (kind, _) if !kind.is_namespaced() => "",
         (_, None | Some("")) => "default",
         (_, Some(namespace)) => namespace,
     };
@@ -129,6 +131,7 @@ impl Reading {
             ObjectKind::EndpointSlice => endpoints::slice(document, &mut report),
             ObjectKind::Endpoints => endpoints::endpoints(document, &mut report),
             ObjectKind::Node => node::node(document, &mut report),
+            ObjectKind::ServiceCIDR => service_cidr::service_cidr(document, &mut report),
         };
         let outcome = match object {
             _ if report.refused => Outcome::Refused,

@@ -47,7 +47,9 @@ use crate::{
     loads::{self, LoadsError},
     metrics::Metrics,
     netlink::{Netlink, NetlinkError, Network},
-    object, report, settings,
+    object, report,
+    service_networks::ServiceNetworks,
+    settings,
     source::{self, Feed, Source, node_addresses},
     stale::{self, Ended, StaleError},
     status::{Board, Problem},
@@ -229,6 +231,7 @@ struct Agent {
     links: Links,
     devices: attach::Devices,
     roles: Roles,
+    service_networks: ServiceNetworks,
     settings: MapTable<u32, Settings>,
     programmed_settings: Option<Settings>,
     sweep: Arc<Sweep>,
@@ -269,6 +272,7 @@ impl Agent {
             links.clone(),
             MapTable::open(&loaded.maps, "DEVICES")?,
         );
+        let service_networks = ServiceNetworks::open(&loaded.maps)?;
         let settings = MapTable::open(&loaded.maps, "SETTINGS")?;
         let sweep = Arc::new(Sweep::new(&loaded.ebpf)?);
         {
@@ -291,6 +295,7 @@ impl Agent {
             links,
             devices,
             roles: Roles::default(),
+            service_networks,
             settings,
             programmed_settings: None,
             sweep,
@@ -486,9 +491,12 @@ impl Agent {
         if changes > 0 || is_first {
             self.sync(changes);
             self.metrics.change_to_programmed(feed.since.elapsed());
-        } else if self.applier.is_complete() && !self.applier.is_behind() {
-            // What was told changes no row.
-            self.metrics.settled();
+        } else if self.applier.is_complete() {
+            self.guard_service_networks();
+            if !self.applier.is_behind() {
+                // What was told changes no row.
+                self.metrics.settled();
+            }
         }
         self.answer_health_checks();
         self.board.state().is_synced |= feed.is_synced;
@@ -536,6 +544,7 @@ impl Agent {
         if is_due {
             self.applier.sync();
         }
+        self.guard_service_networks();
         let duration = began.elapsed();
         let fill = self.applier.fill();
         self.board.set_problems("tables", report::tables(&self.applier.refusals(), &fill));
@@ -556,6 +565,16 @@ impl Agent {
         }
         state.tables = report::fill(&fill);
         self.metrics.no_local(self.source.no_local());
+    }
+
+    /// After their Services: what is new in a network is not to be nobody's for a moment.
+    fn guard_service_networks(&mut self) {
+        let networks = self.source.service_networks();
+        self.board.state().service_networks = networks.iter().map(ToString::to_string).collect();
+        let failed = self.service_networks.set(networks).err();
+        let problem =
+            |err: TableError| Problem::new(Problem::TABLE, "SERVICENETS", err.to_string());
+        self.board.set_problems("service networks", failed.map(problem).into_iter().collect());
     }
 
     /// Compares tables with what was written, and repairs them. On this thread, which writes

@@ -6,10 +6,11 @@ mod gather;
 mod kubernetes;
 pub mod listing;
 
-use std::{io, net::IpAddr, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf, sync::Arc, time::Instant};
 
 use agent_kit::kubernetes::{Access, AccessError};
 use datapath::algorithm::Algorithm;
+use ipnetwork::IpNetwork;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -132,6 +133,11 @@ impl Source {
         (self.problems, self.doubts) = (batch.problems, batch.doubts);
         let Batch { synced, since, silent_since, .. } = batch;
         Some(Feed { changes, is_synced: synced, since, silent_since })
+    }
+
+    /// The networks that cluster IPs are given out of.
+    pub fn service_networks(&self) -> BTreeSet<IpNetwork> {
+        self.state.service_networks()
     }
 
     /// Whether there is something that cannot be read and never was.

@@ -8,14 +8,15 @@ use std::{
 };
 
 use datapath::address::protocol;
+use ipnetwork::IpNetwork;
 
 use crate::{
     adopted::{Adopted, Known, Step},
     claims::Claims,
-    compile::{Claim, NodeFacts, claims, compile},
+    compile::{Claim, NodeFacts, claims, compile, without_host_bits},
     desired::{Desired, DesiredService, IpFamily, ServicePortKey},
     doubt::Doubt,
-    model::{Change, EndpointSet, Name, Node, Object, ObjectKey, ObjectKind, Service},
+    model::{Change, EndpointSet, Name, Node, Object, ObjectKey, ObjectKind, Service, ServiceCIDR},
     problem::Problem,
     service_health::{ServicesHealth, service_health},
     serving::{self, Place, Serving},
@@ -31,6 +32,7 @@ pub type RowChange = (ServicePortKey, Option<DesiredService>);
 pub struct State {
     facts: NodeFacts,
     node: Option<Arc<Node>>,
+    service_cidrs: HashMap<Name, Arc<ServiceCIDR>>,
     services: HashMap<Name, Arc<Service>>,
     /// By Service, sorted by the object's key. Nearly always one, and so are the other lists
     /// that begin with room for one: empty room would be a third of all memory.
@@ -78,7 +80,7 @@ impl State {
         match key.kind {
             ObjectKind::Service => self.told.services += 1,
             ObjectKind::EndpointSlice | ObjectKind::Endpoints => self.told.endpoints += 1,
-            ObjectKind::Node => {}
+            ObjectKind::Node | ObjectKind::ServiceCIDR => {}
         }
         // What is deleted tells only of its last change but one.
         if let Change::Put(_, Object::Endpoints(set)) = change
@@ -205,6 +207,13 @@ impl State {
         self.node.as_deref()
     }
 
+    /// The networks that cluster IPs are given out of, without host bits.
+    #[must_use]
+    pub fn service_networks(&self) -> BTreeSet<IpNetwork> {
+        let cidrs = self.service_cidrs.values().flat_map(|told| told.cidrs.iter());
+        cidrs.map(without_host_bits).collect()
+    }
+
     /// What is wrong between objects; the source knows what is wrong within.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
@@ -225,6 +234,9 @@ impl State {
                 if *node.name == *self.facts.name {
                     self.node = Some(node);
                 }
+            }
+            Object::ServiceCIDR(told) => {
+                self.service_cidrs.insert(key.name, told);
             }
         }
     }
@@ -256,6 +268,9 @@ impl State {
             ObjectKind::Service => self.delete_service(&key.name, dirty),
             ObjectKind::Node if *key.name.name == *self.facts.name => self.node = None,
             ObjectKind::Node => {}
+            ObjectKind::ServiceCIDR => {
+                self.service_cidrs.remove(&key.name);
+            }
             ObjectKind::EndpointSlice | ObjectKind::Endpoints => {
                 if let Some(service) = self.owners.remove(key) {
                     self.remove_set(&service, key);

@@ -143,6 +143,8 @@ pub struct Status {
     pub version: String,
     pub node: String,
     pub node_addresses: Vec<String>,
+    /// That cluster IPs are given out of, as far as ServiceCIDRs tell.
+    pub service_networks: Vec<String>,
     pub pid: u32,
     pub uptime_seconds: f64,
     pub source: Option<SourceStatus>,
@@ -167,6 +169,7 @@ pub struct Board {
 pub struct State {
     pub node: String,
     pub node_addresses: Vec<String>,
+    pub service_networks: Vec<String>,
     pub source: String,
     pub socket_lb: String,
     pub nat_ports: String,
@@ -220,6 +223,7 @@ impl Board {
             version: env!("CARGO_PKG_VERSION").into(),
             node: state.node.clone(),
             node_addresses: state.node_addresses.clone(),
+            service_networks: state.service_networks.clone(),
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             source: Some(SourceStatus {

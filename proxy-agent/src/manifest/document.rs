@@ -108,6 +108,8 @@ pub struct Spec {
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Option<Vec<String>>,
     pub taints: Option<Vec<Taint>>,
+    /// ServiceCIDR.
+    pub cidrs: Option<Vec<String>>,
 }
 
 /// Numbers are wide, so that one out of range can be named by its field.

@@ -321,3 +321,24 @@ fn health_checks_are_those_of_load_balancers_with_local_policy() {
         "spec.healthCheckNodePort: 99999 is no port; write 1 to 65535",
     );
 }
+
+#[test]
+fn service_cidrs_have_no_namespace_and_a_bad_one_is_refused() {
+    let text = |cidrs: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\n\
+             metadata: {{name: kubernetes}}\nspec: {{cidrs: {cidrs}}}\n"
+        )
+    };
+    let good = reading(&text("[10.96.0.7/16, 'fd00:96::/108']"));
+    let [(key, Outcome::Good(Object::ServiceCIDR(told)))] = &good.objects[..] else { panic!() };
+    assert_eq!((key.to_string(), told.cidrs.len()), ("ServiceCIDR kubernetes".into(), 2));
+    assert_eq!(
+        outline(&text("[10.96.0.0/16, many]")),
+        [
+            "ServiceCIDR kubernetes: refused",
+            "value ServiceCIDR kubernetes: spec.cidrs[1]: \"many\" is no CIDR; write one such as \
+             10.0.0.0/8",
+        ]
+    );
+}

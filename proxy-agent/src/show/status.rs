@@ -39,6 +39,7 @@ fn pinned(bpffs: &Path, agent: SocketAddr) -> Result<Status, ShowError> {
         version: env!("CARGO_PKG_VERSION").into(),
         node: String::new(),
         node_addresses: Vec::new(),
+        service_networks: Vec::new(),
         pid: 0,
         uptime_seconds: 0.0,
         source: None,
@@ -152,6 +153,9 @@ fn head(status: &Status) -> String {
         ),
         None => "last sync  never".into(),
     });
+    if !status.service_networks.is_empty() {
+        lines.push(format!("services   out of {}", status.service_networks.join(", ")));
+    }
     lines.push(format!("socket-lb  {}", status.socket_lb));
     lines.push(format!("nat-ports  {}", status.nat_ports));
     lines.push(format!("to pods    seen {}", status.pod_egress));

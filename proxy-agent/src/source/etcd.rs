@@ -1,5 +1,6 @@
 //! etcd as the source, for clusters without Kubernetes: one object a key,
-//! `PREFIX/{services,endpointslices,nodes}/NAMESPACE/NAME` (nodes without namespace).
+//! `PREFIX/{services,endpointslices,nodes,servicecidrs}/NAMESPACE/NAME` (the last two without
+//! namespace).
 
 mod value;
 

@@ -1,7 +1,9 @@
 //! Kubernetes as the source: Services, EndpointSlices and this node's Node, by the selectors with
-//! which kube-proxy watches them (cmd/kube-proxy/app/server.go).
+//! which kube-proxy watches them (cmd/kube-proxy/app/server.go), and ServiceCIDRs.
 
 mod object;
+
+use std::time::Duration;
 
 use agent_kit::{kubernetes::follow, watch::Event};
 use kube::{
@@ -9,7 +11,10 @@ use kube::{
     api::{ApiResource, GroupVersionKind},
     runtime::watcher,
 };
-use tokio::sync::mpsc::{self, Receiver};
+use tokio::{
+    sync::mpsc::{self, Receiver, Sender},
+    time::sleep,
+};
 
 use super::{
     Batch,
@@ -36,6 +41,14 @@ const SERVICE: Kind = Kind { group: "", name: "Service", plural: "services" };
 const SLICE: Kind =
     Kind { group: "discovery.k8s.io", name: "EndpointSlice", plural: "endpointslices" };
 const NODE: Kind = Kind { group: "", name: "Node", plural: "nodes" };
+/// Served since Kubernetes 1.33 (KEP-1880).
+const SERVICE_CIDR: Kind =
+    Kind { group: "networking.k8s.io", name: "ServiceCIDR", plural: "servicecidrs" };
+
+/// A server that did not say what it serves is asked again after this time,
+const UNKNOWN: Duration = Duration::from_secs(5);
+/// and one that does not serve a kind after this: it may be another version by then.
+const NOT_SERVED: Duration = Duration::from_mins(10);
 
 /// Begins to watch the place. A server that cannot be reached is waited for.
 pub(super) fn watch(client: &Client, place: &str, node: &str) -> Receiver<Batch> {
@@ -46,25 +59,53 @@ pub(super) fn watch(client: &Client, place: &str, node: &str) -> Receiver<Batch>
         (NODE, watcher::Config::default().fields(&format!("metadata.name={node}"))),
     ];
     let watches = kinds.map(|(kind, config)| (place.into(), kind.watch(client, config)));
-    gather(watches.into())
+    let mut watches = Vec::from(watches);
+    watches.push((place.into(), SERVICE_CIDR.watch_if_served(client)));
+    gather(watches)
 }
 
 impl Kind {
     fn watch(self, client: &Client, config: watcher::Config) -> Receiver<Event<Sight>> {
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let kind = GroupVersionKind::gvk(self.group, "v1", self.name);
-        let resource = ApiResource::from_gvk_with_plural(&kind, self.plural);
-        let api: Api<Told> = Api::all_with(client.clone(), &resource);
+        tokio::spawn(self.tell(client.clone(), config, sender));
+        receiver
+    }
+
+    /// The same for a kind that not every server has: nothing waits for it.
+    fn watch_if_served(self, client: &Client) -> Receiver<Event<Sight>> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let client = client.clone();
         tokio::spawn(async move {
-            let mut strings = Strings::default();
-            let read = |told: Told| {
-                let document = self.document(&told).into();
-                let reading = reflect::reading(told.into_entries(&resource), &mut strings);
-                Some(Sight { document, reading })
-            };
-            follow(api, config, &sender, self.plural, read, |told| self.document(told)).await;
+            let _ = sender.send(Event::Listed(Vec::new())).await;
+            loop {
+                let group = format!("{}/v1", self.group);
+                let pause = match client.list_api_group_resources(&group).await {
+                    Ok(list) if list.resources.iter().any(|it| it.name == self.plural) => break,
+                    Ok(_) => NOT_SERVED,
+                    Err(kube::Error::Api(status)) if status.code == 404 => NOT_SERVED,
+                    Err(_) => UNKNOWN,
+                };
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    () = sender.closed() => return,
+                }
+            }
+            self.tell(client, watcher::Config::default(), sender).await;
         });
         receiver
+    }
+
+    async fn tell(self, client: Client, config: watcher::Config, sender: Sender<Event<Sight>>) {
+        let kind = GroupVersionKind::gvk(self.group, "v1", self.name);
+        let resource = ApiResource::from_gvk_with_plural(&kind, self.plural);
+        let api: Api<Told> = Api::all_with(client, &resource);
+        let mut strings = Strings::default();
+        let read = |told: Told| {
+            let document = self.document(&told).into();
+            let reading = reflect::reading(told.into_entries(&resource), &mut strings);
+            Some(Sight { document, reading })
+        };
+        follow(api, config, &sender, self.plural, read, |told| self.document(told)).await;
     }
 
     /// An object is a document of its own, by the name that problems tell.

@@ -267,6 +267,28 @@ fn whether_the_node_is_admitted_follows_its_own_addresses() {
 }
 
 #[test]
+fn service_networks_are_those_of_all_service_cidrs() {
+    let cidr = |name: &str, cidrs: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: {name}}}\n\
+             spec: {{cidrs: {cidrs}}}\n"
+        )
+    };
+    let mut state = state();
+    let networks = |state: &State| {
+        let networks = state.service_networks();
+        networks.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(state.apply(puts(&cidr("a", "[10.96.0.7/16, 'fd00::/112']"))), []);
+    assert_eq!(state.apply(puts(&cidr("b", "[10.97.0.0/16]"))), []);
+    assert_eq!(networks(&state), ["10.96.0.0/16", "10.97.0.0/16", "fd00::/112"]);
+    state.apply(puts(&cidr("a", "[10.98.0.0/16]")));
+    assert_eq!(networks(&state), ["10.97.0.0/16", "10.98.0.0/16"]);
+    state.apply(delete(&cidr("a", "[10.98.0.0/16]")));
+    assert_eq!(networks(&state), ["10.97.0.0/16"]);
+}
+
+#[test]
 fn a_new_zone_chooses_anew() {
     let mut state = state();
     let node = |zone: &str| {

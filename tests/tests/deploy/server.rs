@@ -91,6 +91,8 @@ fn roles_allow_what_agents_do_and_no_more() {
                 ("watch", "", "services"),
                 ("list", "discovery.k8s.io", "endpointslices"),
                 ("watch", "discovery.k8s.io", "endpointslices"),
+                ("list", "networking.k8s.io", "servicecidrs"),
+                ("watch", "networking.k8s.io", "servicecidrs"),
                 ("list", "", "nodes"),
                 ("watch", "", "nodes"),
             ][..],
@@ -123,6 +125,7 @@ fn roles_allow_what_agents_do_and_no_more() {
                 ("", "nodes/status"),
                 ("", "secrets"),
                 ("discovery.k8s.io", "endpointslices"),
+                ("networking.k8s.io", "servicecidrs"),
             ] {
                 let expected = allowed.contains(&(verb, group, resource));
                 assert_eq!(

@@ -183,6 +183,28 @@ fn service(number: u8) -> Value {
 }
 
 #[test]
+fn networks_of_services_are_those_of_the_api_server() {
+    let cluster = Cluster::up();
+    let wait = |wanted: Value| {
+        eventually(&format!("{wanted}\n{}", cluster.agent.log()), || {
+            (cluster.show("status")["service_networks"] == wanted).then_some(())
+        });
+    };
+    wait(json!(["10.96.0.0/16", "fd00:10:96::/112"]));
+    let more = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "more"},
+        "spec": {"cidrs": ["10.97.0.0/24"]},
+    });
+    ok(cluster.api.send(Verb::Create, &[more]));
+    wait(json!(["10.96.0.0/16", "10.97.0.0/24", "fd00:10:96::/112"]));
+    ok(cluster.api.delete("/apis/networking.k8s.io/v1/servicecidrs/more"));
+    wait(json!(["10.96.0.0/16", "fd00:10:96::/112"]));
+    cluster.wait_no_problem();
+}
+
+#[test]
 fn services_of_the_cluster_come_change_and_go() {
     let cluster = Cluster::up();
     cluster.create(10, &["pod1b"]);
@@ -283,7 +305,7 @@ fn an_account_without_rights_is_told_what_it_lacks() {
     let mut cluster = Cluster::without_rights();
     cluster.create(10, &["pod1b"]);
     ok(cluster.agent.launch());
-    for kind in ["services", "endpointslices", "nodes"] {
+    for kind in ["services", "endpointslices", "nodes", "servicecidrs"] {
         eventually(&format!("{kind} are missed\n{}", cluster.agent.log()), || {
             let problems = cluster.problems();
             let is_told = problems.contains("allow the account get, list and watch")

@@ -24,7 +24,7 @@ use crate::{
 /// Longer than any change may take; nothing waits for it unless something is wrong.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// What is dropped does not answer within this time.
-const SILENCE: Duration = Duration::from_millis(400);
+pub(crate) const SILENCE: Duration = Duration::from_millis(400);
 /// Over a veth the answer to a SYN comes while the kernel still holds the socket, and the error
 /// is taken note of only when the SYN is sent again, after a second; kube-proxy's rules have
 /// the same effect.

@@ -12,11 +12,15 @@ use datapath::{
     address::{Address, Ipv4, Ipv6},
     flow::{Flow, FlowKey},
 };
-use lab::{agent::SocketLb, manifests};
+use lab::{
+    agent::SocketLb,
+    manifests,
+    peer::{Protocol, Question},
+};
 use serde_json::json;
 
 use crate::{
-    cluster::{AT_ONCE, Cluster, Plan, THE_CALL, ok},
+    cluster::{AT_ONCE, Cluster, Plan, SILENCE, THE_CALL, eventually, ok},
     mark,
     service::{FAMILIES, Target, expose},
 };
@@ -30,6 +34,7 @@ both! {
     internal_traffic_policy_keeps_to_the_node,
     external_traffic_policy_local_drops_without_local_endpoints,
     external_traffic_policy_local_keeps_the_source,
+    an_address_that_no_service_has_is_dropped,
     drops_are_counted_by_reason_and_hook,
 }
 
@@ -149,6 +154,51 @@ fn external_traffic_policy_local_keeps_the_source(mode: SocketLb) {
         cluster.reaches("client", Target::NodePort("node1", 10), &["pod1a"], "client");
         cluster.reaches("client", Target::NodePort("node2", 10), &["pod2a"], "client");
     }
+}
+
+/// Only where it is known that cluster IPs are given out of its network.
+fn an_address_that_no_service_has_is_dropped(mode: SocketLb) {
+    const FILE: &str = "cidr.yaml";
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1b", "pod2a"])]);
+    let nobodys = Target::ClusterIp(200);
+    let dropped = || {
+        let labels = [("reason", "unallocated_address"), ("hook", "uplink_egress")];
+        cluster.metric("millrace_drops_total", &labels)
+    };
+    let ask = |from: &str| {
+        for family in FAMILIES {
+            let question = Question { timeout: Some(SILENCE), ..Question::default() };
+            let to = nobodys.address(&cluster.lab, family);
+            let answers = cluster.ask_with(from, Protocol::Tcp, to, &question);
+            assert!(answers.iter().all(|answer| answer.answer.is_none()), "{answers:?}");
+        }
+    };
+    ask("pod1a");
+    assert!(dropped() < 0.5);
+    let cidr = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/16", "fd00:10:96::/112"]},
+    });
+    ok(cluster.lab.publish(FILE, &[cidr]));
+    eventually("the networks are known", || {
+        ask("pod1a");
+        (dropped() > 0.5).then_some(())
+    });
+    for from in ["pod1a", "node1"] {
+        let before = dropped();
+        cluster.is_silent(from, nobodys);
+        assert!(dropped() >= before + 4.0, "{from}");
+        cluster.answers(from, Target::ClusterIp(10), &["pod1b", "pod2a"]);
+    }
+    cluster.answers("client", Target::NodePort("node1", 10), &["pod1b", "pod2a"]);
+    ok(cluster.lab.withdraw(FILE));
+    eventually("the networks are forgotten", || {
+        let before = dropped();
+        ask("node1");
+        (dropped() < before + 0.5).then_some(())
+    });
 }
 
 fn drops_are_counted_by_reason_and_hook(mode: SocketLb) {

@@ -24,9 +24,10 @@ fn key(path: &str, strings: &mut Strings) -> Option<ObjectKey> {
         "services" => ObjectKind::Service,
         "endpointslices" => ObjectKind::EndpointSlice,
         "nodes" => ObjectKind::Node,
+        "servicecidrs" => ObjectKind::ServiceCIDR,
         _ => return None,
     };
-    let namespace = if kind == ObjectKind::Node { "" } else { parts.next()? };
+    let namespace = if kind.is_namespaced() { parts.next()? } else { "" };
     let name = parts.next().filter(|name| !name.is_empty())?;
     if parts.next().is_some() {
         return None;
