@@ -31,6 +31,8 @@ const ADMINISTRATOR: &str = "lab";
 const FLANNEL: &str = "flannel";
 /// The same: [`proxy_roles`].
 const PROXY: &str = "proxy";
+/// Parts of a cluster, which every API server has roles for, by `system:NAME`.
+const COMPONENTS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
 
 /// kube-apiserver and its etcd, running or stopped. Dropping it ends both.
 #[derive(Debug)]
@@ -39,7 +41,17 @@ pub struct ApiServer {
     binary: PathBuf,
     directory: PathBuf,
     etcd: Etcd,
+    kind: Kind,
     process: Option<Process>,
+}
+
+/// Whom an API server is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Kind {
+    /// For what watches: objects stand in namespaces that nobody has made, and no pod is real.
+    Bare,
+    /// For a whole cluster, with kubelets on these nodes.
+    Cluster { nodes: Vec<String> },
 }
 
 /// What shall become of an object.
@@ -52,6 +64,17 @@ pub enum Verb {
 impl ApiServer {
     /// Starts both in a place of a lab, at its address, and waits until objects are taken.
     pub fn start(lab: &Lab, place: &str, binary: &Path) -> Result<Self> {
+        Self::start_as(Kind::Bare, lab, place, binary)
+    }
+
+    /// The same for a cluster whose nodes are those of the lab: each with rights of its own, and
+    /// accounts that pods are given.
+    pub fn start_for_cluster(lab: &Lab, place: &str, binary: &Path) -> Result<Self> {
+        let nodes = lab.spec().nodes.iter().map(|node| node.name.clone()).collect();
+        Self::start_as(Kind::Cluster { nodes }, lab, place, binary)
+    }
+
+    fn start_as(kind: Kind, lab: &Lab, place: &str, binary: &Path) -> Result<Self> {
         if !binary.exists() {
             return Err(Error::NoPeer { path: binary.into() });
         }
@@ -59,30 +82,48 @@ impl ApiServer {
         fs::create_dir_all(&directory).at("create", &directory)?;
         let etcd = Etcd::in_place(lab, place)?;
         let place = lab.place(place)?;
-        let mut server = Self { place, binary: binary.into(), directory, etcd, process: None };
+        let binary = binary.into();
+        let mut server = Self { place, binary, directory, etcd, kind, process: None };
         server.write_files()?;
         server.launch()?;
         Ok(server)
     }
 
     fn write_files(&self) -> Result<()> {
-        let files = [
-            (
-                "tokens.csv",
-                format!(
-                    "{ADMINISTRATOR},{ADMINISTRATOR},{ADMINISTRATOR},system:masters\n\
-                     {FLANNEL},{FLANNEL},{FLANNEL}\n\
-                     {PROXY},{PROXY},{PROXY}\n"
-                ),
-            ),
-            ("kubeconfig", kubeconfig(&self.url(), ADMINISTRATOR)),
-            ("kubeconfig-flannel", kubeconfig(&self.url(), FLANNEL)),
-            ("kubeconfig-proxy", kubeconfig(&self.url(), PROXY)),
+        let users = self.users();
+        let tokens = users.iter().map(User::token_line).collect();
+        let kubeconfigs = users.iter().map(|user| {
+            let name = match user.token.as_str() {
+                ADMINISTRATOR => "kubeconfig".into(),
+                token => format!("kubeconfig-{token}"),
+            };
+            (name, kubeconfig(&self.url(), &user.token))
+        });
+        std::iter::once(("tokens.csv".into(), tokens)).chain(kubeconfigs).try_for_each(
+            |(name, text): (String, String)| {
+                let path = self.directory.join(name);
+                fs::write(&path, text).at("write", path)
+            },
+        )
+    }
+
+    fn users(&self) -> Vec<User> {
+        let mut users = vec![
+            User { group: Some("system:masters"), ..User::named(ADMINISTRATOR) },
+            User::named(FLANNEL),
+            User::named(PROXY),
         ];
-        files.into_iter().try_for_each(|(name, text)| {
-            let path = self.directory.join(name);
-            fs::write(&path, text).at("write", path)
-        })
+        if let Kind::Cluster { nodes } = &self.kind {
+            users.extend(
+                COMPONENTS.map(|name| User { name: format!("system:{name}"), ..User::named(name) }),
+            );
+            users.extend(nodes.iter().map(|node| User {
+                token: node.clone(),
+                name: format!("system:node:{node}"),
+                group: Some("system:nodes"),
+            }));
+        }
+        users
     }
 
     fn url(&self) -> String {
@@ -105,6 +146,26 @@ impl ApiServer {
         self.directory.join("kubeconfig-proxy")
     }
 
+    /// For `--kubeconfig` of a node's kubelet, in a cluster.
+    pub fn node_kubeconfig(&self, node: &str) -> PathBuf {
+        self.directory.join(format!("kubeconfig-{node}"))
+    }
+
+    /// For `--kubeconfig` of kube-controller-manager or kube-scheduler, in a cluster.
+    pub fn component_kubeconfig(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("kubeconfig-{name}"))
+    }
+
+    /// What pods know the server by, and the key that their accounts' tokens are signed with.
+    pub fn service_account_files(&self) -> [PathBuf; 2] {
+        ["apiserver.crt", "apiserver.key"].map(|name| self.directory.join("certs").join(name))
+    }
+
+    /// Where agents find it that cannot ask for its ClusterIP.
+    pub fn endpoint(&self) -> (String, u16) {
+        (self.place.addresses.v4.to_string(), PORT)
+    }
+
     /// What a pod of proxy-agent would find of its account: token and authority.
     pub fn proxy_account(&self) -> (&'static str, PathBuf) {
         (PROXY, self.directory.join("certs/apiserver.crt"))
@@ -121,17 +182,25 @@ impl ApiServer {
             // It makes a certificate of its own there.
             ("--cert-dir", file("certs")),
             ("--token-auth-file", file("tokens.csv")),
-            ("--authorization-mode", "RBAC".into()),
+            ("--authorization-mode", "Node,RBAC".into()),
             ("--service-cluster-ip-range", format!("{SERVICE_CIDR4},{SERVICE_CIDR6}")),
-            // Nobody asks for such accounts, but it does not start without a key for them.
+            // Bare, nobody asks for such accounts, but it does not start without a key for them.
             ("--service-account-issuer", "https://lab".into()),
             ("--service-account-key-file", file("certs/apiserver.key")),
             ("--service-account-signing-key-file", file("certs/apiserver.key")),
-            // Objects stand in namespaces that nobody has made.
-            ("--disable-admission-plugins", "NamespaceLifecycle,PodSecurity,ServiceAccount".into()),
         ];
+        let further: &[&str] = match self.kind {
+            Kind::Bare => {
+                &["--disable-admission-plugins=NamespaceLifecycle,PodSecurity,ServiceAccount"]
+            }
+            Kind::Cluster { .. } => &[
+                "--enable-admission-plugins=NodeRestriction",
+                "--allow-privileged=true",
+                "--kubelet-preferred-address-types=InternalIP",
+            ],
+        };
         let mut command = Command::new(&self.binary);
-        command.args(flags.map(|(flag, value)| format!("{flag}={value}")));
+        command.args(flags.map(|(flag, value)| format!("{flag}={value}"))).args(further);
         process::log_to(&mut command, &self.log())?;
         self.process = Some(self.place.spawn(command)?);
         let began = Instant::now();
@@ -250,6 +319,29 @@ impl ApiServer {
         }
         self.etcd.start()?;
         self.launch()
+    }
+}
+
+/// Who may show a token, which is no secret.
+struct User {
+    token: String,
+    name: String,
+    group: Option<&'static str>,
+}
+
+impl User {
+    /// Whose token is his name.
+    fn named(name: &str) -> Self {
+        Self { token: name.into(), name: name.into(), group: None }
+    }
+
+    /// A line of `--token-auth-file`: token, name, uid and groups.
+    fn token_line(&self) -> String {
+        let Self { token, name, group } = self;
+        group.map_or_else(
+            || format!("{token},{name},{name}\n"),
+            |group| format!("{token},{name},{name},{group}\n"),
+        )
     }
 }
 

@@ -3,7 +3,8 @@
 //! [`Lab::up`] raises it, dropping the [`Lab`] takes it down. Nothing touches the host's own
 //! network: every device lives in a namespace named `mr-<lab>-<place>`, every process in a
 //! cgroup below `millrace-lab-<lab>`. What a killed owner left behind is removed by the next
-//! lab, or by `cargo xtask lab down`.
+//! lab, or by `cargo xtask lab down`. Nodes that shall have a kubelet are made machines of their own
+//! ([`machine`]), whose mounts nobody else sees and which keep what they write in memory.
 
 pub mod address;
 pub mod agent;
@@ -12,11 +13,16 @@ pub mod bench;
 mod bpffs;
 mod cgroup;
 pub mod container;
+pub mod containerd;
+pub mod control_plane;
 mod error;
 pub mod etcd;
 pub mod flanneld;
 pub mod kube_proxy;
+pub mod kubelet;
+pub mod kubernetes;
 mod lab;
+pub mod machine;
 pub mod manifests;
 mod namespace;
 mod network;

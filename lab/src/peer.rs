@@ -224,8 +224,14 @@ pub struct Loading {
 /// Starts a load; it lasts until [`Loading::stop`].
 pub fn load(place: &Place, arguments: &[&str]) -> Result<Loading> {
     let mut load = command();
-    load.arg("load").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-    Ok(Loading { process: place.spawn(load)?, place: place.name.clone() })
+    load.arg("load").args(arguments);
+    load_by(place, load)
+}
+
+/// The same by a command that hands its input on to `lab-peer load`, and the answer back.
+pub fn load_by(place: &Place, mut command: Command) -> Result<Loading> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    Ok(Loading { process: place.spawn(command)?, place: place.name.clone() })
 }
 
 impl Loading {

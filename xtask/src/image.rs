@@ -72,17 +72,46 @@ pub(crate) fn build(
         .map(|agent| image(agent, architectures, &directory))
         .collect::<Result<Vec<_>>>()?;
     let archive = output.map_or_else(|| directory.join("millrace.tar"), Path::to_path_buf);
+    write(&images, &archive)?;
+    Ok(archive)
+}
+
+/// Makes images of what runs in the pods of the cluster tier beside the agents, for this processor:
+/// lab-peer, which also holds a pod's namespaces, and CoreDNS.
+pub(crate) fn build_pods(machine: &Machine, peers: &Path) -> Result<PathBuf> {
+    let architecture = Architecture::host()?.name();
+    let images =
+        [("lab-peer", machine.dist(), &["pause"][..]), ("coredns", peers.to_path_buf(), &[])]
+            .into_iter()
+            .map(|(name, directory, arguments)| {
+                let path = directory.join(name);
+                let program =
+                    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                Ok(Image {
+                    name,
+                    reference: format!("{REPOSITORY}/{name}:{}", env!("CARGO_PKG_VERSION")),
+                    arguments,
+                    labels: BTreeMap::new(),
+                    programs: [(architecture, program)].into(),
+                })
+            });
+    let archive = machine.target().join("image/pods.tar");
+    write(&images.collect::<Result<Vec<_>>>()?, &archive)?;
+    Ok(archive)
+}
+
+fn write(images: &[Image], archive: &Path) -> Result<()> {
     let fresh = archive.with_extension("new");
     let file = fs::File::create(&fresh)
         .with_context(|| format!("cannot write {}; choose another --output", fresh.display()))?;
-    layout::write(&images, BufWriter::new(file))?;
-    fs::rename(&fresh, &archive)?;
-    for image in &images {
+    layout::write(images, BufWriter::new(file))?;
+    fs::rename(&fresh, archive)?;
+    for image in images {
         let processors: Vec<&str> = image.programs.keys().copied().collect();
         eprintln!("{} ({})", image.reference, processors.join(", "));
     }
-    eprintln!("{}: {} bytes", archive.display(), fs::metadata(&archive)?.len());
-    Ok(archive)
+    eprintln!("{}: {} bytes", archive.display(), fs::metadata(archive)?.len());
+    Ok(())
 }
 
 fn image(agent: &'static str, architectures: &[Architecture], directory: &Path) -> Result<Image> {
@@ -108,6 +137,7 @@ fn image(agent: &'static str, architectures: &[Architecture], directory: &Path) 
     Ok(Image {
         name: agent,
         reference: format!("{REPOSITORY}/{agent}:{version}"),
+        arguments: &[],
         labels: labels
             .into_iter()
             .map(|(name, value)| (format!("org.opencontainers.image.{name}"), value.to_owned()))

@@ -72,8 +72,8 @@ struct BuildArgs {
     /// Stop after the eBPF objects (target/bpf)
     #[arg(long)]
     objects: bool,
-    /// Also kube-proxy, kube-apiserver and flanneld, from pinned Go modules (target/peers), as
-    /// `bench --peers` does when it needs them; takes Go 1.25 or newer
+    /// Also what benchmarks and tests run beside, from pinned Go modules (target/peers), as `bench
+    /// --peers` and `test` do when they need it; takes Go 1.25 or newer
     #[arg(long)]
     peers: bool,
     #[command(flatten)]

@@ -33,6 +33,9 @@ const KUBERNETES: &[(&str, &str)] = &[
     ("k8s.io/component-base/version.gitTreeState", "clean"),
 ];
 
+const CNI: &[(&str, &str)] =
+    &[("github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion", "v1.9.1")];
+
 const PEERS: &[Peer] = &[
     Peer {
         name: "kube-proxy",
@@ -80,6 +83,99 @@ const PEERS: &[Peer] = &[
         has_c: false,
         variables: &[("helm.sh/helm/v3/internal/version.version", "v3.19.5")],
     },
+    Peer {
+        name: "kube-controller-manager",
+        why: "makes pods of DaemonSets, and gives nodes their subnets",
+        module: "kubernetes",
+        package: "k8s.io/kubernetes/cmd/kube-controller-manager",
+        version: "v1.35.4",
+        has_c: false,
+        variables: KUBERNETES,
+    },
+    Peer {
+        name: "kube-scheduler",
+        why: "gives pods their nodes",
+        module: "kubernetes",
+        package: "k8s.io/kubernetes/cmd/kube-scheduler",
+        version: "v1.35.4",
+        has_c: false,
+        variables: KUBERNETES,
+    },
+    Peer {
+        name: "kubelet",
+        why: "runs the agents as their DaemonSets have it",
+        module: "kubernetes",
+        package: "k8s.io/kubernetes/cmd/kubelet",
+        version: "v1.35.4",
+        has_c: false,
+        variables: KUBERNETES,
+    },
+    Peer {
+        name: "kubectl",
+        why: "deploys the agents as administrators do",
+        module: "kubernetes",
+        package: "k8s.io/kubernetes/cmd/kubectl",
+        version: "v1.35.4",
+        has_c: false,
+        variables: KUBERNETES,
+    },
+    Peer {
+        name: "cni/bridge",
+        why: "is asked by containerd and the plugin `flannel`",
+        module: "cni",
+        package: "github.com/containernetworking/plugins/plugins/main/bridge",
+        version: "v1.9.1",
+        has_c: false,
+        variables: CNI,
+    },
+    Peer {
+        name: "cni/host-local",
+        why: "is asked by containerd and the plugin `flannel`",
+        module: "cni",
+        package: "github.com/containernetworking/plugins/plugins/ipam/host-local",
+        version: "v1.9.1",
+        has_c: false,
+        variables: CNI,
+    },
+    Peer {
+        name: "cni/loopback",
+        why: "is asked by containerd and the plugin `flannel`",
+        module: "cni",
+        package: "github.com/containernetworking/plugins/plugins/main/loopback",
+        version: "v1.9.1",
+        has_c: false,
+        variables: CNI,
+    },
+    Peer {
+        name: "cni/portmap",
+        why: "is asked by containerd and the plugin `flannel`",
+        module: "cni",
+        package: "github.com/containernetworking/plugins/plugins/meta/portmap",
+        version: "v1.9.1",
+        has_c: false,
+        variables: CNI,
+    },
+    Peer {
+        name: "cni/flannel",
+        why: "gives pods addresses of the subnet that flannel-agent took",
+        module: "cni-flannel",
+        package: "github.com/containernetworking/plugins/plugins/meta/flannel",
+        version: "v0.9.1",
+        has_c: false,
+        variables: &[(
+            "github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion",
+            "v0.9.1",
+        )],
+    },
+    Peer {
+        name: "coredns",
+        why: "answers pods that ask for Services by name",
+        module: "coredns",
+        package: "millrace/peers/coredns",
+        version: "v1.12.4",
+        has_c: false,
+        variables: &[("github.com/coredns/coredns/coremain.GitCommit", "v1.12.4")],
+    },
 ];
 
 /// Builds those named that are not there yet; returns the directory of the binaries.
@@ -115,8 +211,8 @@ impl Peer {
             go.display(),
             if machine.offline { "" } else { ", and some 150 MB of sources are downloaded" },
         );
-        fs::create_dir_all(directory)?;
         let fresh = directory.join(format!("{}.new", self.name));
+        fs::create_dir_all(fresh.parent().unwrap_or(directory))?;
         let mut build = go::command_of(&go);
         build.current_dir(&module).args(["build", "-trimpath", "-ldflags", &self.linker()]);
         build.arg("-o").arg(&fresh).arg(self.package);
@@ -164,8 +260,14 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
         for peer in PEERS {
             let module = fs::read_to_string(root.join(peer.module).join("go.mod")).unwrap();
-            let base = peer.package.split("/cmd/").next().unwrap();
-            assert!(module.contains(&format!("{base} {}", peer.version)), "{}", peer.name);
+            let pins = |line: &str| {
+                let line = line.trim().trim_start_matches("require ");
+                line.split_once(' ').is_some_and(|(name, version)| {
+                    (peer.package.starts_with(name) || peer.linker().contains(name))
+                        && version.split(' ').next() == Some(peer.version)
+                })
+            };
+            assert!(module.lines().any(pins), "{}", peer.name);
             assert!(module.contains(peer.package), "{}: no tool line keeps it", peer.name);
             assert!(peer.linker().contains(&format!("={}", peer.version)), "{}", peer.name);
         }

@@ -107,6 +107,18 @@ pub(crate) fn images() -> Vec<Need> {
     ]
 }
 
+/// For nodes that have a kubelet. Debian starts containerd as a service where it is installed with
+/// systemd; nodes have one of their own, and leave that alone.
+pub(crate) fn kubelet() -> Vec<Need> {
+    vec![
+        Need::program("containerd", "runs pods on nodes that have a kubelet", &["containerd"]),
+        Need::program("runc", "is what containerd runs containers by", &["runc"]),
+        Need::program("jq", "takes limits out of what runc is told", &["jq"]),
+        Need::program("nsenter", "enters nodes that are machines of their own", &["util-linux"]),
+        Need::program("mount", "gives such nodes file systems of their own", &["mount"]),
+    ]
+}
+
 /// For older kernels: the machine that boots them.
 pub(crate) fn kernels() -> Vec<Need> {
     vec![

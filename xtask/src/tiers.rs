@@ -72,6 +72,8 @@ struct Prepared {
     no_peer: Option<String>,
     /// Why its part about images and manifests cannot.
     no_image: Option<String>,
+    /// Why its part that has kubelets cannot.
+    no_kubelet: Option<String>,
 }
 
 fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
@@ -95,16 +97,20 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
     if has_lab {
         agents::build_with_peer(machine, &objects)?;
     }
-    let mut no_image = None;
+    let (mut no_image, mut no_kubelet) = (None, None);
     if has(Tier::Cluster) && no_peer.is_none() {
         no_image = absent_tool(machine);
+        no_kubelet = no_image.clone().or_else(|| absent_runtime(machine));
         if no_image.is_none() {
             image::build(machine, &PROCESSORS, None)?;
+        }
+        if no_kubelet.is_none() {
+            image::build_pods(machine, &peers::provide(machine, &["coredns"])?)?;
         }
     }
     let environment =
         vec![("MILLRACE_BPF_OBJECTS", text(&objects)), ("MILLRACE_DIST", text(&machine.dist()))];
-    Ok(Prepared { environment, no_peer, no_image })
+    Ok(Prepared { environment, no_peer, no_image, no_kubelet })
 }
 
 /// Those that images are for.
@@ -126,6 +132,22 @@ fn absent_tool(machine: &Machine) -> Option<String> {
         PROCESSORS.into_iter().try_for_each(|processor| agents::provide(machine, processor))
     });
     tools.err().map(|err| format!("{err:#}"))
+}
+
+/// Why no kubelet can run pods here, if none can.
+fn absent_runtime(machine: &Machine) -> Option<String> {
+    if let Err(err) = machine.provide(&setup::kubelet()) {
+        return Some(format!("{err:#}"));
+    }
+    // Tried and not guessed: within a container, one or the other may be forbidden.
+    let probe = "t=$(mktemp -d) && mount -t tmpfs tmpfs $t && mkdir $t/upper $t/work && \
+                 mount -t overlay overlay -o lowerdir=/etc,upperdir=$t/upper,workdir=$t/work /etc && \
+                 mount -t cgroup2 cgroup2 $t/upper && mount -t bpf bpf $t/upper; s=$?; \
+                 umount -l $t; rmdir $t; exit $s";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "--pid", "--ipc", "--uts", "--cgroup", "--fork", "sh", "-c", probe]);
+    let said = command::read(&mut unshare).err()?;
+    Some(format!("a node with a kubelet has file systems of its own: {said:#}"))
 }
 
 fn text(path: &Path) -> String {
@@ -194,7 +216,15 @@ fn cluster(machine: &Machine, prepared: &Prepared) -> Result<Tally> {
     }
     let mut cargo = machine.cargo();
     let deploy = privileged(&mut cargo, "deploy", &prepared.environment);
-    Ok(interop + cargo_test(deploy, "cluster")?)
+    let deploy = cargo_test(deploy, "cluster")?;
+    if let Some(reason) = &prepared.no_kubelet {
+        println!("cluster: the agents are not tried under kubelets: {reason}");
+        return Ok(interop + deploy);
+    }
+    let mut cargo = machine.cargo();
+    let test = privileged(&mut cargo, "cluster", &prepared.environment);
+    let kubelets = cargo_test(test.args(["--", "--test-threads=1"]), "cluster")?;
+    Ok(interop + deploy + kubelets)
 }
 
 fn heading(tier: &str) {

@@ -28,6 +28,8 @@ pub(crate) struct Image {
     pub(crate) name: &'static str,
     /// `REPOSITORY/NAME:TAG`.
     pub(crate) reference: String,
+    /// What the program is told if whoever runs it says nothing.
+    pub(crate) arguments: &'static [&'static str],
     /// `org.opencontainers.image.*`.
     pub(crate) labels: BTreeMap<String, String>,
     /// The program by processor, as the OCI image specification calls that.
@@ -76,7 +78,7 @@ impl Image {
 
     fn manifest(&self, blobs: &mut Blobs, architecture: &str, program: &[u8]) -> io::Result<Value> {
         let layer = self.layer(program)?;
-        let config = json!({
+        let mut config = json!({
             "architecture": architecture,
             "os": "linux",
             "config": {
@@ -88,6 +90,9 @@ impl Image {
             },
             "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))]},
         });
+        if !self.arguments.is_empty() {
+            config["config"]["Cmd"] = json!(self.arguments);
+        }
         let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
         gzip.write_all(&layer)?;
         let manifest = json!({
@@ -184,6 +189,7 @@ mod tests {
         Image {
             name,
             reference: format!("localhost/millrace/{name}:0"),
+            arguments: &[],
             labels: [("org.opencontainers.image.title".into(), name.into())].into(),
             programs: programs.into(),
         }

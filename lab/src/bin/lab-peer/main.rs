@@ -7,7 +7,7 @@ mod load;
 mod serve;
 mod socket;
 
-use std::process::ExitCode;
+use std::{net::ToSocketAddrs, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -32,6 +32,12 @@ enum Task {
     /// Keep connections and datagrams going and count what fails
     #[command(after_help = "Example: lab-peer load --tcp 10.96.0.10:80 --seconds 10")]
     Load(load::Arguments),
+    /// Print the addresses of a name, as this place's resolver tells them
+    #[command(after_help = "Example: lab-peer resolve web.default.svc.cluster.local")]
+    Resolve { name: String },
+    /// Do nothing until told to end: what holds a pod's namespaces
+    #[command(after_help = "Example: lab-peer pause")]
+    Pause,
 }
 
 fn main() -> ExitCode {
@@ -40,6 +46,8 @@ fn main() -> ExitCode {
         Task::Ask(arguments) => ask::run(&arguments),
         Task::Exchange(arguments) => exchange::run(&arguments),
         Task::Load(arguments) => load::run(&arguments),
+        Task::Resolve { name } => resolve(&name),
+        Task::Pause => pause(),
     };
     match result {
         Ok(code) => code,
@@ -48,4 +56,23 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The first process of a pod gets no signal that it does not ask for.
+fn pause() -> std::io::Result<ExitCode> {
+    let (told, end) = std::sync::mpsc::channel();
+    let tell = move || {
+        let _ = told.send(());
+    };
+    ctrlc::set_handler(tell).map_err(std::io::Error::other)?;
+    let _ = end.recv();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A failure says why; a name without an address is one.
+fn resolve(name: &str) -> std::io::Result<ExitCode> {
+    for address in (name, 0).to_socket_addrs()? {
+        println!("{}", address.ip());
+    }
+    Ok(ExitCode::SUCCESS)
 }

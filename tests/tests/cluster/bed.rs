@@ -1,0 +1,182 @@
+//! A cluster with both agents deployed, and pods whose servers say who they are.
+
+use std::path::PathBuf;
+
+use lab::{containerd::archive, kubernetes::Kubernetes};
+use serde_json::{Value, json};
+
+use crate::manifest::{deploy, kustomize, ok};
+
+/// What holds a pod's namespaces, and what serves in it.
+pub(crate) const PEER: &str = "localhost/millrace/lab-peer:0.1.0";
+const DNS: &str = "localhost/millrace/coredns:0.1.0";
+
+/// Namespace and name of each agent's DaemonSet.
+pub(crate) const AGENTS: [(&str, &str); 2] =
+    [("kube-flannel", "flannel-agent"), ("kube-system", "proxy-agent")];
+
+/// Two nodes with both agents as an administrator installs them in a new cluster, and ready.
+pub(crate) fn deployed() -> Kubernetes {
+    let archives = [archive("millrace.tar"), archive("pods.tar")];
+    let cluster = ok(Kubernetes::up(2, &archives.each_ref().map(PathBuf::as_path), PEER));
+    let is_old = cluster
+        .machines
+        .iter()
+        .any(|machine| ok(lab::containerd::Containerd::version(machine)) < (1, 7));
+    let mut objects = Vec::new();
+    for part in ["flannel-agent/overlays/new", "proxy-agent/base"] {
+        objects.extend(kustomize(&deploy().join("kustomize").join(part)));
+    }
+    if is_old {
+        // As components/seccomp-unconfined has it.
+        for object in objects.iter_mut().filter(|object| object["kind"] == "DaemonSet") {
+            object["spec"]["template"]["spec"]["securityContext"]["seccompProfile"]["type"] =
+                json!("Unconfined");
+        }
+    }
+    // The namespace is made before what is in it.
+    objects.sort_by_key(|object| object["kind"] != "Namespace");
+    let (host, port) = cluster.api.endpoint();
+    for (namespace, _) in AGENTS {
+        objects.insert(
+            1,
+            json!({
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "kubernetes-services-endpoint", "namespace": namespace},
+                "data": {
+                    "KUBERNETES_SERVICE_HOST": host,
+                    "KUBERNETES_SERVICE_PORT": port.to_string(),
+                },
+            }),
+        );
+    }
+    ok(cluster.apply(&objects));
+    for (namespace, agent) in AGENTS {
+        ok(cluster.rolled_out(namespace, &format!("daemonset/{agent}")));
+    }
+    cluster
+}
+
+/// A pod on each node that serves on port 8080 by TCP and UDP, by a DaemonSet of that name; and a
+/// Service of it with a NodePort.
+pub(crate) fn servers(name: &str, node_port: u16) -> [Value; 2] {
+    let labels = json!({"app": name});
+    let port = |protocol: &str| {
+        json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": 80,
+               "targetPort": 8080, "nodePort": node_port})
+    };
+    [
+        json!({
+            "apiVersion": "apps/v1",
+            "kind": "DaemonSet",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {
+                "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {
+                        "terminationGracePeriodSeconds": 1,
+                        "containers": [{
+                            "name": "server",
+                            "image": PEER,
+                            "args": ["serve", "--name=$(NODE)", "--tcp=8080", "--udp=8080"],
+                            "env": [{
+                                "name": "NODE",
+                                "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},
+                            }],
+                            "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
+                        }],
+                    },
+                },
+            },
+        }),
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"type": "NodePort", "selector": labels, "ports": [port("TCP"), port("UDP")]},
+        }),
+    ]
+}
+
+/// The cluster's DNS: CoreDNS on one node, its Service at the address that pods are told.
+pub(crate) fn dns() -> Vec<Value> {
+    let labels = json!({"k8s-app": "kube-dns"});
+    let of = |kind: &str, version: &str| {
+        json!({"apiVersion": version, "kind": kind,
+               "metadata": {"name": "coredns", "namespace": "kube-system"}})
+    };
+    let with = |mut object: Value, field: &str, value: Value| {
+        object[field] = value;
+        object
+    };
+    let corefile = ".:53 {
+    errors
+    health
+    ready
+    kubernetes cluster.local in-addr.arpa
+    cache 5
+    loadbalance
+}
+";
+    let rbac = "rbac.authorization.k8s.io/v1";
+    let role = with(
+        of("ClusterRole", rbac),
+        "rules",
+        json!([
+            {"apiGroups": [""], "resources": ["services", "namespaces", "pods"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+        ]),
+    );
+    let mut binding = with(
+        of("ClusterRoleBinding", rbac),
+        "roleRef",
+        json!({
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "coredns",
+        }),
+    );
+    binding["subjects"] =
+        json!([{"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"}]);
+    let deployment = json!({
+        "replicas": 1,
+        "selector": {"matchLabels": labels},
+        "template": {
+            "metadata": {"labels": labels},
+            "spec": {
+                "serviceAccountName": "coredns",
+                "dnsPolicy": "Default",
+                "terminationGracePeriodSeconds": 1,
+                "containers": [{
+                    "name": "coredns",
+                    "image": DNS,
+                    "args": ["-conf", "/etc/coredns/Corefile"],
+                    "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 1},
+                    "volumeMounts": [{"name": "config", "mountPath": "/etc/coredns"}],
+                }],
+                "volumes": [{"name": "config", "configMap": {"name": "coredns"}}],
+            },
+        },
+    });
+    let mut service = with(
+        of("Service", "v1"),
+        "spec",
+        json!({
+            "clusterIP": lab::kubelet::DNS,
+            "selector": labels,
+            "ports": [
+                {"name": "dns", "port": 53, "protocol": "UDP"},
+                {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+            ],
+        }),
+    );
+    service["metadata"]["name"] = json!("kube-dns");
+    vec![
+        of("ServiceAccount", "v1"),
+        role,
+        binding,
+        with(of("ConfigMap", "v1"), "data", json!({"Corefile": corefile})),
+        with(of("Deployment", "apps/v1"), "spec", deployment),
+        service,
+    ]
+}
