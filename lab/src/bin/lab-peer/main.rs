@@ -6,6 +6,7 @@ mod exchange;
 mod load;
 mod serve;
 mod socket;
+mod survey;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,12 @@ enum Task {
     /// Keep connections and datagrams going and count what fails
     #[command(after_help = "Example: lab-peer load --tcp 10.96.0.10:80 --seconds 10")]
     Load(load::Arguments),
+    /// Ask many questions at once and print all that answered each
+    #[command(
+        long_about = "Reads one question a line, in JSON, to the end of standard input, and \
+                      prints what was heard of each in the same order."
+    )]
+    Survey(survey::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +47,7 @@ fn main() -> ExitCode {
         Task::Ask(arguments) => ask::run(&arguments),
         Task::Exchange(arguments) => exchange::run(&arguments),
         Task::Load(arguments) => load::run(&arguments),
+        Task::Survey(arguments) => survey::run(&arguments),
     };
     match result {
         Ok(code) => code,
