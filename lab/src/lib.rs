@@ -32,6 +32,7 @@ mod place;
 mod process;
 mod record;
 mod spec;
+pub mod survey;
 
 pub use crate::{
     error::{Error, Result},

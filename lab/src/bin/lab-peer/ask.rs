@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Seconds to wait for an answer
     #[arg(long, default_value_t = 2.0)]
     timeout: f64,
+    /// Seconds to wait for an answer once there is a connection; as for the connection if unset
+    #[arg(long)]
+    patience: Option<f64>,
     /// Ask from this port
     #[arg(long)]
     source_port: Option<u16>,
@@ -65,6 +68,41 @@ impl From<Kind> for Protocol {
     }
 }
 
+impl From<Protocol> for Kind {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+            Protocol::Http => Self::Http,
+        }
+    }
+}
+
+impl Arguments {
+    /// One question by a connected socket, with nothing asked of its bytes.
+    pub(crate) fn plain(protocol: Protocol, to: SocketAddr, timeout: Duration) -> Self {
+        Self {
+            protocol: protocol.into(),
+            to,
+            count: 1,
+            timeout: timeout.as_secs_f64(),
+            // What is connected is no longer dropped, and a busy server may take its time.
+            patience: Some(30.0),
+            source_port: None,
+            unconnected: false,
+            connected: true,
+            mapped: false,
+            size: 0,
+            answer_size: 0,
+            json: false,
+        }
+    }
+
+    pub(crate) fn with_source_port(self, port: u16) -> Self {
+        Self { source_port: Some(port), ..self }
+    }
+}
+
 /// Fails if any request did.
 pub(crate) fn run(arguments: &Arguments) -> io::Result<ExitCode> {
     let mut failed = false;
@@ -94,9 +132,12 @@ fn sentence(answer: &Answer) -> String {
     }
 }
 
-fn ask(arguments: &Arguments, number: u32) -> Answer {
-    let timeout = Duration::from_secs_f64(arguments.timeout.clamp(0.001, 3600.0));
-    let origin = Origin { source_port: arguments.source_port, mapped: arguments.mapped, timeout };
+/// Asks once; the number stands in what is sent.
+pub(crate) fn ask(arguments: &Arguments, number: u32) -> Answer {
+    let [timeout, patience] = [arguments.timeout, arguments.patience.unwrap_or(arguments.timeout)]
+        .map(|seconds| Duration::from_secs_f64(seconds.clamp(0.001, 3600.0)));
+    let (source_port, mapped) = (arguments.source_port, arguments.mapped);
+    let origin = Origin { source_port, mapped, timeout, patience };
     let mut answer = Answer {
         protocol: arguments.protocol.into(),
         to: arguments.to,

@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
 /// Prints what came as JSON and fails unless it was what was sent.
 pub(crate) fn run(arguments: &Arguments) -> io::Result<ExitCode> {
     let timeout = Duration::from_secs_f64(arguments.timeout.clamp(0.001, 3600.0));
-    let origin = Origin { source_port: None, mapped: false, timeout };
+    let origin = Origin { source_port: None, mapped: false, timeout, patience: timeout };
     let outcome = match exchange(origin, arguments) {
         Ok(outcome) => outcome,
         Err(err) => Exchange { error: Some(error_name(&err)), ..Exchange::default() },

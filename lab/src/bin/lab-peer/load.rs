@@ -93,7 +93,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<ExitCode> {
     let run = Arc::new(Run {
         stop: AtomicBool::new(false),
         counts: Mutex::new(Load::default()),
-        origin: Origin { source_port: None, mapped: false, timeout },
+        origin: Origin { source_port: None, mapped: false, timeout, patience: timeout },
     });
     let threads = start(arguments, &run);
     wait(arguments.seconds);

@@ -6,6 +6,7 @@ mod exchange;
 mod load;
 mod serve;
 mod socket;
+mod survey;
 
 use std::{net::ToSocketAddrs, process::ExitCode};
 
@@ -38,6 +39,12 @@ enum Task {
     /// Do nothing until told to end: what holds a pod's namespaces
     #[command(after_help = "Example: lab-peer pause")]
     Pause,
+    /// Ask many questions at once and print all that answered each
+    #[command(
+        long_about = "Reads one question a line, in JSON, to the end of standard input, and \
+                      prints what was heard of each in the same order."
+    )]
+    Survey(survey::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +55,7 @@ fn main() -> ExitCode {
         Task::Load(arguments) => load::run(&arguments),
         Task::Resolve { name } => resolve(&name),
         Task::Pause => pause(),
+        Task::Survey(arguments) => survey::run(&arguments),
     };
     match result {
         Ok(code) => code,

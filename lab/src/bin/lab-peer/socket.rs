@@ -16,6 +16,8 @@ pub(crate) struct Origin {
     /// Reach a v4 address by a v6 socket, as dual-stack programs do.
     pub(crate) mapped: bool,
     pub(crate) timeout: Duration,
+    /// How long anything is waited for once there is a connection.
+    pub(crate) patience: Duration,
 }
 
 impl Origin {
@@ -46,8 +48,8 @@ impl Origin {
         let socket = self.socket(to, Type::STREAM, Protocol::TCP)?;
         socket.connect_timeout(&self.target(to).into(), self.timeout)?;
         let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(self.timeout))?;
-        stream.set_write_timeout(Some(self.timeout))?;
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.set_write_timeout(Some(self.patience))?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }
