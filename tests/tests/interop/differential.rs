@@ -110,6 +110,14 @@ impl Bed {
             let options = AgentOptions { socket_lb, source, extra, ..AgentOptions::default() };
             ok(Agent::start(&self.lab, node, options))
         });
+        // Which are out of which network it learns on its own, and waits for it with nothing.
+        for agent in &agents {
+            eventually("the networks of Services are known", || {
+                let status = ok(agent.ask(&["status", "-o", "json"]));
+                let status: serde_json::Value = serde_json::from_slice(&status.stdout).ok()?;
+                (!status["service_networks"].as_array()?.is_empty()).then_some(())
+            });
+        }
         let seen = self.ask();
         for agent in &mut agents {
             ok(agent.kill());

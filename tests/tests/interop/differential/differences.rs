@@ -30,7 +30,7 @@ pub(crate) struct Request<'a> {
 }
 
 /// Applied one after the other.
-pub(crate) const KNOWN: [Difference; 6] = [
+pub(crate) const KNOWN: [Difference; 5] = [
     Difference {
         cells: "a pod asks the NodePort of another node, whose policy is Local",
         kube_proxy: "any backend, and answers of those elsewhere never arrive; its own are found",
@@ -60,13 +60,6 @@ pub(crate) const KNOWN: [Difference; 6] = [
         proxy_agent: "it sees itself",
         why: "the connection was translated in the socket, and never leaves the pod",
         change: own_backend,
-    },
-    Difference {
-        cells: "a ClusterIP that no Service has, or only one of another proxy",
-        kube_proxy: "dropped",
-        proxy_agent: "left to routing",
-        why: "proxy-agent does not read ServiceCIDRs",
-        change: unallocated,
     },
     Difference {
         cells: "a process of the node sends a datagram that is refused or dropped",
@@ -148,15 +141,6 @@ fn own_backend(request: &Request<'_>, outcomes: Outcomes) -> Outcomes {
         return outcomes;
     }
     seen_as_itself(request, outcomes, |backend| backend == request.cell.source)
-}
-
-fn unallocated(request: &Request<'_>, outcomes: Outcomes) -> Outcomes {
-    if request.cell.frontend != Frontend::ClusterIp || request.case.is_ours() {
-        return outcomes;
-    }
-    // The lab's outside answers for all addresses.
-    let source = request.cell.source.into();
-    [Outcome::Answer { backend: "fabric".into(), source }].into()
 }
 
 fn not_permitted(request: &Request<'_>, outcomes: Outcomes) -> Outcomes {

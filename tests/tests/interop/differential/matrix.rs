@@ -291,11 +291,6 @@ impl Case {
         self.has("/spec/loadBalancerSourceRanges")
     }
 
-    /// Whether it is there, and no other proxy's.
-    pub(crate) fn is_ours(&self) -> bool {
-        self.name != ABSENT && !self.has("/metadata/labels")
-    }
-
     /// The Service and its slices, for the API server; the status is sent by itself.
     pub(crate) fn objects(&self, number: u8, lab: &Lab) -> Vec<Value> {
         if self.name == ABSENT {
