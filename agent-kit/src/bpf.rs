@@ -30,6 +30,7 @@ mod command {
     pub(super) const MAP_UPDATE_BATCH: c_int = 26;
     pub(super) const LINK_CREATE: c_int = 28;
     pub(super) const LINK_UPDATE: c_int = 29;
+    pub(super) const LINK_DETACH: c_int = 34;
 }
 
 /// `enum bpf_map_type`, as far as we create such maps here.
@@ -91,6 +92,11 @@ pub struct MapLayout {
     pub value_size: u32,
     pub max_entries: u32,
     pub flags: u32,
+}
+
+/// Takes a link's program off, now: a link that is only let go of is taken off some time after.
+pub fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(command::LINK_DETACH, &mut raw(link)).map(drop)
 }
 
 /// Makes a map that is pinned nowhere. `inner` is the pattern of a map of maps.

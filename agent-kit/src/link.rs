@@ -183,7 +183,16 @@ impl Links {
         Ok(PinnedLink { name: name.into(), path, info })
     }
 
-    /// Takes a program off: the pin is all that holds the link.
+    /// Takes a program off, and returns when it meets no packet any more.
+    pub fn detach_now(&self, name: &str) -> Result<(), LinkError> {
+        // A link whose device or cgroup is gone has nothing to be taken off from.
+        if let Ok(link) = bpf::obj_get(&self.path(name)) {
+            let _ = bpf::link_detach(link.as_fd());
+        }
+        self.detach(name)
+    }
+
+    /// Takes a program off, some time after this returns: the pin is all that holds the link.
     pub fn detach(&self, name: &str) -> Result<(), LinkError> {
         let path = self.path(name);
         match fs::remove_file(&path) {

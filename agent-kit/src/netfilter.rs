@@ -64,14 +64,42 @@ pub fn obstacles() -> io::Result<Obstacles> {
             found.local = chain(message, &LOCAL);
         }
     })?;
-    let legacy = LEGACY.into_iter().find_map(|path| {
-        let names = fs::read_to_string(path).unwrap_or_default();
-        let name = names.lines().next()?;
-        Some(format!("iptables has the table {name} ({path})"))
-    });
+    let legacy = legacy();
     found.forwarded = found.forwarded.or_else(|| legacy.clone());
     found.local = found.local.or(legacy);
     Ok(found)
+}
+
+/// A table of `iptables-legacy`, in words, if there is any.
+pub fn legacy() -> Option<String> {
+    LEGACY.into_iter().find_map(|path| {
+        let names = fs::read_to_string(path).unwrap_or_default();
+        let name = names.lines().next()?;
+        Some(format!("iptables has the table {name} ({path})"))
+    })
+}
+
+/// A chain of kube-proxy's, in words: of its nftables mode, or of those that it makes by
+/// `iptables-nft`. Those of `iptables-legacy` are not told of here.
+pub fn kube_proxy() -> io::Result<Option<String>> {
+    let mut found = None;
+    let mut dump = Dump::open(Some(netlink::NETFILTER))?;
+    dump.ask(GET_CHAIN, &[0; NFGENMSG], NEW_CHAIN, |message| {
+        if found.is_none() {
+            found = kube_proxys(message);
+        }
+    })?;
+    Ok(found)
+}
+
+fn kube_proxys(message: &[u8]) -> Option<String> {
+    let family = family(*message.first()?)?;
+    let attributes = message.get(NFGENMSG..)?;
+    let [table, chain] = [TABLE, NAME].map(|kind| attribute(attributes, kind).map(text));
+    let (table, chain) = (table?, chain?);
+    let is_own = matches!(family, "ip" | "ip6")
+        && (table == "kube-proxy" || chain == "KUBE-SERVICES" || chain == "KUBE-NODEPORTS");
+    is_own.then(|| format!("nftables chain {family} {table} {chain}"))
 }
 
 /// What a chain does to packets that pass one of these hooks of IP, if anything.
@@ -156,6 +184,23 @@ mod tests {
     use crate::dump::attribute_of;
 
     use super::*;
+
+    #[test]
+    fn chains_of_kube_proxy_are_known_by_their_names() {
+        let said = |family: u8, table: &[u8], name: &[u8]| {
+            let mut bytes = vec![family, 0, 0, 0];
+            bytes.extend(attribute_of(TABLE, table));
+            bytes.extend(attribute_of(NAME, name));
+            kube_proxys(&bytes)
+        };
+        let own = said(2, b"kube-proxy\0", b"services\0").unwrap();
+        assert_eq!(own, "nftables chain ip kube-proxy services");
+        assert!(said(10, b"nat\0", b"KUBE-SERVICES\0").is_some());
+        // Of others: a kubelet's, another family's, another name.
+        assert_eq!(said(2, b"filter\0", b"KUBE-FIREWALL\0"), None);
+        assert_eq!(said(1, b"kube-proxy\0", b"services\0"), None);
+        assert_eq!(said(2, b"kube-proxy-of-mine\0", b"c\0"), None);
+    }
 
     fn message(family: u8, hook: Option<u32>, policy: u32, rules: u32) -> Vec<u8> {
         let mut bytes = vec![family, 0, 0, 0];

@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
+
 use crate::{
     address::{CLUSTER_CIDR4, CLUSTER_CIDR6},
     dist,
@@ -241,6 +243,21 @@ impl Agent {
             Some(mut process) => process.kill().map(drop).at("kill", &self.binary),
             None => Ok(()),
         }
+    }
+
+    /// Ends it by SIGTERM, as a supervisor does, and says how it ended.
+    pub fn end(&mut self) -> Result<ExitStatus> {
+        let gone = || io::Error::other("it does not run");
+        let mut process = self.process.take().ok_or_else(gone).at("end", &self.binary)?;
+        process.signal(Signal::SIGTERM);
+        let began = Instant::now();
+        while began.elapsed() < self.patience {
+            if let Some(status) = process.ended() {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        process.kill().at("kill", &self.binary)
     }
 
     /// Kills the agent and starts it again, until it is ready.

@@ -62,7 +62,7 @@ pub fn attach_sockets(ebpf: &Ebpf, links: &Links, cgroup: &Path) -> Result<(), A
 /// Takes the socket path off, questions first.
 pub fn detach_sockets(links: &Links) -> Result<(), AttachError> {
     for hook in SOCKET_HOOKS.iter().rev() {
-        links.detach(hook.program)?;
+        links.detach_now(hook.program)?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use agent_kit::{
     bpf::{self, MapLayout, map_type},
     embedded::LoadError,
     finding::{self, Finding, Verdict, lacking, ok},
-    kernel, mount,
+    kernel, mount, netfilter,
     ports::ReservedPorts,
     table::{MapTable, Table},
 };
@@ -223,8 +223,8 @@ fn rules() -> Finding {
         ForeignProxy::Unknown => lacking(
             "kube-proxy rules",
             Verdict::Unknown,
-            "neither nft nor iptables-save is here",
-            "install one of them to see",
+            "nftables cannot be read, or tables of iptables-legacy are there without iptables-save",
+            "run this as root, or install iptables",
         ),
     }
 }
@@ -245,21 +245,26 @@ impl ForeignProxy {
     }
 }
 
-/// Looks for kube-proxy's nftables tables and iptables chains; blocks.
+/// Looks for kube-proxy's chains; blocks. The kernel tells those of nftables and `iptables-nft`,
+/// for which a container needs no tools; those of `iptables-legacy` only its tools can read.
 pub fn foreign_proxy() -> ForeignProxy {
-    let mut verdict = ForeignProxy::Unknown;
-    for (program, arguments, mark) in [
-        ("nft", &["list", "tables"][..], " kube-proxy"),
-        ("iptables-save", &[], ":KUBE-SERVICES "),
-        ("ip6tables-save", &[], ":KUBE-SERVICES "),
-    ] {
+    let mut verdict = match netfilter::kube_proxy() {
+        Ok(Some(chain)) => return ForeignProxy::Found(chain),
+        Ok(None) => ForeignProxy::Absent,
+        Err(_) => ForeignProxy::Unknown,
+    };
+    if netfilter::legacy().is_none() {
+        return verdict;
+    }
+    verdict = ForeignProxy::Unknown;
+    for program in ["iptables-legacy-save", "ip6tables-legacy-save", "iptables-save"] {
         let Some(path) = find(program) else { continue };
-        let Ok(output) = Command::new(path).args(arguments).output() else { continue };
+        let Ok(output) = Command::new(path).output() else { continue };
         if !output.status.success() {
             continue;
         }
         let text = String::from_utf8_lossy(&output.stdout);
-        if let Some(line) = text.lines().find(|line| line.contains(mark)) {
+        if let Some(line) = text.lines().find(|line| line.contains(":KUBE-SERVICES ")) {
             return ForeignProxy::Found(format!("{program}: {}", line.trim()));
         }
         verdict = ForeignProxy::Absent;

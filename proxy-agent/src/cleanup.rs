@@ -82,7 +82,7 @@ pub fn cleanup(
     }
     detach_sockets(&links)?;
     for link in links.list()? {
-        links.detach(&link.name)?;
+        links.detach_now(&link.name)?;
     }
     for attachment in attached.iter().filter(|attachment| attachment.filter.is_some()) {
         if detach_clsact(&DEVICE_HOOKS, &attachment.target) {

@@ -146,6 +146,10 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
                     agent.place();
                     agent.sync(0);
                 }
+                // That they are gone is seen later; until then, nothing is lost by it.
+                if !agent.foreign_proxy && netfilter::kube_proxy().is_ok_and(|it| it.is_some()) {
+                    agent.look_for_rules().await;
+                }
             }
             Some(()) = netlink.changed() => agent.list_devices(&netlink).await,
             Ok(result) = finished(&mut agent.waiting) => agent.wait_ended(&result),
@@ -179,6 +183,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
             _ = interrupt.recv() => break,
         }
     }
+    agent.leave_bridges();
     info!("stopping; what is programmed stays in force (`proxy-agent cleanup` removes it)");
     Ok(())
 }
@@ -305,7 +310,8 @@ impl Agent {
             has_loads: true,
             all_flows: Due::Now,
             health_checks,
-            foreign_proxy: false,
+            // Before the first setting is written: the last agent's programs may be running.
+            foreign_proxy: check::foreign_proxy().is_found(),
             obstacle: None,
             sockets_attached: false,
             network: Network::default(),
@@ -377,6 +383,17 @@ impl Agent {
             *told = place;
         }
         is_news
+    }
+
+    /// Has what leaves toward pods seen at each pod's device from now on, since nobody will move
+    /// the hooks there when rules come. Where replies are rewritten as they enter a bridge, rules
+    /// with connection tracking take each for a connection of its own, from the Service to the pod;
+    /// once the programs are gone, the pod's next datagram would count as its answer.
+    fn leave_bridges(&mut self) {
+        if self.obstacle.is_none() {
+            self.obstacle = Some("no agent looks for rules".into());
+            self.place();
+        }
     }
 
     /// Follows the devices and the node's addresses: what is attached, what masquerades, where

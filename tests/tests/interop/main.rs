@@ -15,6 +15,7 @@ mod differential;
 mod kubernetes;
 mod leftovers;
 mod mixed;
+mod proxy_takeover;
 mod services;
 mod shared;
 mod takeover;
