@@ -101,17 +101,20 @@ fn messages(mut answer: &[u8], wanted: u16, visit: &mut impl FnMut(&[u8])) -> io
 }
 
 /// The value of the first attribute of a kind.
-pub fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    self::attributes(attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+/// All attributes, kind and value; those that are cut off are left out.
+pub fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     /// Bits of the kind that are flags.
     const FLAGS: u16 = 0xc000;
-    loop {
-        let (length, kind) = (u16_at(attributes, 0)? as usize, u16_at(attributes, 2)?);
-        let value = attributes.get(4..length)?;
-        if kind & !FLAGS == wanted {
-            return Some(value);
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
+    std::iter::from_fn(move || {
+        let (length, kind) = (u16_at(rest, 0)? as usize, u16_at(rest, 2)?);
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind & !FLAGS, value))
+    })
 }
 
 /// A string with or without the zero that ends it.
@@ -128,8 +131,7 @@ pub fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// An attribute as it stands in a message: what tests of readers are fed.
-#[cfg(test)]
+/// An attribute as it stands in a message.
 pub(crate) fn attribute_of(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());

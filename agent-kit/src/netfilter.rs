@@ -11,12 +11,15 @@ use rustix::{
 };
 use tokio::io::unix::AsyncFd;
 
-use crate::dump::{Dump, attribute, text};
+use crate::dump::{Dump, attribute, attribute_of, attributes, text};
 
 /// `NFNL_SUBSYS_NFTABLES` in a message's kind, with `NFT_MSG_NEWCHAIN` and `NFT_MSG_GETCHAIN`
 /// (include/uapi/linux/netfilter/nf_tables.h).
 const NEW_CHAIN: u16 = 10 << 8 | 3;
 const GET_CHAIN: u16 = 10 << 8 | 4;
+/// `NFT_MSG_NEWRULE` and `NFT_MSG_GETRULE`.
+const NEW_RULE: u16 = 10 << 8 | 6;
+const GET_RULE: u16 = 10 << 8 | 7;
 /// `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 /// `NFNLGRP_NFTABLES`, as a bit of a socket's groups.
@@ -32,6 +35,22 @@ const USE: u16 = 6;
 const HOOK_NUMBER: u16 = 1;
 /// `NF_DROP`.
 const DROP: u32 = 0;
+/// `NFTA_RULE_*`.
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
+/// `NFTA_EXPR_*`.
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+/// `NFTA_IMMEDIATE_DATA`, and within it `NFTA_DATA_VERDICT` and `NFTA_VERDICT_CHAIN`.
+const IMMEDIATE_DATA: u16 = 2;
+const VERDICT: u16 = 2;
+const VERDICT_CHAIN: u16 = 2;
+
+/// What every kubelet has in `INPUT` and `OUTPUT`: a jump to a chain of its own, which drops what others
+/// send to the loopback network, and before Kubernetes 1.28 what it had marked itself
+/// (`pkg/kubelet/kubelet_network_linux.go`). Neither is said of a packet between two nodes.
+const KUBELETS: &str = "KUBE-FIREWALL";
 
 /// Hooks of IP that a forwarded packet passes: `NF_INET_PRE_ROUTING`, `FORWARD`, `POST_ROUTING`.
 const FORWARDED: [u32; 3] = [0, 2, 4];
@@ -47,7 +66,7 @@ const LEGACY: [&str; 2] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_na
 pub struct Obstacles {
     /// Of those that are forwarded.
     pub forwarded: Option<String>,
-    /// Of this node's own.
+    /// Of this node's own, but for a kubelet's rules about the loopback network.
     pub local: Option<String>,
 }
 
@@ -55,15 +74,20 @@ pub struct Obstacles {
 pub fn obstacles() -> io::Result<Obstacles> {
     let mut found = Obstacles::default();
     let mut dump = Dump::open(Some(netlink::NETFILTER))?;
+    let mut local = Vec::new();
     // All families, whatever version.
     dump.ask(GET_CHAIN, &[0; NFGENMSG], NEW_CHAIN, |message| {
         if found.forwarded.is_none() {
             found.forwarded = chain(message, &FORWARDED);
         }
-        if found.local.is_none() {
-            found.local = chain(message, &LOCAL);
-        }
+        local.extend(chain(message, &LOCAL).map(|words| (words, message.to_vec())));
     })?;
+    for (words, chain) in local {
+        if !is_kubelets_alone(&mut dump, &chain)? {
+            found.local = Some(words);
+            break;
+        }
+    }
     let legacy = legacy();
     found.forwarded = found.forwarded.or_else(|| legacy.clone());
     found.local = found.local.or(legacy);
@@ -121,6 +145,45 @@ fn chain(message: &[u8], hooks: &[u32]) -> Option<String> {
         return Some(format!("nftables chain {} has {rules} rules", chain()));
     }
     drops.then(|| format!("nftables chain {} drops by default", chain()))
+}
+
+/// Whether all that a chain has is a kubelet's jump to [`KUBELETS`].
+fn is_kubelets_alone(dump: &mut Dump, chain: &[u8]) -> io::Result<bool> {
+    let Some((generation, of_chain)) = chain.split_at_checked(NFGENMSG) else { return Ok(false) };
+    let number = |kind| attribute(of_chain, kind)?.first_chunk().copied().map(u32::from_be_bytes);
+    let (Some(table), Some(name)) = (attribute(of_chain, TABLE), attribute(of_chain, NAME)) else {
+        return Ok(false);
+    };
+    if number(POLICY) == Some(DROP) {
+        return Ok(false);
+    }
+    let mut request = vec![generation[0], 0, 0, 0];
+    request.extend(attribute_of(RULE_TABLE, table));
+    request.extend(attribute_of(RULE_CHAIN, name));
+    let mut jumps = 0;
+    dump.ask(GET_RULE, &request, NEW_RULE, |rule| {
+        let rule = rule.get(NFGENMSG..).unwrap_or_default();
+        jumps += u32::from(jumps_to_kubelets(rule));
+    })?;
+    Ok(number(USE) == Some(jumps))
+}
+
+/// Whether a rule does nothing but count and jump there.
+fn jumps_to_kubelets(rule: &[u8]) -> bool {
+    let mut target = None;
+    for (_, expression) in attributes(attribute(rule, RULE_EXPRESSIONS).unwrap_or_default()) {
+        match attribute(expression, EXPRESSION_NAME).map(text).as_deref() {
+            Some("counter") => {}
+            Some("immediate") => {
+                let data = attribute(expression, EXPRESSION_DATA).unwrap_or_default();
+                let verdict = attribute(data, IMMEDIATE_DATA);
+                let verdict = verdict.and_then(|data| attribute(data, VERDICT));
+                target = verdict.and_then(|verdict| attribute(verdict, VERDICT_CHAIN)).map(text);
+            }
+            _ => return false,
+        }
+    }
+    target.as_deref() == Some(KUBELETS)
 }
 
 /// `NFPROTO_*`, as nft calls them; those of ARP are none of ours.
@@ -181,8 +244,6 @@ pub async fn changed(notices: &mut Option<RuleNotices>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use crate::dump::attribute_of;
-
     use super::*;
 
     #[test]
@@ -231,5 +292,32 @@ mod tests {
         assert_eq!(said(2, Some(2), 1, 0), None);
         assert_eq!(said(2, None, 1, 3), None);
         assert_eq!(said(3, Some(0), 1, 3), None);
+    }
+
+    /// A rule with these expressions: `counter`, another without data, or a jump to a chain.
+    fn rule(expressions: &[(&str, Option<&str>)]) -> Vec<u8> {
+        let mut list = Vec::new();
+        for (name, target) in expressions {
+            let mut expression = attribute_of(EXPRESSION_NAME, format!("{name}\0").as_bytes());
+            if let Some(target) = target {
+                let chain = attribute_of(VERDICT_CHAIN, format!("{target}\0").as_bytes());
+                let data = attribute_of(IMMEDIATE_DATA, &attribute_of(VERDICT, &chain));
+                expression.extend(attribute_of(EXPRESSION_DATA, &data));
+            }
+            list.extend(attribute_of(1, &expression));
+        }
+        attribute_of(RULE_EXPRESSIONS, &list)
+    }
+
+    #[test]
+    fn a_kubelets_jump_is_known_and_nothing_else_like_it() {
+        let jump = ("immediate", Some("KUBE-FIREWALL"));
+        assert!(jumps_to_kubelets(&rule(&[("counter", None), jump])));
+        assert!(jumps_to_kubelets(&rule(&[jump])));
+        assert!(!jumps_to_kubelets(&rule(&[("counter", None)])));
+        assert!(!jumps_to_kubelets(&rule(&[("payload", None), ("cmp", None), jump])));
+        assert!(!jumps_to_kubelets(&rule(&[("counter", None), ("immediate", Some("OTHER"))])));
+        assert!(!jumps_to_kubelets(&rule(&[("counter", None), ("immediate", None)])));
+        assert!(!jumps_to_kubelets(&[]));
     }
 }

@@ -107,6 +107,14 @@ fn nobody_translates_by_netfilter(cluster: &Kubernetes) {
         let tables = ok(machine.shell("nft list tables"));
         assert!(!tables.contains("kube-proxy"), "{tables}");
     }
+    // So tunnels need no device, although that rule is there.
+    for pod in pods(cluster, "kube-flannel", "app.kubernetes.io/name=flannel-agent") {
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        let status = ["flannel-agent", "status", "--output=json"];
+        let arguments = [&["--namespace=kube-flannel", "exec", name, "--"], &status[..]].concat();
+        let status: Value = ok(serde_json::from_str(&ok(cluster.kubectl(&arguments))));
+        assert_eq!(status["fast_path"], "on, nothing on this node filters or translates");
+    }
 }
 
 /// New pods of both DaemonSets take the places of the old ones, a node at a time, while requests go

@@ -229,6 +229,39 @@ fn the_way_changes_under_traffic_and_nothing_is_lost() {
     assert_eq!((load.failed, load.resets, load.udp_missing), (0, 0, 0), "{load:?}\n{}", bed.logs());
 }
 
+/// What every kubelet has among the rules for a node itself is about other packets than a tunnel's;
+/// beside it, or within the chain that leads there, another rule is one.
+#[test]
+fn a_kubelets_own_rules_do_not_end_the_way() {
+    let free = "on, nothing on this node filters or translates";
+    let bed = Bed::up(DUAL, &[]);
+    for tool in ["iptables", "ip6tables"] {
+        let loopback = if tool == "iptables" { "127.0.0.0/8" } else { "::1/128" };
+        bed.shell("node1", &format!("{tool} -N KUBE-FIREWALL"));
+        bed.shell(
+            "node1",
+            &format!("{tool} -A KUBE-FIREWALL ! -s {loopback} -d {loopback} -j DROP"),
+        );
+        bed.shell("node1", &format!("{tool} -A OUTPUT -j KUBE-FIREWALL"));
+        bed.shell("node1", &format!("{tool} -A INPUT -j KUBE-FIREWALL"));
+    }
+    bed.assert_joined();
+    // Another rule first, so that what is said next is said of these rules.
+    bed.shell("node1", "iptables -I INPUT -s 10.99.0.0/16 -j DROP");
+    let expected =
+        format!("{free}; tunnels by the device: nftables chain ip filter INPUT has 2 rules");
+    eventually(&expected, || (fast_path(&bed) == expected).then_some(()));
+    bed.shell("node1", "iptables -D INPUT -s 10.99.0.0/16 -j DROP");
+    eventually(free, || (fast_path(&bed) == free).then_some(()));
+    assert!(carried_by_device(&bed) < 100);
+    bed.shell("node1", "ip6tables -P OUTPUT DROP");
+    let expected =
+        format!("{free}; tunnels by the device: nftables chain ip6 filter OUTPUT has 1 rules");
+    eventually(&expected, || (fast_path(&bed) == expected).then_some(()));
+    bed.shell("node1", "ip6tables -P OUTPUT ACCEPT");
+    eventually(free, || (fast_path(&bed) == free).then_some(()));
+}
+
 /// The kernel encrypts where it sends packets on; a program would send them as they are.
 #[test]
 fn what_ipsec_may_encrypt_is_left_to_the_kernel() {
