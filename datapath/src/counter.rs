@@ -82,6 +82,11 @@ numbered! {
     NotIp = 18, "not_ip";
     /// To a load balancer's address, from a source that its Service's ranges do not admit.
     SourceRange = 19, "source_range";
+    /// SCTP packet to a frontend without a flow and without INIT.
+    NotInit = 20, "not_init";
+    /// First fragment of an SCTP packet whose port is another on each side: the checksum would have
+    /// to change by what only the whole packet tells.
+    SctpFragment = 21, "sctp_fragment";
 }
 
 numbered! {

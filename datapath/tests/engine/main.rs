@@ -21,6 +21,7 @@ mod partial;
 mod process;
 mod properties;
 mod race;
+mod sctp;
 mod selection;
 mod socket;
 mod socket_affinity;
