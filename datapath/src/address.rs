@@ -339,6 +339,19 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     pub const ICMPV6: u8 = 58;
     pub const SCTP: u8 = 132;
+
+    /// As people call it.
+    #[must_use]
+    pub const fn name(proto: u8) -> &'static str {
+        match proto {
+            TCP => "TCP",
+            UDP => "UDP",
+            SCTP => "SCTP",
+            ICMP => "ICMP",
+            ICMPV6 => "ICMPv6",
+            _ => "other",
+        }
+    }
 }
 
 #[cfg(test)]

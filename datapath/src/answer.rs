@@ -135,7 +135,7 @@ pub fn write_reset<F: Network, P: Packet>(packet: &mut P) -> Option<()> {
     } else {
         let end = transport.offset + (data >> 4) as u32 * 4;
         let syn_and_fin = (flags & tcp::SYN != 0) as u32 + (flags & tcp::FIN != 0) as u32;
-        let length = F::total_length(packet)?.wrapping_sub(end) + syn_and_fin;
+        let length = F::total_length(packet, 0)?.wrapping_sub(end) + syn_and_fin;
         let next = u32::from_be_bytes([s0, s1, s2, s3]).wrapping_add(length);
         ([0; 4], next.to_be_bytes(), tcp::RST | tcp::ACK)
     };

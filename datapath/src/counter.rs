@@ -84,6 +84,11 @@ numbered! {
     SourceRange = 19, "source_range";
     /// To an address out of which cluster IPs are given, and that no Service has.
     UnallocatedAddress = 20, "unallocated_address";
+    /// SCTP packet to a frontend without a flow and without INIT.
+    NotInit = 21, "not_init";
+    /// First fragment of an SCTP packet whose port is another on each side: the checksum would have
+    /// to change by what only the whole packet tells.
+    SctpFragment = 22, "sctp_fragment";
 }
 
 numbered! {

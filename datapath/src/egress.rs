@@ -6,7 +6,7 @@ use crate::{
     counter::{Hook, Reason},
     flow::{FlowKey, Place, hook, role},
     hash,
-    header::{self, IpHeader, Network, Part, Transport, has_ports},
+    header::{self, IpHeader, Network, Part, Transport},
     icmp,
     ingress::{fragment_key, key, read_key},
     masquerade,
@@ -29,6 +29,8 @@ pub enum Step {
     Settle = 3,
     /// ICMP: perhaps an error about a flow.
     Message = 4,
+    /// A fragment whose checksum would have to change with the whole packet's.
+    Fragment = 5,
 }
 
 impl Step {
@@ -41,6 +43,7 @@ impl Step {
             2 => Self::Assign,
             3 => Self::Settle,
             4 => Self::Message,
+            5 => Self::Fragment,
             _ => Self::Failed,
         }
     }
@@ -58,6 +61,7 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
     let done = match step {
         Step::Done => return Verdict::Pass,
         Step::Failed => Err(Reason::RewriteFailed),
+        Step::Fragment => Err(Reason::SctpFragment),
         Step::Message => icmp::egress::<F, P, T>(packet, tables),
         Step::Assign => {
             assign::<F, P, T>(packet, tables).and_then(|()| once_more::<F, P, T>(packet, tables))
@@ -86,6 +90,7 @@ fn once_more<F: Network, P: Packet, T: Tables<F>>(
     match tables.look_out(packet) {
         Step::Done => Ok(()),
         Step::Failed => Err(Reason::RewriteFailed),
+        Step::Fragment => Err(Reason::SctpFragment),
         // A row that was there a moment ago has been evicted meanwhile.
         Step::Assign | Step::Settle | Step::Message => Err(Reason::FlowTableFull),
     }
@@ -142,11 +147,8 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
 ) -> Step {
     // What cannot be read has no row: it was refused where it would have begun.
     let Ok(mut transport) = header::transport::<F, P>(packet, header) else { return Step::Done };
-    if transport.proto == F::ICMP {
-        return Step::Message;
-    }
-    if !has_ports(transport.proto) {
-        return Step::Done;
+    if !transport.has_ports {
+        return if transport.proto == F::ICMP { Step::Message } else { Step::Done };
     }
     if transport.part == Part::Later {
         match tables.fragment(&fragment_key(header, &transport, hook::EGRESS)) {
@@ -159,14 +161,16 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
         Ok(source) => source,
         Err(step) => return step,
     };
+    match rewrite::<F, P>(packet, header, &transport, Side::Source, source) {
+        Ok(()) => {}
+        Err(Reason::SctpFragment) => return Step::Fragment,
+        Err(_) => return Step::Failed,
+    }
     if transport.part == Part::First {
         let fragment = fragment_key(header, &transport, hook::EGRESS);
         tables.remember_fragment(&fragment, transport.ports);
     }
-    match rewrite::<F, P>(packet, header, &transport, Side::Source, source) {
-        Ok(()) => Step::Done,
-        Err(_) => Step::Failed,
-    }
+    Step::Done
 }
 
 /// The new source of a packet that has a row, or what has to be done first.

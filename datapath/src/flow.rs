@@ -123,9 +123,9 @@ pub mod role {
 pub mod seen {
     /// Any packet at all.
     pub const PACKET: u8 = 1;
-    /// A TCP segment with FIN.
+    /// A TCP segment with FIN, or SCTP's SHUTDOWN.
     pub const FIN: u8 = 2;
-    /// A TCP segment with RST.
+    /// A TCP segment with RST, or SCTP's ABORT.
     pub const RST: u8 = 4;
 }
 
@@ -147,6 +147,14 @@ pub mod timeout_sec {
     pub const TCP_CLOSED: u32 = 120;
     /// `nf_conntrack_tcp_timeout_close`: after RST.
     pub const TCP_RESET: u32 = 10;
+    /// `nf_conntrack_sctp_timeout_cookie_wait`.
+    pub const SCTP_OPENING: u32 = 3;
+    /// `nf_conntrack_sctp_timeout_established`: an association that is idle sends a HEARTBEAT every
+    /// 30 s (RFC 9260 §8.3, §16).
+    pub const SCTP_ESTABLISHED: u32 = 210;
+    /// `nf_conntrack_sctp_timeout_closed`: after ABORT, and after SHUTDOWN too, where conntrack waits
+    /// for 3 s only, but no flow that was answered is forgotten sooner.
+    pub const SCTP_CLOSED: u32 = 10;
     /// `nf_conntrack_udp_timeout`.
     pub const UDP_UNANSWERED: u32 = 30;
     /// `nf_conntrack_udp_timeout_stream`.
@@ -345,6 +353,15 @@ pub const fn timeout(proto: u8, original: u8, reply: u8) -> u32 {
     if proto == protocol::UDP {
         return if reply == 0 { timeout_sec::UDP_UNANSWERED } else { timeout_sec::UDP_ANSWERED };
     }
+    if proto == protocol::SCTP {
+        return if (original | reply) & (seen::FIN | seen::RST) != 0 {
+            timeout_sec::SCTP_CLOSED
+        } else if reply == 0 {
+            timeout_sec::SCTP_OPENING
+        } else {
+            timeout_sec::SCTP_ESTABLISHED
+        };
+    }
     if proto != protocol::TCP {
         return timeout_sec::ECHO;
     }
@@ -401,6 +418,12 @@ mod tests {
         assert_eq!(tcp(fin, packet), 3_600);
         assert_eq!(tcp(fin, fin), 120);
         assert_eq!(tcp(packet, rst), 10);
+        let sctp = |original, reply| timeout(protocol::SCTP, original, reply);
+        assert_eq!(sctp(packet, 0), 3);
+        assert_eq!(sctp(packet, packet), 210);
+        assert_eq!(sctp(fin, packet), 10);
+        assert_eq!(sctp(fin, fin), 10);
+        assert_eq!(sctp(packet, rst), 10);
         assert_eq!(timeout(protocol::UDP, packet, 0), 30);
         assert_eq!(timeout(protocol::UDP, packet, packet), 120);
         assert_eq!(timeout(protocol::ICMP, packet, packet), 30);

@@ -10,6 +10,7 @@ use crate::{
     fragment::Ports,
     packet::{Covers, Packet},
     rewrite::Side,
+    sctp,
 };
 
 /// The part of a packet that every hook looks at: addresses, and where the rest begins.
@@ -58,6 +59,8 @@ const fn unpack(word: u64) -> Result<Transport, Reason> {
         offset: (word >> 32) as u32 & 0xffff,
         part,
         id: word as u32,
+        has_ports: false,
+        has_handshake: false,
         ports: Ports { src_port: Be16::ZERO, dst_port: Be16::ZERO },
         flags: 0,
     })
@@ -81,9 +84,13 @@ pub struct Transport {
     pub offset: u32,
     pub part: Part,
     pub id: u32,
+    /// [`has_ports`] of the protocol, once [`transport`] has looked.
+    pub has_ports: bool,
+    /// [`has_handshake`], likewise.
+    pub has_handshake: bool,
     /// Zero for later fragments, and for protocols without ports.
     pub ports: Ports,
-    /// [`tcp`] bits, zero for other protocols.
+    /// [`tcp`] bits, of SCTP those that mean the same ([`sctp::flags`]); zero for other protocols.
     pub flags: u8,
 }
 
@@ -154,8 +161,8 @@ pub trait Network: Family + Masquerade {
     /// The first words of a packet after one more hop; `None` if it has no hop left.
     fn forwarded(words: [u32; 3]) -> Option<[u32; 3]>;
 
-    /// Length of the packet by its own account, from the network header on.
-    fn total_length<P: Packet>(packet: &P) -> Option<u32>;
+    /// Length of the packet by its own account, from its network header on, which is at `at`.
+    fn total_length<P: Packet>(packet: &P, at: u32) -> Option<u32>;
 
     /// What the change of an address is to a transport checksum.
     const COVERS: Covers;
@@ -200,6 +207,8 @@ impl Network for V4 {
             offset: header.offset,
             part: header.part,
             id: header.id,
+            has_ports: false,
+            has_handshake: false,
             ports: Ports::default(),
             flags: 0,
         })
@@ -279,8 +288,8 @@ impl Network for V4 {
     }
 
     #[inline(always)]
-    fn total_length<P: Packet>(packet: &P) -> Option<u32> {
-        packet.load::<2>(2).map(|bytes| u16::from_be_bytes(bytes) as u32)
+    fn total_length<P: Packet>(packet: &P, at: u32) -> Option<u32> {
+        packet.load::<2>(at + 2).map(|bytes| u16::from_be_bytes(bytes) as u32)
     }
 }
 
@@ -305,6 +314,8 @@ pub fn extensions<P: Packet>(packet: &P, offset: u32, next: u8) -> Result<Transp
         offset,
         part: Part::Whole,
         id: 0,
+        has_ports: false,
+        has_handshake: false,
         ports: Ports::default(),
         flags: 0,
     };
@@ -396,6 +407,8 @@ impl Network for V6 {
             offset: header.offset,
             part: Part::Whole,
             id: 0,
+            has_ports: false,
+            has_handshake: false,
             ports: Ports::default(),
             flags: 0,
         };
@@ -460,8 +473,8 @@ impl Network for V6 {
     }
 
     #[inline(always)]
-    fn total_length<P: Packet>(packet: &P) -> Option<u32> {
-        packet.load::<2>(4).map(|bytes| u16::from_be_bytes(bytes) as u32 + Self::HEADER)
+    fn total_length<P: Packet>(packet: &P, at: u32) -> Option<u32> {
+        packet.load::<2>(at + 4).map(|bytes| u16::from_be_bytes(bytes) as u32 + Self::HEADER)
     }
 }
 
@@ -490,10 +503,17 @@ const fn part(offset: u16, more: bool) -> Part {
 #[inline(always)]
 #[must_use]
 pub const fn has_ports(proto: u8) -> bool {
-    matches!(proto, protocol::TCP | protocol::UDP)
+    matches!(proto, protocol::TCP | protocol::UDP | protocol::SCTP)
 }
 
-/// Follows a packet's headers and reads ports and TCP flags.
+/// True for the protocols whose flows begin with a packet that says so ([`opens`]).
+#[inline(always)]
+#[must_use]
+pub const fn has_handshake(proto: u8) -> bool {
+    matches!(proto, protocol::TCP | protocol::SCTP)
+}
+
+/// Follows a packet's headers and reads ports and flags.
 ///
 /// # Errors
 /// [`Reason::Malformed`] if the packet ends too early, [`Reason::ExtensionHeader`] for IPv6
@@ -505,21 +525,32 @@ pub fn transport<F: Network, P: Packet>(
 ) -> Result<Transport, Reason> {
     let mut transport = F::follow(packet, 0, header)?;
     if transport.part == Part::Later {
+        transport.has_ports = has_ports(transport.proto);
+        transport.has_handshake = has_handshake(transport.proto);
         return Ok(transport);
     }
-    if transport.proto == protocol::TCP {
+    let both = if has_handshake(transport.proto) {
+        // SCTP's first chunk begins where TCP has its flags, behind ports, tag and checksum; a
+        // packet without any is none (RFC 9260 §3).
         let [both, _, _, last] = packet.words(transport.offset).ok_or(Reason::Malformed)?;
-        let [_, flags, _, _] = last.to_ne_bytes();
-        transport.ports = ports(both.to_ne_bytes());
-        transport.flags = flags;
+        let [first, second, _, _] = last.to_ne_bytes();
+        transport.flags =
+            if transport.proto == protocol::TCP { second } else { sctp::flags(first) };
+        transport.has_handshake = true;
+        both
     } else if transport.proto == protocol::UDP {
         let [both, _] = packet.words(transport.offset).ok_or(Reason::Malformed)?;
-        transport.ports = ports(both.to_ne_bytes());
-    }
+        both
+    } else {
+        return Ok(transport);
+    };
+    transport.has_ports = true;
+    transport.ports = ports(both.to_ne_bytes());
+    transport.proto = packet.forget(transport.proto, both);
     Ok(transport)
 }
 
-/// The flags of a TCP segment. Reads the headers again.
+/// The flags of a packet ([`Transport::flags`]). Reads the headers again.
 #[inline(never)]
 pub fn flags<F: Network, P: Packet>(packet: &P) -> u8 {
     let transport = F::header(packet, 0).map(|header| transport::<F, P>(packet, &header));
@@ -527,7 +558,7 @@ pub fn flags<F: Network, P: Packet>(packet: &P) -> u8 {
     transport.flags
 }
 
-/// True for the flags of a TCP segment that asks for a connection, and for nothing else.
+/// True for the flags of a packet that asks for a connection, and for nothing else.
 #[inline(always)]
 #[must_use]
 pub const fn opens(flags: u8) -> bool {
@@ -544,7 +575,7 @@ pub const fn ports(bytes: [u8; 4]) -> Ports {
     }
 }
 
-/// Offset of the checksum in a transport header.
+/// Offset of the checksum in a header of TCP or UDP.
 #[inline(always)]
 #[must_use]
 pub const fn checksum_offset(proto: u8) -> u32 {

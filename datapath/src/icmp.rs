@@ -13,6 +13,7 @@ use crate::{
     header::{self, IpHeader, Network, Part, Transport, has_ports},
     packet::{Covers, Packet},
     rewrite::Side,
+    sctp,
     tables::{FlowTables, Store},
 };
 
@@ -225,7 +226,9 @@ fn quoted<F: Network, P: Packet, T: FlowTables<F>>(
     if !has_ports(transport.proto) {
         return None;
     }
-    transport.ports = header::ports(packet.load::<4>(transport.offset)?);
+    let ports = packet.load::<4>(transport.offset)?;
+    transport.ports = header::ports(ports);
+    transport.proto = packet.forget(transport.proto, u32::from_ne_bytes(ports));
     Some(Quote { at, redirect, header, start, transport })
 }
 
@@ -276,15 +279,21 @@ fn translate_quote<F: Network, P: Packet, T: FlowTables<F>>(
         total += change_word(packet, quote.start + 10, address, false)?;
     }
     // The quoted transport checksum, if the quotation reaches that far and there is one.
-    let at = offset
-        + if is_echo { echo::CHECKSUM } else { header::checksum_offset(quote.transport.proto) };
-    // ICMP has no pseudo header over IPv4.
-    let covered = if is_echo && !F::V6 { port } else { address + port };
-    let udp = quote.transport.proto == protocol::UDP;
-    if let Some(field) = packet.load::<2>(at)
-        && !(udp && field == [0, 0])
-    {
-        total += change_word(packet, at, covered, udp)?;
+    if quote.transport.proto == protocol::SCTP {
+        let by = sctp::difference(quoted_side, old_port, new.port);
+        total += packet.change_quoted_crc32c::<F>(quote.start, offset, by)?;
+    } else {
+        let field =
+            if is_echo { echo::CHECKSUM } else { header::checksum_offset(quote.transport.proto) };
+        let at = offset + field;
+        // ICMP has no pseudo header over IPv4.
+        let covered = if is_echo && !F::V6 { port } else { address + port };
+        let udp = quote.transport.proto == protocol::UDP;
+        if let Some(field) = packet.load::<2>(at)
+            && !(udp && field == [0, 0])
+        {
+            total += change_word(packet, at, covered, udp)?;
+        }
     }
     store_quoted_address::<F, P>(packet, quote.start, quoted_side, new.addr)?;
     packet.change_transport_checksum(quote.at + 2, total, Covers::Payload, false)

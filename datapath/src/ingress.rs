@@ -9,7 +9,7 @@ use crate::{
     flow::{FlowKey, Parties, Place, flow_flags, hook, role},
     fragment::{FragmentKey, Ports},
     frontend::{FrontendKey, address_use},
-    header::{self, IpHeader, Network, Part, Transport, has_ports, tcp},
+    header::{self, IpHeader, Network, Part, Transport, tcp},
     icmp::{self, Entered},
     packet::{Packet, Verdict},
     rewrite::{Side, rewrite},
@@ -148,7 +148,7 @@ pub fn look<F: Network, P: Packet, T: Tables<F>>(
         Ok(transport) => transport,
         Err(reason) => return unreadable::<F, T>(tables, header.dst, reason),
     };
-    if !has_ports(transport.proto) {
+    if !transport.has_ports {
         return Step::Portless;
     }
     if transport.part == Part::Later {
@@ -166,14 +166,14 @@ pub fn look<F: Network, P: Packet, T: Tables<F>>(
         }
         Err(step) => return step,
     };
+    if let Err(reason) = rewrite::<F, P>(packet, &header, &transport, Side::Destination, target) {
+        return Step::Refused(reason);
+    }
     if transport.part == Part::First {
         let fragment = fragment_key(&header, &transport, hook::INGRESS);
         tables.remember_fragment(&fragment, transport.ports);
     }
-    match rewrite::<F, P>(packet, &header, &transport, Side::Destination, target) {
-        Ok(()) => Step::Done,
-        Err(reason) => Step::Refused(reason),
-    }
+    Step::Done
 }
 
 /// What cannot be read is refused on an address that is only ours; on another it is somebody
@@ -257,7 +257,7 @@ fn known<F: Network, T: Tables<F>>(
         if opens || udp && (track::is_idle(row, now) || pending && row.last != now) {
             return Err(Step::Restart);
         }
-        if pending && transport.proto == protocol::TCP {
+        if pending && !udp {
             return Err(Step::Settle);
         }
     }
@@ -327,8 +327,8 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
     if source_range::refuses::<F, T>(tables, &frontend, key.src) {
         return Step::Refused(Reason::SourceRange);
     }
-    if key.proto == protocol::TCP && !header::opens(header::flags::<F, P>(packet)) {
-        return Step::Stray;
+    if key.proto != protocol::UDP && !header::opens(header::flags::<F, P>(packet)) {
+        return if key.proto == protocol::TCP { Step::Stray } else { stray_association(tables) };
     }
     *tables.parties() = Parties {
         client: key.src(),
@@ -339,6 +339,14 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
         pad: [0; 7],
     };
     Step::Choose { service: frontend.service, kind: frontend.kind }
+}
+
+/// An SCTP packet that belongs to no flow and begins none. Nothing answers it, as with kube-proxy,
+/// to whose conntrack it is invalid. While that one's rules are on the node they may know the
+/// association, as [`answer::stray`] has it for TCP.
+#[inline(always)]
+fn stray_association<F: Network, T: Tables<F>>(tables: &mut T) -> Step {
+    if tables.settings().foreign_proxy != 0 { Step::Done } else { Step::Refused(Reason::NotInit) }
 }
 
 /// Chooses a backend and opens a flow to it. With session affinity each choice is the same, and a

@@ -15,12 +15,12 @@
 //! with one place as frontend and backend. Rows live as those of Services do.
 
 use crate::{
-    address::{Address, Be16, protocol},
+    address::{Address, Be16},
     counter::{Hook, Reason},
     echo,
     flow::{FlowKey, Parties, Place, flow_flags, hook, role},
     hash,
-    header::{self, IpHeader, Network, Part, Transport, has_ports},
+    header::{self, IpHeader, Network, Part, Transport},
     icmp::{self, Entered},
     ingress::{Look, fragment_key, key},
     masquerade,
@@ -199,7 +199,7 @@ pub fn look_out<F: Network, P: Packet, T: PolicyTables<F>>(
     }
     // What has no tuple keeps its source.
     let Ok(mut transport) = header::transport::<F, P>(packet, &header) else { return Step::Done };
-    if transport.proto != F::ICMP && !has_ports(transport.proto) {
+    if !transport.has_ports && transport.proto != F::ICMP {
         return Step::Done;
     }
     if transport.part == Part::Later {
@@ -240,7 +240,7 @@ fn known_out<F: Network, T: PolicyTables<F>>(
     let Some((row, store)) = tables.find(key) else { return Err(unknown_out(transport)) };
     let first = look == Look::First && transport.part != Part::Later;
     let pending = store == Store::Pending;
-    let is_tcp = transport.proto == protocol::TCP;
+    let has_handshake = transport.has_handshake;
     if row.role != role::ORIGINAL_SOURCE {
         // An answer to somebody outside.
         if first && pending {
@@ -250,10 +250,10 @@ fn known_out<F: Network, T: PolicyTables<F>>(
         return Err(Step::Done);
     }
     if first {
-        if is_tcp && header::opens(transport.flags) {
+        if has_handshake && header::opens(transport.flags) {
             return Err(Step::Restart);
         }
-        if is_tcp && pending {
+        if has_handshake && pending {
             return Err(Step::Settle);
         }
         // For the answer, whose row it may have been; looked after once a tick.
@@ -268,7 +268,7 @@ fn known_out<F: Network, T: PolicyTables<F>>(
 /// What becomes of a packet without a row.
 #[inline(always)]
 const fn unknown_out(transport: &Transport) -> Step {
-    if transport.proto == protocol::TCP {
+    if transport.has_handshake {
         // Others are answers to somebody outside.
         let begins = header::opens(transport.flags);
         return if begins { Step::Begin } else { Step::Done };
@@ -282,7 +282,7 @@ const fn unknown_out(transport: &Transport) -> Step {
 /// True for the answer to a ping, which has an identifier where only those have one who ask.
 #[inline(always)]
 const fn is_echo_reply(transport: &Transport) -> bool {
-    !has_ports(transport.proto) && transport.ports.src_port.raw() == 0
+    !transport.has_ports && transport.ports.src_port.raw() == 0
 }
 
 /// Does what can be done at once for a packet that came in.
@@ -294,7 +294,7 @@ pub fn look_in<F: Network, P: Packet, T: PolicyTables<F>>(
 ) -> Step {
     let Some(header) = F::header(packet, 0) else { return Step::Done };
     let Ok(mut transport) = header::transport::<F, P>(packet, &header) else { return Step::Done };
-    if transport.proto != F::ICMP && !has_ports(transport.proto) {
+    if !transport.has_ports && transport.proto != F::ICMP {
         return Step::Done;
     }
     if transport.part == Part::Later {
@@ -308,7 +308,7 @@ pub fn look_in<F: Network, P: Packet, T: PolicyTables<F>>(
             None => return Step::Message,
         }
     }
-    let asks = transport.proto != protocol::TCP
+    let asks = !transport.has_handshake
         && !is_echo_reply(&transport)
         && tables.is_masqueraded(header.dst, header.src);
     if !asks && !is_ours::<F, T>(tables, transport.ports.dst_port) {
@@ -356,7 +356,7 @@ fn known_in<F: Network, T: PolicyTables<F>>(
         return Err(Step::Done);
     }
     if first && pending {
-        if transport.proto != protocol::TCP {
+        if !transport.has_handshake {
             return Err(Step::Settle);
         }
         // The client, once it has the SYN-ACK, sends no SYN again.

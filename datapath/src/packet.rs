@@ -2,8 +2,9 @@
 //! kernel a socket buffer, in tests a vector.
 
 use crate::{
-    answer,
+    answer, crc32c,
     header::{self, Network},
+    sctp,
 };
 
 /// What became of a packet.
@@ -60,6 +61,23 @@ pub trait Packet {
         zero_is_none: bool,
     ) -> Option<()>;
 
+    /// True if a device is to compute the checksum at `offset` (CHECKSUM_PARTIAL), whose field holds
+    /// zero. No helper tells, but the one that changes a checksum leaves such a one alone where the
+    /// change is of what only the checksum covers; any other field is spoilt by asking.
+    #[inline(always)]
+    fn is_partial(&mut self, offset: u32) -> Option<bool> {
+        self.change_transport_checksum(offset, 1, Covers::Payload, false)?;
+        self.load::<2>(offset).map(|field| field == [0; 2])
+    }
+
+    /// The same number. Programs hide it from the verifier, behind any number `by` that it does not
+    /// know: it would follow all that comes after once for each that it has been compared with.
+    #[inline(always)]
+    fn forget(&self, number: u8, by: u32) -> u8 {
+        let _ = by;
+        number
+    }
+
     /// [`header::extensions`], packed; programs have it as a global function, like the last of
     /// [`crate::tables::Tables`].
     #[inline(always)]
@@ -68,6 +86,35 @@ pub trait Packet {
         Self: Sized,
     {
         header::pack(header::extensions(self, offset, next))
+    }
+
+    /// [`crc32c::change`], likewise.
+    #[inline(always)]
+    fn crc32c_change(&self, difference: u32, length: u32) -> u32 {
+        crc32c::change(difference, length)
+    }
+
+    /// [`sctp::change_checksum`], likewise; false if the packet could not be written.
+    #[inline(always)]
+    fn change_crc32c<F: Network>(&mut self, offset: u32, difference: u32) -> bool
+    where
+        Self: Sized,
+    {
+        sctp::change_checksum::<F, Self>(self, offset, difference).is_some()
+    }
+
+    /// [`sctp::change_quoted`], likewise.
+    #[inline(always)]
+    fn change_quoted_crc32c<F: Network>(
+        &mut self,
+        start: u32,
+        offset: u32,
+        difference: u32,
+    ) -> Option<u32>
+    where
+        Self: Sized,
+    {
+        sctp::change_quoted::<F, Self>(self, start, offset, difference)
     }
 
     /// [`answer::write_unreachable`], likewise; false if the packet could not be written.

@@ -10,7 +10,7 @@ use crate::{
     answer,
     counter::{Hook, Reason},
     frontend::{FrontendKey, address_use},
-    header::{self, Network, Part, has_ports},
+    header::{self, Network, Part},
     icmp,
     ingress::key,
     packet::{Packet, Verdict},
@@ -69,7 +69,7 @@ fn fate<F: Network, P: Packet, T: Tables<F>>(packet: &P, tables: &mut T) -> Fate
     if transport.part == Part::Later {
         return Fate::Pass;
     }
-    if !has_ports(transport.proto) {
+    if !transport.has_ports {
         return if is_cluster_ip && icmp::is_answerable::<F, P>(packet, &transport) {
             Fate::Unreachable(Reason::UnknownPort)
         } else {
@@ -81,7 +81,7 @@ fn fate<F: Network, P: Packet, T: Tables<F>>(packet: &P, tables: &mut T) -> Fate
     else {
         return if is_cluster_ip { Fate::Unreachable(Reason::UnknownPort) } else { Fate::Pass };
     };
-    let begins = key.proto != protocol::TCP || header::opens(transport.flags);
+    let begins = key.proto == protocol::UDP || header::opens(transport.flags);
     if begins && source_range::refuses::<F, T>(tables, &frontend, key.src) {
         return Fate::Drop(Reason::SourceRange);
     }

@@ -8,6 +8,7 @@ use crate::{
     fragment::Ports,
     header::{IpHeader, Network, Part, Transport, checksum_offset},
     packet::{Covers, Packet},
+    sctp,
 };
 
 /// Which side of the packet changes.
@@ -70,7 +71,8 @@ impl Side {
 ///
 /// # Errors
 /// [`Reason::RewriteFailed`] if the packet could not be written; it may be half rewritten then
-/// and must not go on.
+/// and must not go on. [`Reason::SctpFragment`] if a fragment's checksum would have to change by
+/// what only the whole packet tells.
 #[inline(always)]
 pub fn rewrite<F: Network, P: Packet>(
     packet: &mut P,
@@ -80,6 +82,10 @@ pub fn rewrite<F: Network, P: Packet>(
     new: Place<F::Address>,
 ) -> Result<(), Reason> {
     let (old, old_port) = side.pick(header, transport);
+    let is_first = transport.part == Part::First;
+    if is_first && transport.proto == protocol::SCTP && old_port != new.port {
+        return Err(Reason::SctpFragment);
+    }
     write::<F, P>(packet, header, transport, side, old, old_port, new).ok_or(Reason::RewriteFailed)
 }
 
@@ -96,7 +102,14 @@ fn write<F: Network, P: Packet>(
     if transport.part == Part::Later {
         return F::store_address(packet, 0, side.address_field::<F>(), old, new.addr);
     }
-    change_checksum::<F, P>(packet, transport, old, old_port, new)?;
+    if transport.proto == protocol::SCTP {
+        let difference = sctp::difference(side, old_port, new.port);
+        if difference != 0 && !packet.change_crc32c::<F>(transport.offset, difference) {
+            return None;
+        }
+    } else {
+        change_checksum::<F, P>(packet, transport, old, old_port, new)?;
+    }
     if transport.offset == F::HEADER {
         return F::store_place(packet, header, transport.ports, side, new);
     }
@@ -104,7 +117,7 @@ fn write<F: Network, P: Packet>(
     F::store_address(packet, 0, side.address_field::<F>(), old, new.addr)
 }
 
-/// Changes the transport checksum from one place of one side to another.
+/// Changes TCP's or UDP's checksum from one place of one side to another.
 #[inline(always)]
 fn change_checksum<F: Network, P: Packet>(
     packet: &mut P,

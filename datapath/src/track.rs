@@ -1,7 +1,6 @@
 //! The life of a flow's rows: opened, touched, settled when answered, forgotten when finished.
 
 use crate::{
-    address::protocol,
     flow::{
         Flow, FlowKey, Parties, Place, flow_flags, is_closed, role, seen as bit, timeout,
         timeout_sec,
@@ -108,7 +107,7 @@ fn is_finished<F: Network, T: FlowTables<F>, const ROLE: u8>(
         None => return true,
     };
     let idle = now.wrapping_sub(later(last, touched));
-    if key.proto == protocol::TCP && is_closed(mine, theirs) && idle >= closed {
+    if is_closed(mine, theirs) && idle >= closed {
         return true;
     }
     let (original, reply) = if role::asks(ROLE) { (mine, theirs) } else { (theirs, mine) };

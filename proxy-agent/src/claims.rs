@@ -157,7 +157,7 @@ fn field(claim: &Claim) -> String {
 
 fn problem(loser: &Name, field: String, holder: &Name, place: Place) -> Problem {
     let address = SocketAddr::new(place.address, place.port);
-    let proto = if place.proto == protocol::UDP { "UDP" } else { "TCP" };
+    let proto = protocol::name(place.proto);
     Problem {
         kind: ProblemKind::Conflict,
         source: None,

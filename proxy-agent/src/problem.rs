@@ -18,8 +18,6 @@ pub enum ProblemKind {
     Type,
     /// A field has an impossible value; the object's last good version stays in force.
     Value,
-    /// A feature that is not carried; the rest of the object is.
-    Unsupported,
     /// An entry that has no meaning and is left out, as kube-proxy does; the rest counts.
     Ignored,
     /// One object in two documents.
@@ -31,13 +29,12 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::Source,
         Self::Unreadable,
         Self::Syntax,
         Self::Type,
         Self::Value,
-        Self::Unsupported,
         Self::Ignored,
         Self::Duplicate,
         Self::Conflict,
@@ -53,7 +50,6 @@ impl ProblemKind {
             Self::Syntax => "syntax",
             Self::Type => "type",
             Self::Value => "value",
-            Self::Unsupported => "unsupported",
             Self::Ignored => "ignored",
             Self::Duplicate => "duplicate",
             Self::Conflict => "conflict",

@@ -206,14 +206,14 @@ impl Report<'_> {
         }
     }
 
-    /// `None` for a protocol that is left out, or unknown.
+    /// `None` for a protocol that is unknown.
     fn protocol(&mut self, field: &str, text: Option<&str>) -> Option<u8> {
         match text.unwrap_or("TCP") {
             "TCP" | "" => Some(protocol::TCP),
             "UDP" => Some(protocol::UDP),
             "SCTP" => Some(protocol::SCTP),
             other => {
-                self.refuse(field, format!("unknown protocol {other:?}; write TCP or UDP"));
+                self.refuse(field, format!("unknown protocol {other:?}; write TCP, UDP or SCTP"));
                 None
             }
         }

@@ -46,7 +46,7 @@ pub fn service_health(
     Some(ServiceHealth { port, local_endpoints: counts.max().unwrap_or(0) })
 }
 
-/// What has no port that is carried (of SCTP, say) serves nobody.
+/// What has no port serves nobody.
 fn ready_here(sets: &[&EndpointSet], family: IpFamily, node: &str) -> HashSet<IpAddr> {
     let slices = EndpointSet::slices(sets, family).filter(|slice| !slice.ports.is_empty());
     let endpoints = slices.flat_map(|slice| &slice.endpoints);
@@ -150,7 +150,8 @@ spec:
         assert_eq!(count(&[("IPv4", PORTS, v4)]), 2);
         assert_eq!(count(&[("IPv4", PORTS, v4), ("IPv4", PORTS, again), ("IPv6", PORTS, v6)]), 2);
         assert_eq!(count(&[("IPv6", PORTS, v6)]), 1);
-        assert_eq!(count(&[("IPv4", "[{name: a, port: 1, protocol: SCTP}]", v4)]), 0);
+        assert_eq!(count(&[("IPv4", "[{name: a, port: 1, protocol: SCTP}]", v4)]), 2);
+        assert_eq!(count(&[("IPv4", "[]", v4)]), 0);
     }
 
     #[test]

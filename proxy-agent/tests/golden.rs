@@ -12,7 +12,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use datapath::{affinity, algorithm::Algorithm, frontend::kind, service::service_flags};
+use datapath::{
+    address::protocol, affinity, algorithm::Algorithm, frontend::kind, service::service_flags,
+};
 use proxy_agent::{
     compile::NodeFacts,
     desired::{Desired, DesiredBackend, DesiredService, DesiredSet, IpFamily, ServicePortKey},
@@ -63,7 +65,7 @@ fn print_service(
     service: &DesiredService,
 ) -> std::fmt::Result {
     let ServicePortKey { namespace, name, port, proto, family } = key;
-    let protocol = if *proto == 6 { "TCP" } else { "UDP" };
+    let protocol = protocol::name(*proto);
     write!(text, "{namespace}/{name}:{port} {protocol} IP{}", family_name(*family))?;
     for (flag, name) in [
         (service_flags::INTERNAL_LOCAL, "internal-local"),

@@ -237,6 +237,10 @@ impl<F: FlowMaps> FlowTables<F> for Maps<'_> {
     #[inline(always)]
     fn socket_holds(&mut self, key: &FlowKey<F::Address>) -> bool {
         let Some(packet) = self.packet else { return false };
+        // The kernel tells nothing of its sockets of SCTP; they too take no port that is reserved.
+        if key.proto == protocol::SCTP {
+            return false;
+        }
         let mut tuple = F::sock_tuple(key);
         let length = size_of::<F::SockTuple>() as u32;
         let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();

@@ -97,5 +97,22 @@ pub fn modulo<const DIVISOR: usize>(mut number: usize) -> usize {
     number
 }
 
+/// The same number, of which neither compiler nor verifier knows anything, as long as the latter does
+/// not know `by`.
+#[inline(always)]
+pub fn hidden(mut number: u32, by: u32) -> u32 {
+    // SAFETY: changes one register, and back.
+    unsafe {
+        core::arch::asm!(
+            "{number} ^= {by}",
+            "{number} ^= {by}",
+            number = inout(wreg) number,
+            by = in(wreg) by,
+            options(pure, nomem, nostack)
+        );
+    }
+    number
+}
+
 /// Far behind any header.
 const REACH: u32 = 0x8000;

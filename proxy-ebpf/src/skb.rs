@@ -15,8 +15,11 @@ use datapath::{
 
 use crate::{
     ipv6_checksum_flags,
-    linear::{self, opaque},
-    steps::{extensions, reset4, reset6, unreachable4, unreachable6},
+    linear::{self, hidden, opaque},
+    steps::{
+        FAILED, change_crc32c4, change_crc32c6, change_quoted4, change_quoted6, crc32c_change,
+        extensions, reset4, reset6, unreachable4, unreachable6,
+    },
 };
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` of a clsact filter: not ours, or done with; the next
@@ -189,6 +192,36 @@ impl Packet for Skb<'_> {
     #[inline(always)]
     fn extensions(&self, offset: u32, next: u8) -> u64 {
         extensions(self.context.skb.skb, offset, next)
+    }
+
+    #[inline(always)]
+    fn forget(&self, number: u8, by: u32) -> u8 {
+        hidden(number.into(), by) as u8
+    }
+
+    #[inline(always)]
+    fn crc32c_change(&self, difference: u32, length: u32) -> u32 {
+        crc32c_change(difference, length)
+    }
+
+    #[inline(always)]
+    fn change_crc32c<F: Network>(&mut self, offset: u32, difference: u32) -> bool {
+        let skb = self.context.skb.skb;
+        let change = if F::V6 { change_crc32c6 } else { change_crc32c4 };
+        change(skb, offset, difference) != 0
+    }
+
+    #[inline(always)]
+    fn change_quoted_crc32c<F: Network>(
+        &mut self,
+        start: u32,
+        offset: u32,
+        difference: u32,
+    ) -> Option<u32> {
+        let skb = self.context.skb.skb;
+        let change = if F::V6 { change_quoted6 } else { change_quoted4 };
+        let sum = change(skb, start, offset, difference);
+        (sum != FAILED).then_some(sum)
     }
 
     #[inline(always)]

@@ -18,7 +18,7 @@ const LAST_SHED: u32 = 0xfff;
 pub struct Buffer {
     pub bytes: Vec<u8>,
     /// Where the transport checksum stands, if the packet has CHECKSUM_PARTIAL: then the field
-    /// holds the sum of the pseudo header only, and the device that sends the packet does the
+    /// holds the sum of the pseudo header only (of SCTP: zero), and the device that sends the packet does the
     /// rest.
     pub partial: Option<u32>,
 }

@@ -6,7 +6,8 @@ use bytes::BufMut;
 use crate::{
     address::{Ipv4, Ipv6, V4, V6, protocol},
     flow::Place,
-    header::Network,
+    header::{Network, tcp},
+    sctp::chunk,
 };
 
 /// A family with addresses to use in tests.
@@ -67,6 +68,19 @@ pub(super) fn sum(parts: &[&[u8]]) -> u16 {
     total as u16
 }
 
+/// CRC32c bit by bit (RFC 9260, appendix A).
+#[must_use]
+pub fn crc32c(message: &[u8]) -> u32 {
+    let mut crc = !0_u32;
+    for byte in message {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82f6_3b78 };
+        }
+    }
+    !crc
+}
+
 /// The pseudo header (RFC 9293 §3.1, RFC 8200 §8.1). Both families sum up to the same if the
 /// fields are the same.
 pub(super) fn pseudo<F: Sample>(
@@ -88,7 +102,7 @@ pub enum Sum {
     Full,
     /// None (UDP over IPv4).
     Zero,
-    /// That of the pseudo header, for CHECKSUM_PARTIAL.
+    /// That of the pseudo header, for CHECKSUM_PARTIAL; of SCTP, zero.
     Partial,
 }
 
@@ -98,8 +112,9 @@ pub struct Datagram<F: Sample> {
     pub src: Place<F::Address>,
     pub dst: Place<F::Address>,
     pub proto: u8,
-    /// TCP's.
+    /// TCP's; of SCTP, the type of the chunk.
     pub flags: u8,
+    /// Of SCTP, the verification tag.
     pub sequence: u32,
     pub acknowledgement: u32,
     pub payload: Vec<u8>,
@@ -140,10 +155,27 @@ impl<F: Sample> Datagram<F> {
         Self { payload: b"datagram".to_vec(), ..Self::new(src, dst, protocol::UDP) }
     }
 
-    /// TCP or UDP.
+    /// An SCTP packet of one chunk of this kind.
+    #[must_use]
+    pub fn sctp(src: Place<F::Address>, dst: Place<F::Address>, kind: u8) -> Self {
+        Self { flags: kind, ..Self::new(src, dst, protocol::SCTP) }
+    }
+
+    /// TCP, UDP or SCTP: that with the chunk that the flags mean.
     #[must_use]
     pub fn of(proto: u8, src: Place<F::Address>, dst: Place<F::Address>, flags: u8) -> Self {
-        if proto == protocol::TCP { Self::tcp(src, dst, flags) } else { Self::udp(src, dst) }
+        let kind = match flags {
+            tcp::SYN => chunk::INIT,
+            flags if flags & tcp::SYN != 0 => chunk::INIT_ACK,
+            flags if flags & tcp::RST != 0 => chunk::ABORT,
+            flags if flags & tcp::FIN != 0 => chunk::SHUTDOWN,
+            _ => chunk::COOKIE_ECHO,
+        };
+        match proto {
+            protocol::TCP => Self::tcp(src, dst, flags),
+            protocol::SCTP => Self::sctp(src, dst, kind),
+            _ => Self::udp(src, dst),
+        }
     }
 
     /// A protocol that the engine knows nothing of, with `payload` behind the headers.
@@ -208,6 +240,20 @@ impl<F: Sample> Datagram<F> {
                 bytes.put_u16(8 + self.payload.len() as u16);
                 bytes.put_u16(0);
                 6
+            }
+            protocol::SCTP => {
+                bytes.put_slice(&self.src.port.bytes());
+                bytes.put_slice(&self.dst.port.bytes());
+                bytes.put_u32(self.sequence);
+                bytes.put_u32(0);
+                bytes.put_slice(&[self.flags, 0]);
+                bytes.put_u16(4 + self.payload.len() as u16);
+                bytes.put_slice(&self.payload);
+                if self.sum == Sum::Full {
+                    let value = crc32c(&bytes);
+                    bytes[8..12].copy_from_slice(&value.to_le_bytes());
+                }
+                return bytes;
             }
             _ => return self.payload.clone(),
         };

@@ -7,7 +7,7 @@ use crate::{
     header::{Part, Transport, transport},
     host::{
         buffer::Buffer,
-        frame::{Sample, pseudo, sum},
+        frame::{Sample, crc32c, pseudo, sum},
     },
     packet::Packet,
 };
@@ -24,7 +24,7 @@ fn fail<T>(what: &str) -> Result<T, String> {
     Err(what.to_owned())
 }
 
-/// Checks every checksum in a packet: of the IPv4 header, of TCP, UDP or ICMP, and those of
+/// Checks every checksum in a packet: of the IPv4 header, of TCP, UDP, SCTP or ICMP, and those of
 /// the packet that an ICMP error quotes as far as it is all there. Fragments have no more than
 /// a header to check.
 ///
@@ -36,7 +36,7 @@ pub fn checksums<F: Sample>(bytes: &[u8], expect: Expect) -> Result<(), String> 
     if !F::V6 && sum(&[&bytes[..header.offset.min(buffer.len()) as usize]]) != 0xffff {
         return fail("IPv4 header checksum");
     }
-    let total = F::total_length(&buffer).unwrap_or(0) as usize;
+    let total = F::total_length(&buffer, 0).unwrap_or(0) as usize;
     let Ok(found) = F::follow(&buffer, 0, &header) else { return fail("headers") };
     if total > bytes.len() || found.offset as usize > total {
         return fail("truncated");
@@ -56,7 +56,8 @@ pub fn checksums<F: Sample>(bytes: &[u8], expect: Expect) -> Result<(), String> 
             }
             return quoted::<F>(body);
         }
-        protocol::TCP | protocol::UDP => return fail("truncated"),
+        protocol::SCTP if body.len() >= 12 => return crc(body, expect),
+        protocol::TCP | protocol::UDP | protocol::SCTP => return fail("truncated"),
         _ => return Ok(()),
     };
     let value = u16::from_be_bytes([body[field], body[field + 1]]);
@@ -66,6 +67,17 @@ pub fn checksums<F: Sample>(bytes: &[u8], expect: Expect) -> Result<(), String> 
     match expect {
         Expect::Full if sum(&[&pseudo, body]) != 0xffff => fail("transport checksum"),
         Expect::Partial if sum(&[&pseudo]) != value => fail("pseudo header sum"),
+        _ => Ok(()),
+    }
+}
+
+/// Checks an SCTP packet's; one that a device is to compute holds zero.
+fn crc(body: &[u8], expect: Expect) -> Result<(), String> {
+    let (field, mut zeroed) = (&body[8..12], body.to_vec());
+    zeroed[8..12].fill(0);
+    match expect {
+        Expect::Full if field != crc32c(&zeroed).to_le_bytes() => fail("SCTP checksum"),
+        Expect::Partial if field != [0; 4] => fail("SCTP checksum that is to be computed"),
         _ => Ok(()),
     }
 }

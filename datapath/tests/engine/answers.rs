@@ -100,8 +100,8 @@ fn other_protocols_to_a_cluster_ip_are_refused<F: Side>() {
     bed.cluster_ip(vip::<F>(80), TCP, &[local(near::<F>(8080))]);
     let (src, dst) = (client::<F>(0).addr, vip::<F>(0).addr);
     let echo = icmp::<F>(src, dst, [if F::V6 { 128 } else { 8 }, 0], [0, 1, 0, 1], b"ping");
-    let sctp = Datagram::<F>::other(src, dst, 132, &[1; 24]);
-    for packet in [echo, sctp] {
+    let gre = Datagram::<F>::other(src, dst, 47, &[1; 24]);
+    for packet in [echo, gre] {
         let answer = bed.answers(POD_IN, &packet.bytes(), Reason::UnknownPort);
         same::<F>(&unreachable(&packet, &packet.bytes()), &answer);
     }

@@ -2,7 +2,7 @@
 //! by its receiver or by a router on the way, and the complaint may come in by either side.
 
 use datapath::{
-    address::protocol::{TCP, UDP},
+    address::protocol::{SCTP, TCP, UDP},
     counter::Reason,
     flow::Place,
     header::tcp::{ACK, SYN},
@@ -76,7 +76,7 @@ fn parties<F: Side>() -> (At<F>, At<F>, At<F>) {
 }
 
 fn about_a_request_by_a_router<F: Side>() {
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         let (c, v, b) = parties::<F>();
         let mut bed = flow::<F>(proto, c, v, b);
         let request = Datagram::<F>::of(proto, c, v, ACK).with_payload(&[5; 200]);
@@ -88,7 +88,7 @@ fn about_a_request_by_a_router<F: Side>() {
 }
 
 fn about_a_request_by_the_backend<F: Side>() {
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         let (c, v, b) = parties::<F>();
         let mut bed = flow::<F>(proto, c, v, b);
         let request = Datagram::<F>::of(proto, c, v, ACK).with_payload(b"odd");
@@ -99,7 +99,7 @@ fn about_a_request_by_the_backend<F: Side>() {
 }
 
 fn about_an_answer_by_the_client<F: Side>() {
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         let (c, v, b) = parties::<F>();
         let mut bed = flow::<F>(proto, c, v, b);
         let answer = Datagram::<F>::of(proto, b, c, ACK).with_payload(b"odd");
@@ -111,7 +111,7 @@ fn about_an_answer_by_the_client<F: Side>() {
 }
 
 fn about_an_answer_by_a_router<F: Side>() {
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         let mut bed = Bed::<F>::new();
         let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), near::<F>(8080));
         bed.node_port(30_080, proto, &[local(b)]);
@@ -127,7 +127,7 @@ fn about_an_answer_by_a_router<F: Side>() {
 }
 
 fn about_a_masqueraded_request<F: Side>() {
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
         let (mut bed, s) = masqueraded::<F>(proto, c, v, b);
         let request = Datagram::<F>::of(proto, c, v, ACK).with_payload(&[5; 64]);
@@ -142,7 +142,7 @@ fn about_a_masqueraded_request<F: Side>() {
 }
 
 fn about_a_masqueraded_answer<F: Side>() {
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
         let (mut bed, s) = masqueraded::<F>(proto, c, v, b);
         let answer = Datagram::<F>::of(proto, b, c, ACK).with_payload(&[5; 64]);
@@ -202,17 +202,21 @@ fn all_kinds_of_errors<F: Side>() {
 
 /// An IPv4 error may quote no more than eight bytes behind the header (RFC 792).
 fn as_short_as_errors_may_be<F: Side>() {
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         let (c, v, b) = parties::<F>();
         let mut bed = flow::<F>(proto, c, v, b);
         let request = Datagram::<F>::of(proto, c, v, ACK).with_payload(&[5; 64]);
         let header = if F::V6 { 40 } else { 20 };
-        let checksum_end = header + if proto == TCP { 18 } else { 8 };
+        let checksum = match proto {
+            TCP => header + 16..header + 18,
+            UDP => header + 6..header + 8,
+            _ => header + 8..header + 12,
+        };
         for length in header + 4..request.bytes().len() {
             let make = |src, quote: Datagram<F>| error::<F>(src, c.addr, &quote.bytes()[..length]);
             let came = make(b.addr, request.clone().to(b));
-            if length == checksum_end - 1 {
-                // Half a checksum is nobody's.
+            if checksum.start < length && length < checksum.end {
+                // A part of a checksum is nobody's.
                 assert_eq!(bed.run(POD_OUT, &came).bytes.len(), came.len());
                 continue;
             }

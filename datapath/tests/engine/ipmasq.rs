@@ -16,6 +16,7 @@ use datapath::{
     host::frame::{Datagram, Sum, icmp},
     packet::Verdict,
     policy::{KUBE_PROXY_MARK, Networks, Policy},
+    sctp::chunk,
     tables::Store,
     tunnel::NetworkKey,
 };
@@ -40,6 +41,7 @@ both! {
     a_segment_without_a_flow_is_an_answer,
     a_masqueraded_tuple_is_not_taken_by_a_question,
     pings_of_two_pods_are_told_apart,
+    an_association_of_a_pod_is_masqueraded,
     other_protocols_pass,
     what_cannot_be_read_passes,
     packets_to_the_node_are_not_ours,
@@ -371,10 +373,30 @@ fn pings_of_two_pods_are_told_apart<F: Side>() {
     }
 }
 
+fn an_association_of_a_pod_is_masqueraded<F: Side>() {
+    let mut bed = Gateway::<F>::new();
+    let (c, o) = (client::<F>(5000), outside::<F>(38_412));
+    let to = |kind| Datagram::<F>::sctp(c, o, kind).with_payload(&[kind; 33]);
+    // What is no INIT is an answer to somebody outside.
+    bed.passes(UP_OUT, &to(chunk::DATA).bytes());
+    let s = bed.leaves(&to(chunk::INIT));
+    let back = |kind| Datagram::<F>::sctp(o, s, kind).with_payload(&[kind; 29]);
+    let answer = back(chunk::INIT_ACK);
+    bed.becomes(UP_IN, &answer.bytes(), &answer.clone().to(c).bytes());
+    assert_eq!(bed.rows(), (2, 0));
+    for kind in [chunk::COOKIE_ECHO, chunk::DATA] {
+        bed.becomes(UP_OUT, &to(kind).bytes(), &to(kind).from(s).bytes());
+        assert_eq!(bed.rows(), (0, 2));
+        bed.becomes(UP_IN, &back(kind).bytes(), &back(kind).to(c).bytes());
+    }
+    let pieces = to(chunk::DATA).fragments(16);
+    bed.drops(UP_OUT, &pieces[0], Reason::SctpFragment);
+}
+
 fn other_protocols_pass<F: Side>() {
     let mut bed = Gateway::<F>::new();
     let (c, o) = (client::<F>(0).addr, outside::<F>(0).addr);
-    for proto in [132, 47, 50] {
+    for proto in [33, 47, 50] {
         bed.passes(UP_OUT, &Datagram::<F>::other(c, o, proto, &[1; 24]).bytes());
         bed.passes(UP_IN, &Datagram::<F>::other(o, c, proto, &[1; 24]).bytes());
     }

@@ -22,6 +22,7 @@ mod partial;
 mod process;
 mod properties;
 mod race;
+mod sctp;
 mod selection;
 mod service_network;
 mod socket;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use datapath::{
-    address::protocol::{TCP, UDP},
+    address::protocol::{SCTP, TCP, UDP},
     counter::Reason,
     flow::{FlowKey, hook},
     frontend::kind,
@@ -36,7 +36,7 @@ both! {
 }
 
 fn a_backend_here_sees_the_client<F: Side>() {
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         let mut bed = Bed::<F>::new();
         let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), near::<F>(8080));
         bed.node_port(30_080, proto, &[local(b)]);
@@ -53,7 +53,7 @@ fn a_backend_here_sees_the_client<F: Side>() {
 }
 
 fn a_backend_elsewhere_sees_the_node<F: Side>() {
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         let mut bed = Bed::<F>::new();
         let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
         bed.node_port(30_080, proto, &[remote(b)]);
@@ -99,7 +99,7 @@ fn other_ports_of_the_node_are_not_ours<F: Side>() {
         // What a socket of the node began within our range comes back to it.
         bed.passes(hook, &Datagram::<F>::tcp(far::<F>(80), node::<F>(59_001), ACK).bytes());
         let (src, dst) = (outside::<F>(0).addr, node::<F>(0).addr);
-        bed.passes(hook, &Datagram::<F>::other(src, dst, 132, &[1; 16]).bytes());
+        bed.passes(hook, &Datagram::<F>::other(src, dst, 47, &[1; 16]).bytes());
     }
     assert_eq!(bed.rows(), (0, 0));
 }

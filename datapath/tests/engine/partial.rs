@@ -2,7 +2,7 @@
 //! them over: the field holds the sum of the pseudo header, and no more.
 
 use datapath::{
-    address::protocol::{TCP, UDP},
+    address::protocol::{SCTP, TCP, UDP},
     counter::{Hook, Reason},
     header::tcp::{ACK, FIN, SYN},
     host::{
@@ -24,9 +24,12 @@ both! {
 
 fn partial<F: Side>(mut packet: Datagram<F>) -> (Buffer, Datagram<F>) {
     packet.sum = Sum::Partial;
-    let header =
-        packet.bytes().len() - packet.payload.len() - if packet.proto == TCP { 20 } else { 8 };
-    let field = header + if packet.proto == TCP { 16 } else { 6 };
+    let (header, field) = match packet.proto {
+        TCP => (20, 16),
+        SCTP => (16, 8),
+        _ => (8, 6),
+    };
+    let field = packet.bytes().len() - packet.payload.len() - header + field;
     let buffer = Buffer { bytes: packet.bytes(), partial: Some(field as u32) };
     (buffer, packet)
 }
@@ -42,7 +45,7 @@ fn becomes<F: Side>(bed: &mut Bed<F>, hook: Hook, packet: Datagram<F>, expected:
 }
 
 fn rewritten_both_ways<F: Side>() {
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         let mut bed = Bed::<F>::new();
         let (c, v, b) = (client::<F>(40_000), vip::<F>(80), near::<F>(8080));
         bed.cluster_ip(v, proto, &[local(b)]);
@@ -59,13 +62,15 @@ fn rewritten_both_ways<F: Side>() {
 }
 
 fn masqueraded<F: Side>() {
-    let mut bed = Bed::<F>::new();
-    bed.nat_ports(59_000, 59_000);
-    let (c, v, b) = (client::<F>(40_000), vip::<F>(80), client::<F>(8080));
-    bed.cluster_ip(v, TCP, &[local(b)]);
-    let syn = Datagram::<F>::tcp(c, v, SYN);
-    becomes(&mut bed, POD_IN, syn.clone(), syn.clone().to(b));
-    becomes(&mut bed, POD_OUT, syn.clone().to(b), syn.to(b).from(node::<F>(59_000)));
+    for proto in [TCP, SCTP] {
+        let mut bed = Bed::<F>::new();
+        bed.nat_ports(59_000, 59_000);
+        let (c, v, b) = (client::<F>(40_000), vip::<F>(80), client::<F>(8080));
+        bed.cluster_ip(v, proto, &[local(b)]);
+        let syn = Datagram::<F>::of(proto, c, v, SYN);
+        becomes(&mut bed, POD_IN, syn.clone(), syn.clone().to(b));
+        becomes(&mut bed, POD_OUT, syn.clone().to(b), syn.to(b).from(node::<F>(59_000)));
+    }
 }
 
 /// Sends a packet that must be answered, by a packet whose checksum nobody is to complete:
@@ -101,7 +106,7 @@ fn refused<F: Side>() {
     let kind = if F::V6 { [1, 4] } else { [3, 3] };
     let header = if F::V6 { 40 } else { 20 };
     for to in [v, vip::<F>(81)] {
-        for proto in [TCP, UDP] {
+        for proto in [TCP, UDP, SCTP] {
             for payload in [0, 1, 3, 200] {
                 let packet = Datagram::<F>::of(proto, client::<F>(1), to, SYN);
                 for packet in dressed(&packet.with_payload(&vec![7; payload])) {

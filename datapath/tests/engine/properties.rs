@@ -4,7 +4,7 @@
 use datapath::{
     address::{
         Be16, V4, V6,
-        protocol::{TCP, UDP},
+        protocol::{SCTP, TCP, UDP},
     },
     counter::Hook,
     flow::Place,
@@ -25,7 +25,7 @@ const HOOKS: [Hook; 4] = [POD_IN, POD_OUT, UP_IN, UP_OUT];
 /// A node with one Service of each kind and a flow to each.
 fn busy<F: Side>() -> Bed<F> {
     let mut bed = Bed::<F>::new();
-    for proto in [TCP, UDP] {
+    for proto in [TCP, UDP, SCTP] {
         bed.cluster_ip(vip::<F>(80), proto, &[local(near::<F>(8080))]);
         bed.cluster_ip(at::<F>(96, 2, 80), proto, &[]);
         bed.node_port(30_080, proto, &[remote(far::<F>(8080))]);
@@ -101,7 +101,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn there_and_back(proto in prop_oneof![Just(TCP), Just(UDP)], port in 1_u16..,
+    fn there_and_back(proto in prop_oneof![Just(TCP), Just(UDP), Just(SCTP)], port in 1_u16..,
                       data in vec(any::<u8>(), 0..200), far_away: bool) {
         round_trip::<V4>(proto, port, &data, far_away);
         round_trip::<V6>(proto, port, &data, far_away);
@@ -109,7 +109,7 @@ proptest! {
 
     #[test]
     fn nothing_panics(hook in 0..4_usize, choice in 0..6_usize,
-                      next in prop_oneof![Just(TCP), Just(UDP), Just(1), Just(58), Just(44), Just(0), any::<u8>()],
+                      next in prop_oneof![Just(TCP), Just(UDP), Just(SCTP), Just(1), Just(58), Just(44), Just(0), any::<u8>()],
                       bytes in vec(any::<u8>(), 0..120)) {
         anything::<V4>(HOOKS[hook], &head::<V4>(choice, next), &bytes);
         anything::<V6>(HOOKS[hook], &head::<V6>(choice, next), &bytes);
@@ -117,7 +117,7 @@ proptest! {
 
     #[test]
     fn incremental_sums_never_go_astray(port in any::<u16>(), to in any::<u16>(), host in any::<u16>(),
-                                        data in vec(any::<u8>(), 0..64), proto in prop_oneof![Just(TCP), Just(UDP)]) {
+                                        data in vec(any::<u8>(), 0..64), proto in prop_oneof![Just(TCP), Just(UDP), Just(SCTP)]) {
         let mut bed = Bed::<V4>::new();
         let mut b = at::<V4>(2, host, 0);
         b.port = Be16::new(to.max(1));

@@ -2,7 +2,6 @@
 
 use std::{net::IpAddr, num::NonZeroU64, sync::Arc};
 
-use datapath::address::protocol;
 use jiff::Timestamp;
 
 use super::{Report, address::Use, annotation, is_for_another, labels, share};
@@ -110,7 +109,7 @@ fn ports(documents: Option<&[EndpointPort]>, field: &str, report: &mut Report) -
         let field = format!("{field}[{index}]");
         let proto = report.protocol(&format!("{field}.protocol"), document.protocol.as_deref());
         let port = report.port(&format!("{field}.port"), number);
-        if let Some(proto @ (protocol::TCP | protocol::UDP)) = proto {
+        if let Some(proto) = proto {
             let name = report.strings.share(document.name.as_deref().unwrap_or_default());
             ports.push(SlicePort { name, proto, port });
         }

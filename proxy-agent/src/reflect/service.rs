@@ -3,7 +3,6 @@
 
 use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
-use datapath::address::protocol;
 use ipnetwork::IpNetwork;
 
 use super::{Report, address::Use, annotation, is_for_another};
@@ -236,11 +235,6 @@ fn port(document: &PortDocument, field: &str, report: &mut Report) -> Option<Ser
         None | Some(0) => 0,
         Some(number) => report.port(&format!("{field}.nodePort"), number),
     };
-    if proto == protocol::SCTP {
-        let message = "SCTP is not carried; the Service's other ports are";
-        report.note(ProblemKind::Unsupported, format!("{field}.protocol"), message);
-        return None;
-    }
     let name = report.strings.share(document.name.as_deref().unwrap_or_default());
     Some(ServicePort { name, proto, port, node_port })
 }

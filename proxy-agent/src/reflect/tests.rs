@@ -80,7 +80,7 @@ fn impossible_services_are_refused_with_field_and_remedy() {
     );
     refused(
         "{clusterIP: 10.0.0.1, ports: [{port: 1, protocol: tcp}]}",
-        "spec.ports[0].protocol: unknown protocol \"tcp\"; write TCP or UDP",
+        "spec.ports[0].protocol: unknown protocol \"tcp\"; write TCP, UDP or SCTP",
     );
     refused(
         "{clusterIP: 10.0.0.1, ports: [{name: a, port: 1}, {name: a, port: 2}]}",
@@ -125,18 +125,12 @@ fn impossible_services_are_refused_with_field_and_remedy() {
 }
 
 #[test]
-fn sctp_is_left_out_and_said_so() {
+fn sctp_is_a_protocol_like_the_others() {
     let spec =
-        "{clusterIP: 10.0.0.1, ports: [{name: a, port: 1, protocol: SCTP}, {name: b, port: 2}]}";
-    assert_eq!(
-        outline(&service_text(spec)),
-        [
-            "Service default/web: good",
-            "unsupported Service default/web: spec.ports[0].protocol: SCTP is not carried; the Service's other ports are",
-        ]
-    );
-    let ports = service(spec).ports;
-    assert_eq!((ports.len(), ports[0].port), (1, 2));
+        "{clusterIP: 10.0.0.1, ports: [{name: a, port: 1, protocol: SCTP}, {name: b, port: 1}]}";
+    assert_eq!(outline(&service_text(spec)), ["Service default/web: good"]);
+    let protocols: Vec<_> = service(spec).ports.iter().map(|port| port.proto).collect();
+    assert_eq!(protocols, [132, 6]);
 }
 
 #[test]

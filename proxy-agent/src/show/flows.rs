@@ -14,11 +14,12 @@ use agent_kit::{
 use datapath::{
     address::{Address, Ipv4, Ipv6, protocol},
     flow::{Flow, FlowKey, Parties, Place, TICK_NS, flow_flags, is_closed, role, seen, timeout},
+    header::has_handshake,
     service::ServiceName,
 };
 use serde::Serialize;
 
-use super::{Name, ShowError, print, services::protocol_name};
+use super::{Name, ShowError, print};
 
 #[derive(Clone, Debug, Serialize)]
 pub struct ShownFlow {
@@ -81,7 +82,7 @@ where
         let idle = u64::from(now.saturating_sub(last)) * TICK_NS / 1_000_000_000;
         let limit = u64::from(timeout(key.proto, row.seen, reply.seen));
         ShownFlow {
-            protocol: protocol_name(key.proto),
+            protocol: protocol::name(key.proto),
             client: socket(parties.client),
             frontend: socket(parties.frontend),
             backend: socket(parties.backend),
@@ -104,7 +105,7 @@ fn socket<A: Into<IpAddr>>(place: Place<A>) -> SocketAddr {
 }
 
 fn state(proto: u8, original: u8, reply: u8) -> &'static str {
-    if proto != protocol::TCP {
+    if !has_handshake(proto) {
         return if reply == 0 { "unanswered" } else { "answered" };
     }
     match (original | reply) & (seen::FIN | seen::RST) {

@@ -181,7 +181,7 @@ impl Tables {
             namespace: name.namespace,
             name: name.service,
             port: name.port,
-            protocol: frontends.first().map_or("", |(proto, _)| protocol_name(*proto)),
+            protocol: frontends.first().map_or("", |(proto, _)| protocol::name(*proto)),
             family: if is_v6 { "IPv6" } else { "IPv4" },
             index,
             frontends: leads,
@@ -245,17 +245,6 @@ fn backend<A: Into<IpAddr> + Copy>(row: &Backend<A>) -> ShownBackend {
 
 fn verdict(set: SetRef) -> Option<&'static str> {
     (set.count == 0).then_some(if set == SetRef::DROP { "drop" } else { "reject" })
-}
-
-pub(super) fn protocol_name(proto: u8) -> &'static str {
-    match proto {
-        protocol::TCP => "TCP",
-        protocol::UDP => "UDP",
-        protocol::SCTP => "SCTP",
-        protocol::ICMP => "ICMP",
-        protocol::ICMPV6 => "ICMPv6",
-        _ => "other",
-    }
 }
 
 /// Every backend with the Services that use it.

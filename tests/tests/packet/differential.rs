@@ -6,7 +6,7 @@
 use datapath::{
     address::{
         Be16, V4, V6,
-        protocol::{TCP, UDP},
+        protocol::{SCTP, TCP, UDP},
     },
     backend::Backend,
     counter::{Hook, Reason},
@@ -99,6 +99,8 @@ fn request<F: Side>(dice: &mut Dice) -> Datagram<F> {
         (vip::<F>(80), TCP),
         (vip::<F>(80), TCP),
         (vip::<F>(53), UDP),
+        (vip::<F>(38_412), SCTP),
+        (node::<F>(30_412), SCTP),
         (vip::<F>(81), TCP),
         (at::<F>(96, 2, 80), TCP),
         (at::<F>(96, 2, 53), UDP),
@@ -152,6 +154,8 @@ fn compare<F: Side>() {
     let services = [
         ((vip::<F>(80), TCP), Some(local(near::<F>(8080))), 0),
         ((vip::<F>(53), UDP), Some(local(near::<F>(5353))), 0),
+        ((vip::<F>(38_412), SCTP), Some(local(near::<F>(8080))), 0),
+        ((node::<F>(30_412), SCTP), Some(remote(far::<F>(5353))), 0),
         ((at::<F>(96, 2, 80), TCP), Some(remote(far::<F>(8080))), 0),
         ((at::<F>(96, 2, 53), UDP), Some(remote(far::<F>(5353))), 0),
         ((at::<F>(96, 3, 80), TCP), None, 0),

@@ -33,6 +33,8 @@ mod icmp;
 mod ipmasq;
 #[path = "../../../datapath/tests/engine/node_port.rs"]
 mod node_port;
+#[path = "../../../datapath/tests/engine/sctp.rs"]
+mod sctp;
 #[path = "../../../datapath/tests/engine/service_network.rs"]
 mod service_network;
 #[path = "../../../datapath/tests/engine/source_range.rs"]
