@@ -423,7 +423,8 @@ pub fn proxy_roles() -> [Value; 2] {
     let verbs = ["get", "list", "watch"];
     let slices = rule("discovery.k8s.io", &["endpointslices"], &verbs);
     let cidrs = rule("networking.k8s.io", &["servicecidrs"], &verbs);
-    role(PROXY, &[rule("", &["services", "nodes"], &verbs), slices, cidrs])
+    let events = rule("events.k8s.io", &["events"], &["create", "patch"]);
+    role(PROXY, &[rule("", &["services", "nodes"], &verbs), slices, cidrs, events])
 }
 
 fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {

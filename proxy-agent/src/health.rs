@@ -1,6 +1,14 @@
 //! The status server: metrics and state on one address, health on another, as kube-proxy.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use agent_kit::server;
 use axum::{
@@ -13,6 +21,7 @@ use axum::{
 use serde_json::{Value, json};
 
 use crate::{
+    events::{Events, Happening},
     metrics::Metrics,
     status::{self, Board, Problem, attachments},
 };
@@ -31,6 +40,7 @@ pub struct Answers {
     /// The same in kube-proxy's words.
     pub kube_proxy: Value,
     pub bpffs: PathBuf,
+    pub events: Events,
 }
 
 /// Answers at both addresses for as long as the runtime lives.
@@ -42,15 +52,27 @@ pub fn serve(metrics: SocketAddr, healthz: SocketAddr, answers: &Answers) {
         .route("/proxyMode", get(proxy_mode))
         .route("/configz", get(configz))
         .route("/status", get(status_answer));
-    listen("--metrics-bind-address", metrics, all, answers);
+    listen("--metrics-bind-address", metrics, all, answers, Happening::NoMetrics);
     if healthz != metrics {
-        listen("--healthz-bind-address", healthz, health, answers);
+        listen("--healthz-bind-address", healthz, health, answers, Happening::NoHealth);
     }
 }
 
-fn listen(flag: &'static str, address: SocketAddr, router: Router<Answers>, answers: &Answers) {
-    let board = Arc::clone(&answers.board);
+fn listen(
+    flag: &'static str,
+    address: SocketAddr,
+    router: Router<Answers>,
+    answers: &Answers,
+    happening: fn(String) -> Happening,
+) {
+    let (board, events) = (Arc::clone(&answers.board), answers.events.clone());
+    let is_told = AtomicBool::new(false);
     server::spawn(address, router.with_state(answers.clone()), move |trouble| {
+        // It is tried again and again, and told once.
+        let was_told = is_told.swap(trouble.is_some(), Ordering::Relaxed);
+        if let (Some(why), false) = (&trouble, was_told) {
+            events.tell(happening(why.clone()));
+        }
         let problem = trouble.map(|message| Problem::new(Problem::NODE, flag, message));
         board.set_problems(flag, problem.into_iter().collect());
     });

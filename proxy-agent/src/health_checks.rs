@@ -3,7 +3,7 @@
 //! moved by comparing the two, and what could not be opened is tried again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
@@ -26,6 +26,7 @@ use tokio::{
 use tracing::{debug, info};
 
 use crate::{
+    events::{Events, Happening},
     health::is_stale,
     model::Name,
     service_health::{Answer, ServiceHealth, ServicesHealth},
@@ -60,9 +61,10 @@ pub struct HealthChecks {
 
 impl HealthChecks {
     /// No server yet. Needs a tokio runtime, in which they will run.
-    pub fn start(board: Arc<Board>) -> Self {
+    pub fn start(board: Arc<Board>, events: Events) -> Self {
         let (wanted, changes) = watch::channel(Wanted::default());
-        tokio::spawn(follow(changes, Servers { board, open: BTreeMap::new() }));
+        let servers = Servers { board, events, open: BTreeMap::new(), failed: BTreeSet::new() };
+        tokio::spawn(follow(changes, servers));
         Self { wanted }
     }
 
@@ -93,7 +95,10 @@ async fn follow(mut changes: watch::Receiver<Wanted>, mut servers: Servers) {
 
 struct Servers {
     board: Arc<Board>,
+    events: Events,
     open: BTreeMap<Name, Server>,
+    /// Those that could not be opened when it was tried last: it was told then.
+    failed: BTreeSet<Name>,
 }
 
 /// One Service's, on one port, at one address or more.
@@ -122,6 +127,7 @@ impl Servers {
             server.close().await;
         }
         let mut problems = Vec::new();
+        let before = std::mem::take(&mut self.failed);
         for (name, health) in &wanted.services {
             if let Some(server) = self.open.get(name) {
                 server.local_endpoints.send_if_modified(|count| {
@@ -134,7 +140,15 @@ impl Servers {
                     info!(service = %name, port = health.port, "its health check is open");
                     self.open.insert(name.clone(), server);
                 }
-                Err((address, err)) => problems.push(problem(name, address, &err)),
+                Err((address, err)) => {
+                    let problem = problem(name, address, &err);
+                    if !before.contains(name) {
+                        let why = problem.message.clone();
+                        self.events.tell(Happening::NoServiceHealth(name.clone(), why));
+                    }
+                    self.failed.insert(name.clone());
+                    problems.push(problem);
+                }
             }
         }
         let has_failed = !problems.is_empty();

@@ -13,6 +13,7 @@ pub mod devices;
 pub mod directory;
 pub mod documents;
 pub mod doubt;
+pub mod events;
 pub mod health;
 pub mod health_checks;
 pub mod kube_proxy;

@@ -41,6 +41,7 @@ use crate::{
     config::{ConfigError, PodLink, RunArgs, SocketLb},
     desired::Desired,
     devices::{Roles, Wish, health_check_addresses, node_port_addresses, roles},
+    events::Happening,
     health,
     health_checks::{HealthChecks, Where},
     kube_proxy::KubeProxyConfig,
@@ -121,8 +122,10 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
             config,
             kube_proxy: kube_proxy.in_force(&agent.args, &node_name(&agent.args)),
             bpffs: agent.args.pins.bpffs.clone(),
+            events: agent.source.events().clone(),
         },
     );
+    agent.source.events().tell(Happening::Started);
 
     let mut netlink = Netlink::open()?;
     // Where rules cannot be listened to, they are looked at now and then.
@@ -288,7 +291,7 @@ impl Agent {
             source.name().clone_into(&mut state.source);
         }
         let node_addresses = args.node_ip.clone();
-        let health_checks = HealthChecks::start(Arc::clone(&board));
+        let health_checks = HealthChecks::start(Arc::clone(&board), source.events().clone());
         let mut agent = Self {
             args,
             source,

@@ -18,6 +18,7 @@ use crate::{
     desired::{Desired, IpFamily},
     directory,
     doubt::Doubt,
+    events::Events,
     model::{Change, Node},
     problem::Problem,
     service_health::ServicesHealth,
@@ -79,6 +80,7 @@ pub struct Feed {
 #[derive(Debug)]
 pub struct Source {
     name: String,
+    events: Events,
     batches: mpsc::Receiver<Batch>,
     state: State,
     /// As the origin told last.
@@ -93,6 +95,7 @@ impl Source {
         node: String,
         algorithm: Algorithm,
     ) -> Result<Self, OpenError> {
+        let mut events = Events::unheard();
         let (name, batches) = match origin {
             Origin::Directory(path) => {
                 let name = format!("dir:{}", path.display());
@@ -104,6 +107,7 @@ impl Source {
                 let (client, url) = access.open().await?;
                 let name = format!("kubernetes {url}");
                 let batches = kubernetes::watch(&client, &name, &node);
+                events = Events::publish(client, node.clone());
                 (name, batches)
             }
             #[cfg(feature = "etcd")]
@@ -115,7 +119,12 @@ impl Source {
         };
         let facts = NodeFacts { name: node, algorithm, ..NodeFacts::default() };
         let (problems, doubts) = (Arc::default(), Arc::default());
-        Ok(Self { name, batches, state: State::new(facts), problems, doubts })
+        Ok(Self { name, events, batches, state: State::new(facts), problems, doubts })
+    }
+
+    /// Where events are told.
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// For people.

@@ -60,7 +60,7 @@ fn eventually(port: u16, code: Option<&str>) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_answer_is_kube_proxys_at_any_path_by_any_method() {
     let board = Arc::new(Board::default());
-    let checks = HealthChecks::start(Arc::clone(&board));
+    let checks = HealthChecks::start(Arc::clone(&board), Events::unheard());
     let port = free_port();
     checks.set(&wanted(&[("web", port, 2)]), loopback());
     let text = eventually(port, Some("200"));
@@ -93,7 +93,7 @@ async fn the_answer_is_kube_proxys_at_any_path_by_any_method() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_server_moves_and_goes_with_its_service() {
-    let checks = HealthChecks::start(Arc::default());
+    let checks = HealthChecks::start(Arc::default(), Events::unheard());
     let (one, two) = (free_port(), free_port());
     checks.set(&wanted(&[("a", one, 1), ("b", two, 1)]), Where::Everywhere);
     eventually(one, Some("200"));
@@ -124,7 +124,7 @@ async fn a_server_moves_and_goes_with_its_service() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_port_that_is_taken_is_told_tried_again_and_stops_nobody_else() {
     let board = Arc::new(Board::default());
-    let checks = HealthChecks::start(Arc::clone(&board));
+    let checks = HealthChecks::start(Arc::clone(&board), Events::unheard());
     let (taken, free) = (TcpListener::bind("127.0.0.1:0").unwrap(), free_port());
     let port = taken.local_addr().unwrap().port();
     checks.set(&wanted(&[("a", port, 1), ("b", free, 1)]), loopback());
@@ -150,7 +150,7 @@ async fn a_port_that_is_taken_is_told_tried_again_and_stops_nobody_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn of_several_addresses_all_are_had_or_none() {
     let board = Arc::new(Board::default());
-    let checks = HealthChecks::start(Arc::clone(&board));
+    let checks = HealthChecks::start(Arc::clone(&board), Events::unheard());
     let taken = TcpListener::bind("127.0.0.2:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let at = ["127.0.0.1", "127.0.0.2"].map(|text| text.parse().unwrap());

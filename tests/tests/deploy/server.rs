@@ -93,6 +93,8 @@ fn roles_allow_what_agents_do_and_no_more() {
                 ("watch", "discovery.k8s.io", "endpointslices"),
                 ("list", "networking.k8s.io", "servicecidrs"),
                 ("watch", "networking.k8s.io", "servicecidrs"),
+                ("create", "events.k8s.io", "events"),
+                ("patch", "events.k8s.io", "events"),
                 ("list", "", "nodes"),
                 ("watch", "", "nodes"),
             ][..],
@@ -118,7 +120,7 @@ fn roles_allow_what_agents_do_and_no_more() {
         assert_eq!(roles[1]["subjects"][0]["namespace"], account["metadata"]["namespace"]);
         let template = "/spec/template/spec/serviceAccountName";
         assert_eq!(only(&objects, "DaemonSet").pointer(template), Some(&json!(agent)));
-        for verb in ["get", "list", "watch", "patch", "delete"] {
+        for verb in ["get", "list", "watch", "create", "patch", "delete"] {
             for (group, resource) in [
                 ("", "services"),
                 ("", "nodes"),
@@ -126,6 +128,7 @@ fn roles_allow_what_agents_do_and_no_more() {
                 ("", "secrets"),
                 ("discovery.k8s.io", "endpointslices"),
                 ("networking.k8s.io", "servicecidrs"),
+                ("events.k8s.io", "events"),
             ] {
                 let expected = allowed.contains(&(verb, group, resource));
                 assert_eq!(

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, Permissions},
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt,
     thread::sleep,
     time::Duration,
@@ -180,6 +180,44 @@ fn service(number: u8) -> Value {
     let [v4, v6] = addresses(number);
     let service = Service::new(&name(number)).cluster_ip(v4).cluster_ip(v6);
     ports().into_iter().fold(service, Service::port).build()
+}
+
+/// The agent's start, and that a port is taken which a load balancer would ask.
+#[test]
+fn events_tell_what_kube_proxys_would() {
+    let mut cluster = Cluster::furnished();
+    let taken = ok(ok(cluster.lab.place("node1")).enter(|| TcpListener::bind("0.0.0.0:32100")));
+    let balanced = Service::new(&name(10))
+        .cluster_ip(addresses(10)[0])
+        .port(ports()[0])
+        .set("/spec/type", json!("LoadBalancer"))
+        .set("/spec/externalTrafficPolicy", json!("Local"))
+        .set("/spec/healthCheckNodePort", json!(32100));
+    ok(cluster.api.send(Verb::Create, &[balanced.build()]));
+    ok(cluster.agent.launch());
+    ok(cluster.agent.wait_ready());
+    let told = || -> Vec<[String; 4]> {
+        let path = "/apis/events.k8s.io/v1/namespaces/default/events";
+        let found = ok(cluster.api.read(path));
+        let items = found["items"].as_array().into_iter().flatten();
+        let own = items.filter(|it| it["reportingController"] == "kube-proxy");
+        let text = |it: &Value, at: &str| {
+            it.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        let fields = ["/type", "/reason", "/regarding/kind", "/regarding/name"];
+        own.map(|it| fields.map(|at| text(it, at))).collect()
+    };
+    for event in [
+        ["Normal", "Starting", "Node", "node1"],
+        ["Warning", "FailedToStartServiceHealthcheck", "Service", "web10"],
+    ] {
+        let what = format!("{event:?}\n{}", cluster.agent.log());
+        eventually(&what, || told().contains(&event.map(String::from)).then_some(()));
+    }
+    drop(taken);
+    cluster.wait_no_problem();
+    // Each was told once, however often it was tried.
+    assert_eq!(told().len(), 2, "{:?}", told());
 }
 
 #[test]
