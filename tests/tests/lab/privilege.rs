@@ -154,7 +154,7 @@ fn wrong_flags_exit_2_and_are_named() {
         (&["--cluster-cidr", "10.0.0.0/99"], "--cluster-cidr"),
         (&["--source", "ftp:x"], "--source"),
         (&["--source", "etcd:"], "--source"),
-        (&["--source", "dir:/tmp", "--algorithm", "maglev"], "--algorithm"),
+        (&["--source", "dir:/tmp", "--algorithm", "fastest"], "--algorithm"),
         (&["--source", "dir:/tmp", "--xdp", "native"], "--xdp"),
         (&["--source", "dir:/tmp", "--node-ip", "10.0.0.1,10.0.0.2"], "--node-ip"),
         (&["--no-such-flag"], "--no-such-flag"),
@@ -164,9 +164,10 @@ fn wrong_flags_exit_2_and_are_named() {
         (&["--source", "dir:/tmp", "--conntrack-min", "many"], "--conntrack-min"),
         (&["--cleanup"], "--kube-proxy"),
     ] {
-        // One that began to run nevertheless would meet no network.
-        let mut command = Command::new("unshare");
-        let output = ok(command.arg("--net").arg(&agent).args(arguments).output());
+        // One that began to run nevertheless would meet no network, nor pins of others, and end.
+        let mut command = Command::new("timeout");
+        command.args(["60", "unshare", "--net", "--mount"]).arg(&agent).args(arguments);
+        let output = ok(command.env("MILLRACE_BPFFS", "/nowhere").output());
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
         assert!(text.contains(named), "{arguments:?}: {text}");
