@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    hash::Hash,
+    hash::{BuildHasher, Hash},
     io,
     marker::PhantomData,
     os::fd::{AsFd, OwnedFd},
@@ -75,6 +75,25 @@ pub trait Table<K, V>: Send {
         (keys.len().min(values.len()), Ok(()))
     }
     fn remove(&mut self, key: &K) -> Result<(), TableError>;
+}
+
+/// Has a table hold these rows and no others; what is too much goes first, to make room.
+///
+/// # Errors
+/// At the first row that cannot be written or removed; those before it are.
+pub fn hold<K: Eq + Hash, V, S: BuildHasher>(
+    table: &mut impl Table<K, V>,
+    wanted: &HashMap<K, V, S>,
+) -> Result<(), TableError> {
+    for (key, _) in table.rows()? {
+        if !wanted.contains_key(&key) {
+            match table.remove(&key) {
+                Ok(()) | Err(TableError::Missing) => {}
+                Err(err) => return Err(err),
+            }
+        }
+    }
+    wanted.iter().try_for_each(|(key, value)| table.insert(key, value))
 }
 
 /// A hash map in the kernel.

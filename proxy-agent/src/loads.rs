@@ -11,7 +11,7 @@ use std::{
 
 use agent_kit::{
     Pod,
-    table::{MapTable, OpenError, Table, TableError},
+    table::{MapTable, OpenError, TableError, hold},
 };
 use datapath::{
     address::{Address, Be16, Ipv4, Ipv6},
@@ -69,18 +69,7 @@ pub fn count(maps: &Path, sets: &[Counted]) -> Result<(), LoadsError> {
         sockets::<Ipv6>(maps, "SOCKETS6", &mut add)?;
     }
     let rows: HashMap<u32, u64> = sets.iter().flat_map(|set| loads(set, &connections)).collect();
-    for (slot, _) in table.rows()? {
-        if !rows.contains_key(&slot) {
-            match table.remove(&slot) {
-                Ok(()) | Err(TableError::Missing) => {}
-                Err(err) => return Err(err.into()),
-            }
-        }
-    }
-    for (slot, load) in rows {
-        table.insert(&slot, &load)?;
-    }
-    Ok(())
+    Ok(hold(&mut table, &rows)?)
 }
 
 /// The rows for a set: what a backend has, it has in all its slots together, so that one of more

@@ -1,14 +1,14 @@
 //! The tables of networks that cluster IPs are given out of: what leaves the node for an address in
 //! one, which no Service has, is dropped.
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path};
-
-use agent_kit::{
-    Pod,
-    table::{MapTable, OpenError, Table, TableError},
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
 };
+
+use agent_kit::table::{MapTable, OpenError, Table, TableError, hold};
 use datapath::{
-    address::{Ipv4, Ipv6},
+    address::{Address, Ipv4, Ipv6},
     service_network::Cover,
     tunnel::NetworkKey,
 };
@@ -42,34 +42,23 @@ impl ServiceNetworks {
             return Ok(());
         }
         self.programmed = None;
-        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        let (mut v4, mut v6) = (HashMap::new(), HashMap::new());
         for network in &wanted {
-            let prefix_len = network.prefix().into();
-            match network.ip() {
-                IpAddr::V4(ip) => v4.push(NetworkKey { prefix_len, network: Ipv4::from(ip) }),
-                IpAddr::V6(ip) => v6.push(NetworkKey { prefix_len, network: Ipv6::from(ip) }),
-            }
+            match network {
+                IpNetwork::V4(net) => v4.insert(NetworkKey::new(net.network(), net.prefix()), 1),
+                IpNetwork::V6(net) => v6.insert(NetworkKey::new(net.network(), net.prefix()), 1),
+            };
         }
-        replace(&mut self.v4, &v4)?;
-        replace(&mut self.v6, &v6)?;
-        let v4: Vec<_> = v4.iter().map(|key| (key.network, key.prefix_len)).collect();
-        let v6: Vec<_> = v6.iter().map(|key| (key.network, key.prefix_len)).collect();
-        self.cover.insert(&0, &Cover::of(&v4))?;
-        self.cover.insert(&1, &Cover::of(&v6))?;
+        hold(&mut self.v4, &v4)?;
+        hold(&mut self.v6, &v6)?;
+        self.cover.insert(&0, &cover(&v4))?;
+        self.cover.insert(&1, &cover(&v6))?;
         self.programmed = Some(wanted);
         Ok(())
     }
 }
 
-/// Has a table hold these rows and no others.
-fn replace<K: Pod + PartialEq>(
-    table: &mut MapTable<K, u32>,
-    wanted: &[K],
-) -> Result<(), TableError> {
-    for (key, _) in table.rows()? {
-        if !wanted.contains(&key) {
-            table.remove(&key)?;
-        }
-    }
-    wanted.iter().try_for_each(|key| table.insert(key, &1))
+fn cover<A: Address>(rows: &HashMap<NetworkKey<A>, u32>) -> Cover {
+    let networks: Vec<_> = rows.keys().map(|key| (key.network, key.prefix_len)).collect();
+    Cover::of(&networks)
 }
