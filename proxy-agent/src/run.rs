@@ -136,6 +136,8 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     let mut retry = ticks(RETRY);
     let mut count = ticks(COUNT);
     let mut look = ticks(LOOK);
+    // It has been done at the start.
+    look.reset();
     let mut audit = ticks(AUDIT / Part::ALL.len() as u32);
     let mut parts = Part::ALL.into_iter().cycle();
     let mut sweeping: Option<JoinHandle<Result<(), AttachError>>> = None;
@@ -164,6 +166,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
                 }
                 agent.list_devices(&netlink).await;
                 agent.sync(0);
+                agent.guard_service_networks();
                 if agent.all_flows == Due::Later {
                     agent.all_flows = Due::Now;
                 }
@@ -241,7 +244,8 @@ struct Agent {
     roles: Roles,
     service_networks: ServiceNetworks,
     settings: MapTable<u32, Settings>,
-    programmed_settings: Option<Settings>,
+    /// The row that stands there.
+    told: Settings,
     sweep: Arc<Sweep>,
     waiting: Option<JoinHandle<io::Result<()>>>,
     /// Flows being ended whose endpoint serves no more.
@@ -281,7 +285,19 @@ impl Agent {
             MapTable::open(&loaded.maps, "DEVICES")?,
         );
         let service_networks = ServiceNetworks::open(&loaded.maps)?;
-        let settings = MapTable::open(&loaded.maps, "SETTINGS")?;
+        let mut settings: MapTable<u32, Settings> = MapTable::open(&loaded.maps, "SETTINGS")?;
+        // The last agent's programs may be running: what is not known yet stays as they have it.
+        let foreign_proxy = check::foreign_proxy().is_found();
+        if foreign_proxy {
+            info!("kube-proxy's rules are on this node");
+        }
+        let told = Settings {
+            foreign_proxy: foreign_proxy.into(),
+            node_hash: settings.get(&0)?.unwrap_or_default().node_hash,
+            ..settings::settings(args.socket_lb, args.nat_ports, args.pod_link != PodLink::None)
+                .map_err(RunError::Node)?
+        };
+        settings.insert(&0, &told).map_err(RunError::Settings)?;
         let sweep = Arc::new(Sweep::new(&loaded.ebpf)?);
         {
             let mut state = board.state();
@@ -292,7 +308,7 @@ impl Agent {
         }
         let node_addresses = args.node_ip.clone();
         let health_checks = HealthChecks::start(Arc::clone(&board), source.events().clone());
-        let mut agent = Self {
+        let agent = Self {
             args,
             source,
             board,
@@ -305,7 +321,7 @@ impl Agent {
             roles: Roles::default(),
             service_networks,
             settings,
-            programmed_settings: None,
+            told,
             sweep,
             waiting: None,
             ending: None,
@@ -313,35 +329,28 @@ impl Agent {
             has_loads: true,
             all_flows: Due::Now,
             health_checks,
-            // Before the first setting is written: the last agent's programs may be running.
-            foreign_proxy: check::foreign_proxy().is_found(),
+            foreign_proxy,
             obstacle: None,
             sockets_attached: false,
             network: Network::default(),
             node_addresses,
         };
-        agent.write_settings()?;
         agent.reserve_ports();
         Ok(agent)
     }
 
-    fn write_settings(&mut self) -> Result<(), RunError> {
-        let RunArgs { socket_lb, nat_ports, .. } = self.args;
-        let sees_pods = self.args.pod_link != PodLink::None;
-        let node = self.roles.node_addresses.first().copied();
-        let settings =
-            settings::settings(socket_lb, nat_ports, self.foreign_proxy, sees_pods, node)
-                .map_err(RunError::Node)?;
-        if self.programmed_settings != Some(settings) {
-            self.settings.insert(&0, &settings).map_err(RunError::Settings)?;
-            self.programmed_settings = Some(settings);
-        }
-        Ok(())
-    }
-
+    /// Tells the programs what has changed of what they are told.
     fn tell_programs(&mut self) {
-        if let Err(err) = self.write_settings() {
-            warn!(%err, "cannot tell the programs");
+        let mut wanted = Settings { foreign_proxy: self.foreign_proxy.into(), ..self.told };
+        if let Some(&address) = self.roles.node_addresses.first() {
+            wanted.node_hash = settings::node_hash(address);
+        }
+        if wanted == self.told {
+            return;
+        }
+        match self.settings.insert(&0, &wanted) {
+            Ok(()) => self.told = wanted,
+            Err(err) => warn!(%err, "cannot tell the programs"),
         }
     }
 
@@ -511,13 +520,11 @@ impl Agent {
         if changes > 0 || is_first {
             self.sync(changes);
             self.metrics.change_to_programmed(feed.since.elapsed());
-        } else if self.applier.is_complete() {
-            self.guard_service_networks();
-            if !self.applier.is_behind() {
-                // What was told changes no row.
-                self.metrics.settled();
-            }
+        } else if self.applier.is_complete() && !self.applier.is_behind() {
+            // What was told changes no row.
+            self.metrics.settled();
         }
+        self.guard_service_networks();
         self.answer_health_checks();
         self.board.state().is_synced |= feed.is_synced;
         if is_first {
@@ -564,7 +571,6 @@ impl Agent {
         if is_due {
             self.applier.sync();
         }
-        self.guard_service_networks();
         let duration = began.elapsed();
         let fill = self.applier.fill();
         self.board.set_problems("tables", report::tables(&self.applier.refusals(), &fill));
@@ -589,6 +595,9 @@ impl Agent {
 
     /// After their Services: what is new in a network is not to be nobody's for a moment.
     fn guard_service_networks(&mut self) {
+        if !self.applier.is_complete() {
+            return;
+        }
         let networks = self.source.service_networks();
         self.board.state().service_networks = networks.iter().map(ToString::to_string).collect();
         let failed = self.service_networks.set(networks).err();

@@ -15,13 +15,11 @@ use datapath::{
 
 use crate::config::SocketLb;
 
-/// The row of `SETTINGS`.
+/// The row of `SETTINGS`, but for what may change while the agent runs.
 pub fn settings(
     socket_lb: SocketLb,
     nat_ports: PortRange,
-    foreign_proxy: bool,
     sees_pods: bool,
-    node: Option<IpAddr>,
 ) -> io::Result<Settings> {
     Ok(Settings {
         host_netns_cookie: netns_cookie()?,
@@ -32,16 +30,18 @@ pub fn settings(
             SocketLb::Host => socket_lb::HOST,
             SocketLb::On => socket_lb::ON,
         },
-        foreign_proxy: foreign_proxy.into(),
         sees_pods: sees_pods.into(),
         ipv6_checksum_flags: kernel::ipv6_checksum_flags()?,
-        node_hash: match node {
-            Some(IpAddr::V4(address)) => hash::address(Ipv4::from(address)),
-            Some(IpAddr::V6(address)) => hash::address(Ipv6::from(address)),
-            None => 0,
-        },
-        pad: 0,
+        ..Settings::default()
     })
+}
+
+/// `Settings::node_hash` of a node's address.
+pub fn node_hash(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(address) => hash::address(Ipv4::from(address)),
+        IpAddr::V6(address) => hash::address(Ipv6::from(address)),
+    }
 }
 
 /// `SO_NETNS_COOKIE`: tells network namespaces apart in socket programs.
