@@ -6,10 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::{
-    agent::SocketLb,
-    peer::{Protocol, Question},
-};
+use lab::{agent::SocketLb, peer::Protocol};
 use serde_json::json;
 
 use crate::{
@@ -54,14 +51,7 @@ fn names(
     count: u32,
 ) -> BTreeSet<String> {
     let to = target.address(&cluster.lab, family);
-    let question = Question { count: Some(count), ..Question::default() };
-    let answers = cluster.ask_with(from, protocol, to, &question).into_iter();
-    answers
-        .map(|answer| {
-            assert_eq!(answer.from.or(answer.peer), Some(to), "{from}: {answer:?}");
-            answer.name().unwrap_or_else(|| panic!("{from} asks {to}: {answer:?}")).to_owned()
-        })
-        .collect()
+    cluster.answerers(from, protocol, to, count).into_iter().collect()
 }
 
 /// Waits until the first node's agent has affinity programmed, or has it not.

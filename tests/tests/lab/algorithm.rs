@@ -42,10 +42,7 @@ fn answers(
     family: Family,
     count: u32,
 ) -> Vec<String> {
-    let to = target.address(&cluster.lab, family);
-    let question = Question { count: Some(count), ..Question::default() };
-    let answers = cluster.ask_with(from, Protocol::Tcp, to, &question).into_iter();
-    answers.map(|answer| answer.name().unwrap_or_else(|| panic!("{answer:?}")).to_owned()).collect()
+    cluster.answerers(from, Protocol::Tcp, target.address(&cluster.lab, family), count)
 }
 
 fn counts(answers: &[String]) -> BTreeMap<&str, usize> {

@@ -272,6 +272,36 @@ impl Cluster {
         }
     }
 
+    /// Who answers each of these questions, one after another.
+    #[track_caller]
+    pub(crate) fn answerers(
+        &self,
+        from: &str,
+        protocol: Protocol,
+        to: SocketAddr,
+        count: u32,
+    ) -> Vec<String> {
+        let question = Question { count: Some(count), ..Question::default() };
+        let name = |answer: Answer| {
+            assert_eq!(answer.from.or(answer.peer), Some(to), "{from}: {answer:?}");
+            answer.name().unwrap_or_else(|| panic!("{from} asks {to}: {answer:?}")).to_owned()
+        };
+        self.ask_with(from, protocol, to, &question).into_iter().map(name).collect()
+    }
+
+    /// The program of each link on this machine, by the link's id.
+    #[track_caller]
+    pub(crate) fn links(&self) -> BTreeMap<u64, u64> {
+        // Where a link is just being made, in whichever case, the kernel answers EAGAIN, which ends
+        // bpftool's list (`bpf_link_by_id`).
+        let text = eventually("bpftool lists all links", || {
+            self.lab.shell("node1", "bpftool -j link show").ok()
+        });
+        let links: Value = ok(serde_json::from_str(&text));
+        let ids = |link: &Value| Some((link["id"].as_u64()?, link["prog_id"].as_u64()?));
+        links.as_array().into_iter().flatten().filter_map(ids).collect()
+    }
+
     /// What a subcommand of the first node's agent prints as JSON.
     #[track_caller]
     pub(crate) fn show(&self, arguments: &[&str]) -> Value {

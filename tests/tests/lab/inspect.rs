@@ -1,7 +1,5 @@
 //! What an operator sees: the agent's own commands and metrics, and those of stock tools.
 
-use std::collections::BTreeMap;
-
 use lab::{
     agent::SocketLb,
     peer::{Protocol, Question},
@@ -59,13 +57,7 @@ fn bpftool_prints_named_fields(mode: SocketLb) {
 
 fn status_ids_are_those_of_bpftool_link_show(mode: SocketLb) {
     let cluster = Cluster::up(mode, &[expose(10, &["pod1b"])]);
-    let links = json(&cluster, "node1", "bpftool -j link show");
-    let by_id: BTreeMap<u64, u64> = links
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|link| Some((link["id"].as_u64()?, link["prog_id"].as_u64()?)))
-        .collect();
+    let by_id = cluster.links();
     for agent in &cluster.agents {
         let status = show(agent, &["status"]);
         let attachments = status["attachments"].as_array().expect("a list");

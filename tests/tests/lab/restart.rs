@@ -135,11 +135,8 @@ fn cleanup_removes_everything(mode: SocketLb) {
     }
     assert!(!cluster.lab.bpffs("node1").exists(), "pins are left");
     assert_eq!(ok(cluster.lab.shell("node1", reserved)).trim(), "");
-    let links = ok(cluster.lab.shell("node1", "bpftool -j link show"));
-    let links: serde_json::Value = ok(serde_json::from_str(&links));
-    let all: Vec<u64> =
-        links.as_array().into_iter().flatten().filter_map(|link| link["id"].as_u64()).collect();
-    assert!(ids.iter().all(|id| !all.contains(id)), "{ids:?} of {all:?} are still there");
+    let all = cluster.links();
+    assert!(ids.iter().all(|id| !all.contains_key(id)), "{ids:?} of {all:?} are still there");
 }
 
 fn link_ids(status: &serde_json::Value) -> Vec<u64> {
