@@ -18,6 +18,7 @@
 //! | `RANGES4/6` | LPM trie | `RangeKey` → 1, sources that are admitted |
 //! | `SERVICENETS4/6` | LPM trie | `NetworkKey` that cluster IPs are given out of → 1 |
 //! | `SERVICECOVER` | array of two | family → `Cover` of those |
+//! | `BYPASSCGROUPS` | hash | id of a cgroup, of a pod that is left out of the socket path → 1 |
 //! | `DEVICES` | hash | interface index → `Device` |
 //! | `SETTINGS` | array of one | → `Settings` |
 //! | `DROPS` | per-CPU array | `counter::drop_index` → packets |
@@ -60,6 +61,8 @@ pub const RANGES_CAPACITY: usize = 65_536;
 /// Slots of sets, of two families.
 pub const LOADS_CAPACITY: usize = 2 * BACKENDS_CAPACITY;
 pub const SERVICENETS_CAPACITY: usize = 1_024;
+/// Cgroups of pods on one node.
+pub const BYPASSCGROUPS_CAPACITY: usize = 4_096;
 pub const AFFINITY_CAPACITY: usize = 32_768;
 pub const DEVICES_CAPACITY: usize = 4_096;
 /// Bytes of the one row of `MARKS` and of `ADDRESSMARKS`; a power of two.

@@ -424,7 +424,7 @@ pub fn proxy_roles() -> [Value; 2] {
     let slices = rule("discovery.k8s.io", &["endpointslices"], &verbs);
     let cidrs = rule("networking.k8s.io", &["servicecidrs"], &verbs);
     let events = rule("events.k8s.io", &["events"], &["create", "patch"]);
-    role(PROXY, &[rule("", &["services", "nodes"], &verbs), slices, cidrs, events])
+    role(PROXY, &[rule("", &["services", "nodes", "pods"], &verbs), slices, cidrs, events])
 }
 
 fn rule(group: &str, resources: &[&str], verbs: &[&str]) -> Value {

@@ -29,7 +29,9 @@ impl Doubt {
         match object.kind {
             ObjectKind::EndpointSlice => object.name.namespace == name.namespace,
             ObjectKind::Endpoints => object.name == *name,
-            ObjectKind::Service | ObjectKind::Node | ObjectKind::ServiceCIDR => false,
+            ObjectKind::Service | ObjectKind::Node | ObjectKind::ServiceCIDR | ObjectKind::Pod => {
+                false
+            }
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod model;
 pub mod netlink;
 pub mod object;
+pub mod pod_cgroups;
 pub mod problem;
 pub mod reflect;
 pub mod report;

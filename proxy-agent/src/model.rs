@@ -33,6 +33,7 @@ pub enum ObjectKind {
     Endpoints,
     Node,
     ServiceCIDR,
+    Pod,
 }
 
 impl ObjectKind {
@@ -64,6 +65,7 @@ pub enum Object {
     Endpoints(Arc<EndpointSet>),
     Node(Arc<Node>),
     ServiceCIDR(Arc<ServiceCIDR>),
+    Pod(Arc<Pod>),
 }
 
 /// What happened to an object in the source.
@@ -225,6 +227,18 @@ pub struct Node {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceCIDR {
     pub cidrs: Box<[IpNetwork]>,
+}
+
+/// A pod that is left out of the socket path: annotation `millrace.io/socket-lb: off`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pod {
+    pub name: Name,
+    /// Where it is to run, once that is known.
+    pub node: Option<Arc<str>>,
+    /// As the kubelet knows it.
+    pub uid: Box<str>,
+    /// What the container runtime calls its containers.
+    pub containers: Box<[Box<str>]>,
 }
 
 /// Makes equal strings one allocation: namespaces, port names and node names are nearly all there

@@ -7,6 +7,7 @@ mod address;
 mod annotation;
 mod endpoints;
 mod node;
+mod pod;
 mod service;
 mod service_cidr;
 
@@ -83,14 +84,16 @@ fn object_kind(api_version: Option<&str>, kind: Option<&str>) -> Kind {
         ("v1", "Service") => Kind::Ours(ObjectKind::Service),
         ("v1", "Endpoints") => Kind::Ours(ObjectKind::Endpoints),
         ("v1", "Node") => Kind::Ours(ObjectKind::Node),
+        ("v1", "Pod") => Kind::Ours(ObjectKind::Pod),
         ("networking.k8s.io/v1", "ServiceCIDR") => Kind::Ours(ObjectKind::ServiceCIDR),
         ("discovery.k8s.io/v1", "EndpointSlice") => Kind::Ours(ObjectKind::EndpointSlice),
         (version, "EndpointSlice") if version.starts_with("discovery.k8s.io/") => Kind::Version(
             format!("{version} EndpointSlices are not read; write discovery.k8s.io/v1"),
         ),
-        ("", kind @ ("Service" | "Endpoints" | "Node" | "EndpointSlice" | "ServiceCIDR")) => {
-            Kind::Version(format!("a {kind} without apiVersion; write one"))
-        }
+        (
+            "",
+            kind @ ("Service" | "Endpoints" | "Node" | "EndpointSlice" | "ServiceCIDR" | "Pod"),
+        ) => Kind::Version(format!("a {kind} without apiVersion; write one")),
         (_, "") => Kind::Missing,
         _ => Kind::Other,
     }
@@ -132,6 +135,7 @@ impl Reading {
             ObjectKind::Endpoints => endpoints::endpoints(document, &mut report),
             ObjectKind::Node => node::node(document, &mut report),
             ObjectKind::ServiceCIDR => service_cidr::service_cidr(document, &mut report),
+            ObjectKind::Pod => pod::pod(document, &mut report),
         };
         let outcome = match object {
             _ if report.refused => Outcome::Refused,

@@ -25,7 +25,7 @@ use datapath::settings::Settings;
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::{JoinError, JoinHandle},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{debug, info, warn};
 
@@ -48,7 +48,9 @@ use crate::{
     loads::{self, LoadsError},
     metrics::Metrics,
     netlink::{Netlink, NetlinkError, Network},
-    object, report,
+    object,
+    pod_cgroups::PodCgroups,
+    report,
     service_networks::ServiceNetworks,
     settings,
     source::{self, Feed, Source, node_addresses},
@@ -158,6 +160,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
             }
             Some(()) = netlink.changed() => agent.list_devices(&netlink).await,
             Ok(result) = finished(&mut agent.waiting) => agent.wait_ended(&result),
+            () = until(agent.pod_cgroups.next_look()) => agent.leave_pods_out(true),
             Ok(result) = finished(&mut agent.ending) => agent.stale_ended(result),
             _ = retry.tick() => {
                 agent.look_at_netfilter();
@@ -167,6 +170,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
                 agent.list_devices(&netlink).await;
                 agent.sync(0);
                 agent.guard_service_networks();
+                agent.leave_pods_out(true);
                 if agent.all_flows == Due::Later {
                     agent.all_flows = Due::Now;
                 }
@@ -212,6 +216,14 @@ async fn finished<T>(job: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
     }
 }
 
+/// Resolves at that time, never if there is none.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// As kube-proxy: without blanks, in small letters.
 fn node_name(args: &RunArgs) -> String {
     let name = args.hostname_override.clone().filter(|name| !name.trim().is_empty());
@@ -243,6 +255,7 @@ struct Agent {
     devices: attach::Devices,
     roles: Roles,
     service_networks: ServiceNetworks,
+    pod_cgroups: PodCgroups,
     settings: MapTable<u32, Settings>,
     /// The row that stands there.
     told: Settings,
@@ -285,15 +298,19 @@ impl Agent {
             MapTable::open(&loaded.maps, "DEVICES")?,
         );
         let service_networks = ServiceNetworks::open(&loaded.maps)?;
+        let cgroups = args.cgroup_root.clone().or_else(mount::cgroup2);
+        let pod_cgroups = PodCgroups::open(&loaded.maps, cgroups)?;
         let mut settings: MapTable<u32, Settings> = MapTable::open(&loaded.maps, "SETTINGS")?;
         // The last agent's programs may be running: what is not known yet stays as they have it.
         let foreign_proxy = check::foreign_proxy().is_found();
         if foreign_proxy {
             info!("kube-proxy's rules are on this node");
         }
+        let Settings { node_hash, bypasses, .. } = settings.get(&0)?.unwrap_or_default();
         let told = Settings {
             foreign_proxy: foreign_proxy.into(),
-            node_hash: settings.get(&0)?.unwrap_or_default().node_hash,
+            node_hash,
+            bypasses,
             ..settings::settings(args.socket_lb, args.nat_ports, args.pod_link != PodLink::None)
                 .map_err(RunError::Node)?
         };
@@ -320,6 +337,7 @@ impl Agent {
             devices,
             roles: Roles::default(),
             service_networks,
+            pod_cgroups,
             settings,
             told,
             sweep,
@@ -342,6 +360,9 @@ impl Agent {
     /// Tells the programs what has changed of what they are told.
     fn tell_programs(&mut self) {
         let mut wanted = Settings { foreign_proxy: self.foreign_proxy.into(), ..self.told };
+        if self.applier.is_complete() {
+            wanted.bypasses = (!self.pod_cgroups.pods().is_empty()).into();
+        }
         if let Some(&address) = self.roles.node_addresses.first() {
             wanted.node_hash = settings::node_hash(address);
         }
@@ -525,6 +546,7 @@ impl Agent {
             self.metrics.settled();
         }
         self.guard_service_networks();
+        self.leave_pods_out(false);
         self.answer_health_checks();
         self.board.state().is_synced |= feed.is_synced;
         if is_first {
@@ -604,6 +626,39 @@ impl Agent {
         let problem =
             |err: TableError| Problem::new(Problem::TABLE, "SERVICENETS", err.to_string());
         self.board.set_problems("service networks", failed.map(problem).into_iter().collect());
+    }
+
+    /// Has the socket path know the pods that are left out of it; `again` also if they are as before.
+    fn leave_pods_out(&mut self, again: bool) {
+        if !self.applier.is_complete() {
+            return;
+        }
+        let are_others = self.pod_cgroups.set(self.source.pods_without_sockets());
+        if !are_others && (!again || self.pod_cgroups.pods().is_empty()) {
+            return;
+        }
+        let failed = self.pod_cgroups.look().err();
+        self.tell_programs();
+        let problem = |object: &str, message: String| Problem::new(Problem::NODE, object, message);
+        let mut problems: Vec<Problem> =
+            failed.map(|err| problem("BYPASSCGROUPS", err.to_string())).into_iter().collect();
+        for pod in self.pod_cgroups.missing() {
+            let message = format!(
+                "no cgroup of its UID {} or of a container of it is there; until then it is not \
+                 left out of the socket path",
+                pod.uid
+            );
+            problems.push(problem(&format!("Pod {}", pod.name), message));
+        }
+        let pods = self.pod_cgroups.pods();
+        if self.args.pod_link == PodLink::None && !pods.is_empty() {
+            let message = "pods are left out of the socket path, and no other translates for them; \
+                           let the agent find their devices";
+            problems.push(problem("--pod-link", message.into()));
+        }
+        self.board.set_problems("pods", problems);
+        self.board.state().pods_without_socket_lb =
+            pods.iter().map(|pod| pod.name.to_string()).collect();
     }
 
     /// Compares tables with what was written, and repairs them. On this thread, which writes

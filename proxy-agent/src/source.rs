@@ -19,7 +19,7 @@ use crate::{
     directory,
     doubt::Doubt,
     events::Events,
-    model::{Change, Node},
+    model::{Change, Node, Pod},
     problem::Problem,
     service_health::ServicesHealth,
     serving::Serving,
@@ -147,6 +147,11 @@ impl Source {
     /// The networks that cluster IPs are given out of.
     pub fn service_networks(&self) -> BTreeSet<IpNetwork> {
         self.state.service_networks()
+    }
+
+    /// [`State::pods_without_sockets`].
+    pub fn pods_without_sockets(&self) -> Vec<Arc<Pod>> {
+        self.state.pods_without_sockets()
     }
 
     /// Whether there is something that cannot be read and never was.

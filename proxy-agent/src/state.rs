@@ -2,7 +2,7 @@
 //! come out, and what one change costs does not depend on how many Services there are.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
@@ -16,7 +16,9 @@ use crate::{
     compile::{Claim, NodeFacts, claims, compile, without_host_bits},
     desired::{Desired, DesiredService, IpFamily, ServicePortKey},
     doubt::Doubt,
-    model::{Change, EndpointSet, Name, Node, Object, ObjectKey, ObjectKind, Service, ServiceCIDR},
+    model::{
+        Change, EndpointSet, Name, Node, Object, ObjectKey, ObjectKind, Pod, Service, ServiceCIDR,
+    },
     problem::Problem,
     service_health::{ServicesHealth, service_health},
     serving::{self, Place, Serving},
@@ -33,6 +35,8 @@ pub struct State {
     facts: NodeFacts,
     node: Option<Arc<Node>>,
     service_cidrs: HashMap<Name, Arc<ServiceCIDR>>,
+    /// This node's that are left out of the socket path.
+    pods: BTreeMap<Name, Arc<Pod>>,
     services: HashMap<Name, Arc<Service>>,
     /// By Service, sorted by the object's key. Nearly always one, and so are the other lists
     /// that begin with room for one: empty room would be a third of all memory.
@@ -80,7 +84,7 @@ impl State {
         match key.kind {
             ObjectKind::Service => self.told.services += 1,
             ObjectKind::EndpointSlice | ObjectKind::Endpoints => self.told.endpoints += 1,
-            ObjectKind::Node | ObjectKind::ServiceCIDR => {}
+            ObjectKind::Node | ObjectKind::ServiceCIDR | ObjectKind::Pod => {}
         }
         // What is deleted tells only of its last change but one.
         if let Change::Put(_, Object::Endpoints(set)) = change
@@ -214,6 +218,12 @@ impl State {
         cidrs.map(without_host_bits).collect()
     }
 
+    /// This node's pods that are left out of the socket path.
+    #[must_use]
+    pub fn pods_without_sockets(&self) -> Vec<Arc<Pod>> {
+        self.pods.values().cloned().collect()
+    }
+
     /// What is wrong between objects; the source knows what is wrong within.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {
@@ -237,6 +247,13 @@ impl State {
             }
             Object::ServiceCIDR(told) => {
                 self.service_cidrs.insert(key.name, told);
+            }
+            Object::Pod(pod) => {
+                if pod.node.as_deref() == Some(&*self.facts.name) {
+                    self.pods.insert(key.name, pod);
+                } else {
+                    self.pods.remove(&key.name);
+                }
             }
         }
     }
@@ -270,6 +287,9 @@ impl State {
             ObjectKind::Node => {}
             ObjectKind::ServiceCIDR => {
                 self.service_cidrs.remove(&key.name);
+            }
+            ObjectKind::Pod => {
+                self.pods.remove(&key.name);
             }
             ObjectKind::EndpointSlice | ObjectKind::Endpoints => {
                 if let Some(service) = self.owners.remove(key) {

@@ -150,6 +150,8 @@ pub struct Status {
     pub source: Option<SourceStatus>,
     pub last_sync: Option<SyncStatus>,
     pub socket_lb: String,
+    /// Pods of this node that are left out of the socket path.
+    pub pods_without_socket_lb: Vec<String>,
     pub nat_ports: String,
     /// Where the programs see what leaves toward pods, and why there.
     pub pod_egress: String,
@@ -172,6 +174,7 @@ pub struct State {
     pub service_networks: Vec<String>,
     pub source: String,
     pub socket_lb: String,
+    pub pods_without_socket_lb: Vec<String>,
     pub nat_ports: String,
     pub pod_egress: String,
     pub is_synced: bool,
@@ -239,6 +242,7 @@ impl Board {
                 syncs: state.syncs,
             }),
             socket_lb: state.socket_lb.clone(),
+            pods_without_socket_lb: state.pods_without_socket_lb.clone(),
             nat_ports: state.nat_ports.clone(),
             pod_egress: state.pod_egress.clone(),
             attachments: Vec::new(),

@@ -20,6 +20,7 @@ use datapath::{
 use crate::{
     connected::{self, ConnectedMaps},
     flows::Maps,
+    maps::BYPASSCGROUPS,
     known::{is_foreign, is_peer, mark_peer},
     tables::{FamilyMaps, count_socket_connection, settings},
 };
@@ -149,10 +150,30 @@ fn call<F: Peerage>(
 fn is_served(context: &SockAddrContext) -> bool {
     let settings = settings();
     match settings.socket_lb {
-        socket_lb::ON => true,
+        socket_lb::ON => settings.bypasses == 0 || is_of_node(context) || !is_left_out(),
         socket_lb::HOST => is_of_node(context),
         _ => false,
     }
+}
+
+/// How far below the root of all cgroups a pod's may be. Kubelets in containers of a user's systemd
+/// have theirs ten below.
+const DEPTH: i32 = 16;
+
+/// True for the processes of a pod that is left out of the socket path.
+#[inline(always)]
+fn is_left_out() -> bool {
+    for level in 1..=DEPTH {
+        // SAFETY: the helper takes a number.
+        let id = unsafe { helper::bpf_get_current_ancestor_cgroup_id(level) };
+        if id == 0 {
+            return false;
+        }
+        if BYPASSCGROUPS.get_ptr(&id).is_some() {
+            return true;
+        }
+    }
+    false
 }
 
 /// True for the node's own processes, which no packet path serves.

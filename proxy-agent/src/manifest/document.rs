@@ -53,6 +53,8 @@ pub struct Document {
 pub struct Metadata {
     pub name: Option<String>,
     pub namespace: Option<String>,
+    /// Pod.
+    pub uid: Option<String>,
     pub labels: Option<Labels>,
     pub annotations: Option<Annotations>,
     pub creation_timestamp: Option<String>,
@@ -83,9 +85,11 @@ pub struct Annotations {
     pub weights: Option<String>,
     #[serde(rename = "millrace.io/socket-lb")]
     pub socket_lb: Option<String>,
+    #[serde(rename = "kubernetes.io/config.mirror")]
+    pub config_mirror: Option<String>,
 }
 
-/// Of Services and of Nodes.
+/// Of all kinds.
 #[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Spec {
@@ -110,6 +114,10 @@ pub struct Spec {
     pub taints: Option<Vec<Taint>>,
     /// ServiceCIDR.
     pub cidrs: Option<Vec<String>>,
+    /// Pod.
+    pub node_name: Option<String>,
+    /// Pod.
+    pub host_network: Option<bool>,
 }
 
 /// Numbers are wide, so that one out of range can be named by its field.
@@ -141,12 +149,24 @@ pub struct Taint {
     pub key: Option<String>,
 }
 
-/// Of Services and of Nodes.
+/// Of Services, Nodes and pods.
 #[derive(Clone, Deserialize, Default, Debug)]
 #[serde(rename_all = "camelCase", default, remote = "Self")]
 pub struct Status {
     pub load_balancer: Option<LoadBalancerStatus>,
     pub addresses: Option<Vec<NodeAddress>>,
+    /// Pod.
+    pub phase: Option<String>,
+    pub container_statuses: Option<Vec<ContainerStatus>>,
+    pub init_container_statuses: Option<Vec<ContainerStatus>>,
+    pub ephemeral_container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+#[derive(Clone, Deserialize, Default, Debug)]
+#[serde(default, remote = "Self")]
+pub struct ContainerStatus {
+    #[serde(rename = "containerID")]
+    pub container_id: Option<String>,
 }
 
 #[derive(Clone, Deserialize, Default, Debug)]
@@ -260,5 +280,5 @@ macro_rules! only_from_mappings {
 }
 
 only_from_mappings! {
-    Head HeadMetadata Document Metadata Labels Annotations Spec ServicePort SessionAffinityConfig ClientIpConfig Taint Status LoadBalancerStatus LoadBalancerIngress NodeAddress Endpoint Conditions EndpointHints Hint EndpointPort Subset EndpointAddress
+    Head HeadMetadata Document Metadata Labels Annotations Spec ServicePort SessionAffinityConfig ClientIpConfig Taint Status LoadBalancerStatus LoadBalancerIngress NodeAddress ContainerStatus Endpoint Conditions EndpointHints Hint EndpointPort Subset EndpointAddress
 }

@@ -36,7 +36,7 @@ pub(super) fn algorithm(metadata: Option<&Metadata>, report: &mut Report) -> Opt
     known.map(Into::into)
 }
 
-/// Whether a Service is left out of the socket path.
+/// Whether a Service or a pod is left out of the socket path.
 pub(super) fn without_sockets(metadata: Option<&Metadata>, report: &mut Report) -> bool {
     match annotations(metadata).and_then(|all| all.socket_lb.as_deref()) {
         None | Some("on") => false,

@@ -336,3 +336,55 @@ fn service_cidrs_have_no_namespace_and_a_bad_one_is_refused() {
         ]
     );
 }
+
+fn pod(metadata: &str, rest: &str) -> String {
+    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a, {metadata}}}\n{rest}\n")
+}
+
+#[test]
+fn only_pods_left_out_of_the_socket_path_count() {
+    let off = "uid: u, annotations: {millrace.io/socket-lb: \"off\"}";
+    for (metadata, rest) in [
+        ("uid: u", "spec: {nodeName: here}"),
+        ("uid: u, annotations: {millrace.io/socket-lb: \"on\"}", ""),
+        (off, "status: {phase: Succeeded}"),
+        (off, "status: {phase: Failed}"),
+    ] {
+        assert_eq!(outline(&pod(metadata, rest)), ["Pod default/a: ignored"], "{metadata} {rest}");
+    }
+    assert_eq!(
+        outline(&pod(off, "spec: {hostNetwork: true}")),
+        [
+            "Pod default/a: ignored",
+            "ignored Pod default/a: spec.hostNetwork: socket-lb: off means nothing for a pod of the \
+             host's network: no other path serves the node's own processes"
+        ]
+    );
+    assert_eq!(
+        outline(&pod("annotations: {millrace.io/socket-lb: \"off\"}", "")),
+        [
+            "Pod default/a: refused",
+            "value Pod default/a: metadata.uid: a pod is found by its UID, and this one has none"
+        ]
+    );
+}
+
+#[test]
+fn a_pod_is_known_as_its_kubelet_and_its_runtime_do() {
+    let pod = |metadata: &str, rest: &str| {
+        let off = "millrace.io/socket-lb: \"off\"";
+        let text = pod(&metadata.replace("OFF", off), rest);
+        match &reading(&text).objects[..] {
+            [(_, Outcome::Good(Object::Pod(pod)))] => (**pod).clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let plain = pod("uid: u, annotations: {OFF}", "spec: {nodeName: here}");
+    assert_eq!((&*plain.uid, plain.node.as_deref()), ("u", Some("here")));
+    let of_file = pod("uid: u, annotations: {OFF, kubernetes.io/config.mirror: hash}", "");
+    assert_eq!((&*of_file.uid, of_file.node.as_deref()), ("hash", None));
+    let statuses = "status: {containerStatuses: [{containerID: 'containerd://b'}, {}, \
+                    {containerID: ''}], initContainerStatuses: [{containerID: 'cri-o://a'}]}";
+    let running = pod("uid: u, annotations: {OFF}", statuses);
+    assert_eq!(running.containers.iter().map(|id| &**id).collect::<Vec<_>>(), ["a", "b"]);
+}

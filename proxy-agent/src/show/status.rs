@@ -44,6 +44,7 @@ fn pinned(bpffs: &Path, agent: SocketAddr) -> Result<Status, ShowError> {
         uptime_seconds: 0.0,
         source: None,
         last_sync: None,
+        pods_without_socket_lb: Vec::new(),
         socket_lb: String::new(),
         nat_ports: String::new(),
         pod_egress: String::new(),
@@ -156,7 +157,11 @@ fn head(status: &Status) -> String {
     if !status.service_networks.is_empty() {
         lines.push(format!("services   out of {}", status.service_networks.join(", ")));
     }
-    lines.push(format!("socket-lb  {}", status.socket_lb));
+    let mut without = status.pods_without_socket_lb.join(", ");
+    if !without.is_empty() {
+        without.insert_str(0, ", without ");
+    }
+    lines.push(format!("socket-lb  {}{without}", status.socket_lb));
     lines.push(format!("nat-ports  {}", status.nat_ports));
     lines.push(format!("to pods    seen {}", status.pod_egress));
     lines.join("\n") + "\n"

@@ -1,5 +1,5 @@
 //! etcd as the source, for clusters without Kubernetes: one object a key,
-//! `PREFIX/{services,endpointslices,nodes,servicecidrs}/NAMESPACE/NAME` (the last two without
+//! `PREFIX/{services,endpointslices,pods,nodes,servicecidrs}/NAMESPACE/NAME` (the last two without
 //! namespace).
 
 mod value;
@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{self, Receiver};
 use super::{
     Batch,
     gather::{QUEUE, gather},
-    listing::Sight,
+    listing::{Listing, Sight},
 };
 use crate::model::Strings;
 
@@ -30,7 +30,7 @@ pub(super) fn watch(access: Access, place: &str, prefix: &str) -> Receiver<Batch
         };
         connections.follow(&below, &sender, read, name).await;
     });
-    gather(vec![(place.into(), receiver)])
+    gather(vec![(Listing::new(place.into()), receiver)])
 }
 
 /// A key's value is a document by the name of the key.

@@ -21,14 +21,14 @@ const BATCHES: usize = 1;
 /// The nth watch, and what it told.
 type Told = (usize, Event<Sight>);
 
-/// Gathers what watches tell of their places. Ends when the receiver is dropped, and has the
+/// Gathers what watches tell. Ends when the receiver is dropped, and has the
 /// watches end by that.
-pub(super) fn gather(watches: Vec<(Arc<str>, Receiver<Event<Sight>>)>) -> Receiver<Batch> {
+pub(super) fn gather(watches: Vec<(Listing, Receiver<Event<Sight>>)>) -> Receiver<Batch> {
     let (sender, receiver) = mpsc::channel(BATCHES);
     let mut listings = Vec::new();
     let mut streams = Vec::new();
-    for (nth, (place, mut events)) in watches.into_iter().enumerate() {
-        listings.push(Listing::new(place));
+    for (nth, (listing, mut events)) in watches.into_iter().enumerate() {
+        listings.push(listing);
         let events = stream::poll_fn(move |context| events.poll_recv(context));
         streams.push(events.map(move |event| (nth, event)));
     }
@@ -79,7 +79,7 @@ impl Gatherer {
 
     /// What is news since the last one, if anything is.
     fn batch(&mut self, since: Instant) -> Option<Batch> {
-        let synced = self.listings.iter().all(Listing::is_listed);
+        let synced = self.listings.iter().all(Listing::is_settled);
         let changes: Vec<_> = self.listings.iter_mut().flat_map(Listing::take_changes).collect();
         let has_troubles: Vec<bool> =
             self.listings.iter_mut().map(Listing::take_problems_changed).collect();

@@ -1,5 +1,5 @@
 //! Kubernetes as the source: Services, EndpointSlices and this node's Node, by the selectors with
-//! which kube-proxy watches them (cmd/kube-proxy/app/server.go), and ServiceCIDRs.
+//! which kube-proxy watches them (cmd/kube-proxy/app/server.go), ServiceCIDRs, and this node's pods.
 
 mod object;
 
@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     Batch,
     gather::{QUEUE, gather},
-    listing::Sight,
+    listing::{Listing, Sight},
 };
 use crate::{model::Strings, reflect};
 use object::Told;
@@ -41,6 +41,7 @@ const SERVICE: Kind = Kind { group: "", name: "Service", plural: "services" };
 const SLICE: Kind =
     Kind { group: "discovery.k8s.io", name: "EndpointSlice", plural: "endpointslices" };
 const NODE: Kind = Kind { group: "", name: "Node", plural: "nodes" };
+const POD: Kind = Kind { group: "", name: "Pod", plural: "pods" };
 /// Served since Kubernetes 1.33 (KEP-1880).
 const SERVICE_CIDR: Kind =
     Kind { group: "networking.k8s.io", name: "ServiceCIDR", plural: "servicecidrs" };
@@ -58,9 +59,13 @@ pub(super) fn watch(client: &Client, place: &str, node: &str) -> Receiver<Batch>
         (SLICE, ours),
         (NODE, watcher::Config::default().fields(&format!("metadata.name={node}"))),
     ];
-    let watches = kinds.map(|(kind, config)| (place.into(), kind.watch(client, config)));
-    let mut watches = Vec::from(watches);
-    watches.push((place.into(), SERVICE_CIDR.watch_if_served(client)));
+    let needed =
+        kinds.map(|(kind, config)| (Listing::new(place.into()), kind.watch(client, config)));
+    let mut watches = Vec::from(needed);
+    watches.push((Listing::new(place.into()), SERVICE_CIDR.watch_if_served(client)));
+    // Not every account may: kube-proxy's may not.
+    let of_node = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    watches.push((Listing::aside(place.into()), POD.watch(client, of_node)));
     gather(watches)
 }
 

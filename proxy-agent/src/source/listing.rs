@@ -28,6 +28,8 @@ pub struct Sight {
 pub struct Listing {
     /// Where they come from, for people.
     place: Arc<str>,
+    /// Whether others wait for it.
+    is_needed: bool,
     documents: Documents,
     is_listed: bool,
     silence: Option<(Problem, Instant)>,
@@ -39,11 +41,18 @@ impl Listing {
     pub fn new(place: Arc<str>) -> Self {
         Self {
             place,
+            is_needed: true,
             documents: Documents::default(),
             is_listed: false,
             silence: None,
             silence_changed: false,
         }
+    }
+
+    /// One that nothing waits for where it cannot be heard.
+    #[must_use]
+    pub fn aside(place: Arc<str>) -> Self {
+        Self { is_needed: false, ..Self::new(place) }
     }
 
     pub fn take(&mut self, event: Event<Sight>, now: Instant) {
@@ -81,6 +90,8 @@ impl Listing {
     fn fall_silent(&mut self, reason: &str, now: Instant) {
         let message = if self.is_listed {
             format!("{reason}; what was told before stays in force until it can be heard again")
+        } else if !self.is_needed {
+            format!("{reason}; until it can be heard, all goes on without it")
         } else {
             format!("{reason}; nothing is programmed or removed before everything has been told")
         };
@@ -96,16 +107,16 @@ impl Listing {
         self.silence_changed = true;
     }
 
-    /// Whether everything has been told once.
+    /// Whether nothing has to be waited for any more: everything has been told once.
     #[must_use]
-    pub fn is_listed(&self) -> bool {
-        self.is_listed
+    pub fn is_settled(&self) -> bool {
+        self.is_listed || (!self.is_needed && self.silence.is_some())
     }
 
-    /// Since when nothing can be heard, if that is so.
+    /// Since when nothing of what is needed can be heard, if that is so.
     #[must_use]
     pub fn silent_since(&self) -> Option<Instant> {
-        self.silence.as_ref().map(|(_, since)| *since)
+        self.silence.as_ref().filter(|_| self.is_needed).map(|(_, since)| *since)
     }
 
     /// What has changed since the last call.

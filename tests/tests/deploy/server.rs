@@ -97,6 +97,8 @@ fn roles_allow_what_agents_do_and_no_more() {
                 ("patch", "events.k8s.io", "events"),
                 ("list", "", "nodes"),
                 ("watch", "", "nodes"),
+                ("list", "", "pods"),
+                ("watch", "", "pods"),
             ][..],
         ),
         (
@@ -125,6 +127,7 @@ fn roles_allow_what_agents_do_and_no_more() {
                 ("", "services"),
                 ("", "nodes"),
                 ("", "nodes/status"),
+                ("", "pods"),
                 ("", "secrets"),
                 ("discovery.k8s.io", "endpointslices"),
                 ("networking.k8s.io", "servicecidrs"),

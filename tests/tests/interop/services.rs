@@ -343,7 +343,7 @@ fn an_account_without_rights_is_told_what_it_lacks() {
     let mut cluster = Cluster::without_rights();
     cluster.create(10, &["pod1b"]);
     ok(cluster.agent.launch());
-    for kind in ["services", "endpointslices", "nodes", "servicecidrs"] {
+    for kind in ["services", "endpointslices", "nodes", "servicecidrs", "pods"] {
         eventually(&format!("{kind} are missed\n{}", cluster.agent.log()), || {
             let problems = cluster.problems();
             let is_told = problems.contains("allow the account get, list and watch")
@@ -351,9 +351,20 @@ fn an_account_without_rights_is_told_what_it_lacks() {
             is_told.then_some(())
         });
     }
-    ok(cluster.api.send(Verb::Create, &proxy_roles()));
+    // kube-proxy's account may not list pods, and Services do not wait for them.
+    let mut roles = proxy_roles();
+    let mut rules = roles.iter_mut().filter_map(|role| role["rules"].as_array_mut()).flatten();
+    let of_core = rules.find(|rule| rule["apiGroups"] == json!([""])).expect("a rule");
+    of_core["resources"] = json!(["nodes", "services"]);
+    ok(cluster.api.send(Verb::Create, &roles));
     ok(cluster.agent.wait_ready());
     cluster.wait_answered(10, &["pod1b"]);
+    eventually("nothing but pods is missed", || {
+        let problems = cluster.problems();
+        (problems.contains("the watch on pods broke") && !problems.contains("servicecidrs"))
+            .then_some(())
+    });
+    ok(cluster.api.send(Verb::Replace, &proxy_roles()));
     cluster.wait_no_problem();
 }
 

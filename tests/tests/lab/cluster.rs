@@ -308,6 +308,16 @@ impl Cluster {
         show(&self.agents[0], arguments)
     }
 
+    /// Connections to a Service that each path of the first node has begun: socket, packet.
+    #[track_caller]
+    pub(crate) fn connections(&self, number: u8) -> [u64; 2] {
+        let shown = self.show(&["services", &name(number)]);
+        ["socket_connections", "packet_connections"].map(|path| {
+            let services = shown.as_array().into_iter().flatten();
+            services.map(|service| service[path].as_u64().expect("a number")).sum()
+        })
+    }
+
     /// The value of a metric of the first node's agent, summed over all samples that carry
     /// the labels.
     #[track_caller]

@@ -43,6 +43,7 @@ mod mark;
 mod metrics;
 mod node_port;
 mod packet;
+mod pod;
 mod privilege;
 mod raw;
 mod refusal;

@@ -16,7 +16,7 @@ use lab::{
 use crate::{
     cluster::{Cluster, Plan, eventually, ok},
     raw,
-    service::{FAMILIES, Family, TARGET, Target, expose, name},
+    service::{FAMILIES, Family, TARGET, Target, expose},
 };
 
 both! {
@@ -205,15 +205,6 @@ fn table_full_of_live_rows_refuses_and_counts(mode: SocketLb) {
     assert!(load.requests > 0 && load.resets == 0, "{load:?}");
 }
 
-/// Connections to Service 10 that each path of node1 has begun: socket, packet.
-fn connections(cluster: &Cluster) -> [u64; 2] {
-    let shown = cluster.show(&["services", &name(10)]);
-    ["socket_connections", "packet_connections"].map(|path| {
-        let services = shown.as_array().into_iter().flatten();
-        services.map(|service| service[path].as_u64().expect("a number")).sum()
-    })
-}
-
 /// Gives all rows to one socket. (A socket's places are computed from the size of the table, so
 /// `--capacity` cannot make it small.)
 fn occupy<A: Copy + Default>(table: &mut impl Table<u32, Connected<A>>, cookie: u64) {
@@ -234,10 +225,10 @@ fn sockets_without_room_are_served_all_the_same() {
     const NOBODY: u64 = u64::MAX;
     let cluster = Plan::single(SocketLb::On).up(&[expose(10, &["pod1b"])]);
     occupy_all(&cluster, NOBODY);
-    let before = connections(&cluster);
+    let before = cluster.connections(10);
     cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
     // TCP and UDP of two families.
-    assert_eq!(connections(&cluster), [before[0], before[1] + 4]);
+    assert_eq!(cluster.connections(10), [before[0], before[1] + 4]);
     // No packet path serves the node's own processes: they see the backend.
     for family in FAMILIES {
         let to = Target::ClusterIp(10).address(&cluster.lab, family);
@@ -254,9 +245,9 @@ fn sockets_without_room_are_served_all_the_same() {
     }
     // With room again it is as before: UDP, by sockets with a peer, is always the packet path's.
     occupy_all(&cluster, 0);
-    let before = connections(&cluster);
+    let before = cluster.connections(10);
     cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
-    assert_eq!(connections(&cluster), [before[0] + 2, before[1] + 2]);
+    assert_eq!(cluster.connections(10), [before[0] + 2, before[1] + 2]);
 }
 
 /// Fills a table of peers with those of a socket that there is not.

@@ -100,6 +100,7 @@ impl Object {
                 "SERVICENETS4",
                 "SERVICENETS6",
                 "SERVICECOVER",
+                "BYPASSCGROUPS",
                 "SETTINGS",
                 "ADDRESSMARKS",
                 "PORTMARKS",

@@ -25,6 +25,7 @@ fn key(path: &str, strings: &mut Strings) -> Option<ObjectKey> {
         "endpointslices" => ObjectKind::EndpointSlice,
         "nodes" => ObjectKind::Node,
         "servicecidrs" => ObjectKind::ServiceCIDR,
+        "pods" => ObjectKind::Pod,
         _ => return None,
     };
     let namespace = if kind.is_namespaced() { parts.next()? } else { "" };

@@ -22,7 +22,7 @@ fn sight(name: &str) -> Sight {
 /// Watches that are told by hand, and what comes of it.
 fn gathered(watches: usize) -> (Vec<Sender<Event<Sight>>>, Receiver<Batch>) {
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..watches).map(|_| mpsc::channel(QUEUE)).unzip();
-    let places = receivers.into_iter().map(|receiver| ("place".into(), receiver));
+    let places = receivers.into_iter().map(|receiver| (Listing::new("place".into()), receiver));
     (senders, gather(places.collect()))
 }
 

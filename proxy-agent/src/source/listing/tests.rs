@@ -74,7 +74,7 @@ fn listed(services: &[(&str, &str)]) -> Event<Sight> {
 #[test]
 fn objects_come_change_and_go() {
     let mut world = World::new();
-    assert!(!world.listing.is_listed());
+    assert!(!world.listing.is_settled());
     world
         .take(listed(&[("a", "10.0.0.1"), ("b", "10.0.0.2")]))
         .expect(&["default/a 10.0.0.1", "default/b 10.0.0.2"], &[])
@@ -82,7 +82,7 @@ fn objects_come_change_and_go() {
         .take(Event::Put(sight("c", "10.0.0.4")))
         .take(Event::Gone("Service default/b".into()))
         .expect(&["default/a 10.0.0.3", "default/c 10.0.0.4"], &[]);
-    assert!(world.listing.is_listed());
+    assert!(world.listing.is_settled());
 }
 
 #[test]
@@ -151,4 +151,21 @@ fn silence_is_a_problem_from_its_first_moment_until_it_is_over() {
         .take(listed(&[("a", "10.0.0.1")]))
         .take(Event::Trouble("refused".into()))
         .expect(&["default/a 10.0.0.1"], &["https://server: refused; what was told before stays"]);
+}
+
+/// It may be that an account may not list what few ask for.
+#[test]
+fn nobody_waits_for_what_is_aside() {
+    let mut world = World::new();
+    world.listing = Listing::aside("https://server".into());
+    assert!(!world.listing.is_settled());
+    world.take(Event::Trouble("forbidden".into()));
+    assert!(world.listing.is_settled());
+    assert_eq!(world.listing.silent_since(), None);
+    world
+        .expect(&[], &["https://server: forbidden; until it can be heard, all goes on without it"])
+        .take(Event::Recovered)
+        .take(listed(&[("a", "10.0.0.1")]))
+        .expect(&["default/a 10.0.0.1"], &[]);
+    assert!(world.listing.is_settled());
 }
