@@ -20,8 +20,8 @@ use datapath::{
 use crate::{
     connected::{self, ConnectedMaps},
     flows::Maps,
-    maps::BYPASSCGROUPS,
     known::{is_foreign, is_peer, mark_peer},
+    maps::BYPASSCGROUPS,
     tables::{FamilyMaps, count_socket_connection, settings},
 };
 
