@@ -3,7 +3,7 @@
 
 mod connect;
 
-use std::{error::Error, fmt::Debug, path::PathBuf, str::FromStr};
+use std::{error::Error, fmt::Debug, path::PathBuf, str::FromStr, time::Duration};
 
 use futures::StreamExt;
 use kube::{
@@ -12,7 +12,7 @@ use kube::{
     runtime::watcher::{self, watcher},
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc::Sender;
+use tokio::{sync::mpsc::Sender, time::sleep};
 
 use crate::{
     reason::chain,
@@ -112,6 +112,11 @@ impl Access {
     }
 }
 
+/// A watch that was begun again and does not fail for so long is heard: of one on which nothing
+/// happens there is no other sign, and a connection that cannot be made, or brings nothing across, is
+/// given up earlier (`connect`).
+const QUIET: Duration = Duration::from_secs(10);
+
 /// Tells of all objects of a kind, at first all at once, until nobody listens. `kind` is what people
 /// call them, and where; `read` makes of an object what is told, or `None` if it is none that
 /// counts; `name` is what one that is gone is told by.
@@ -127,10 +132,15 @@ pub async fn follow<K, T>(
 {
     let mut events = watcher(api, config).boxed();
     let mut listed = Vec::new();
+    let mut is_listing = true;
     let mut trouble = Trouble::default();
     while !sender.is_closed() {
         let event = tokio::select! {
             event = events.next() => event,
+            () = sleep(QUIET), if trouble.is_told() && !is_listing => {
+                trouble.over(sender).await;
+                continue;
+            }
             () = sender.closed() => return,
         };
         let event = match event {
@@ -148,6 +158,7 @@ pub async fn follow<K, T>(
         }
         let event = match event {
             watcher::Event::Init => {
+                is_listing = true;
                 listed.clear();
                 continue;
             }
@@ -155,7 +166,10 @@ pub async fn follow<K, T>(
                 listed.extend(read(object));
                 continue;
             }
-            watcher::Event::InitDone => Event::Listed(std::mem::take(&mut listed)),
+            watcher::Event::InitDone => {
+                is_listing = false;
+                Event::Listed(std::mem::take(&mut listed))
+            }
             watcher::Event::Apply(object) => {
                 let name = name(&object);
                 read(object).map_or(Event::Gone(name), Event::Put)

@@ -45,6 +45,11 @@ impl Trouble {
         }
     }
 
+    /// Whether it lasts.
+    pub fn is_told(&self) -> bool {
+        self.told.is_some()
+    }
+
     /// Something was heard.
     pub async fn over<T>(&mut self, sender: &Sender<Event<T>>) {
         self.waits = 0;

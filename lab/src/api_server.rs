@@ -59,6 +59,7 @@ enum Kind {
 pub enum Verb {
     Create,
     Replace,
+    Delete,
 }
 
 impl ApiServer {
@@ -312,6 +313,11 @@ impl ApiServer {
         self.etcd.stop();
     }
 
+    /// Has etcd forget all that was before now, as it does every few minutes.
+    pub fn compact(&self) -> Result<()> {
+        self.etcd.compact()
+    }
+
     /// Starts both again, if they were stopped.
     pub fn resume(&mut self) -> Result<()> {
         if self.process.is_some() {
@@ -374,13 +380,15 @@ fn transfer(text: &mut String, url: &str, verb: Verb, object: &Value) -> Result<
     let (method, path) = match verb {
         Verb::Create => ("POST", collection),
         Verb::Replace => ("PUT", format!("{collection}/{name}")),
+        Verb::Delete => ("DELETE", format!("{collection}/{name}")),
     };
+    let body = if verb == Verb::Delete { Value::Null } else { fresh(object) };
     let entries = [
         ("url", format!("{url}{path}")),
         ("request", method.into()),
         ("header", authorization()),
         ("header", "Content-Type: application/json".into()),
-        ("data-raw", fresh(object).to_string()),
+        ("data-raw", body.to_string()),
         ("output", "/dev/null".into()),
         ("write-out", format!("%{{onerror}}%{{stderr}}{method} {path}: %{{http_code}}\\n")),
     ];

@@ -233,6 +233,14 @@ impl Etcd {
         })
     }
 
+    /// Forgets all that was before now.
+    pub fn compact(&self) -> Result<()> {
+        let text = self.ctl(&["endpoint", "status", "--write-out=fields"])?;
+        let line = text.lines().find(|line| line.starts_with("\"Revision\""));
+        let revision = line.and_then(|line| line.split(' ').next_back()).unwrap_or_default();
+        self.ctl(&["compact", revision]).map(drop)
+    }
+
     /// The value of a key, if there is one.
     pub fn get(&self, key: &str) -> Result<Option<String>> {
         let text = self.ctl(&["get", "--print-value-only", key])?;

@@ -21,6 +21,8 @@ use serde_json::{Value, json};
 
 use crate::bed::{eventually, ok};
 
+mod churn;
+
 /// What the servers in pods listen on.
 const PORTS: [&str; 2] = ["--tcp=8080", "--udp=8080"];
 /// The label by which a Service is another proxy's.
