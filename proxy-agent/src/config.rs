@@ -176,7 +176,8 @@ pub struct RunArgs {
     /// where a backend is
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub cluster_cidr: Vec<IpNetwork>,
-    /// Where NodePorts answer: primary, all, localhost, or CIDRs
+    /// Where NodePorts answer: primary, all, localhost, or CIDRs; where these are of one family only,
+    /// at all addresses of the other
     #[arg(long, value_name = "WHERE", default_value = "primary")]
     pub nodeport_addresses: NodePortAddresses,
     /// Devices toward the outside [default: those that hold the node addresses or a default

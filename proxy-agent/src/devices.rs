@@ -12,7 +12,7 @@ use datapath::{address::Mac, device::Device};
 use crate::{
     config::{NodePortAddresses, PodLink},
     desired::IpFamily,
-    netlink::{Link, Network},
+    netlink::{DeviceAddress, Link, Network},
 };
 
 /// What a device leads to.
@@ -116,33 +116,42 @@ impl Roles {
     }
 }
 
-/// Addresses of this node at which NodePorts answer.
+/// Addresses of this node at which NodePorts answer. CIDRs of one family say nothing of the other, so
+/// there it is all addresses, as with a CIDR of everything and as with kube-proxy
+/// (pkg/proxy/util/nodeport_addresses.go).
 pub fn node_port_addresses(
     network: &Network,
     node_addresses: &[IpAddr],
     wanted: &NodePortAddresses,
 ) -> Vec<IpAddr> {
-    let own = network.addresses.iter().map(|held| held.address);
-    let mut addresses: Vec<IpAddr> = match wanted {
-        NodePortAddresses::Primary => return node_addresses.to_vec(),
-        NodePortAddresses::All => network
-            .addresses
-            .iter()
-            .filter(|held| held.is_global && !held.address.is_loopback())
-            .map(|held| held.address)
-            .collect(),
-        NodePortAddresses::Localhost => own.filter(IpAddr::is_loopback).collect(),
+    let is_any = |held: &DeviceAddress| held.is_global && !held.address.is_loopback();
+    let answers = |held: &DeviceAddress| match wanted {
+        NodePortAddresses::Primary => false,
+        NodePortAddresses::All => is_any(held),
+        NodePortAddresses::Localhost => held.address.is_loopback(),
         NodePortAddresses::Cidrs(cidrs) => {
-            own.filter(|address| cidrs.iter().any(|cidr| cidr.contains(*address))).collect()
+            let is_v4 = held.address.is_ipv4();
+            let mut of_family = cidrs.iter().filter(|cidr| cidr.is_ipv4() == is_v4);
+            if of_family.clone().all(|cidr| cidr.prefix() == 0) {
+                is_any(held)
+            } else {
+                of_family.any(|cidr| cidr.contains(held.address))
+            }
         }
     };
+    if *wanted == NodePortAddresses::Primary {
+        return node_addresses.to_vec();
+    }
+    let answering = network.addresses.iter().filter(|held| answers(held));
+    let mut addresses: Vec<IpAddr> = answering.map(|held| held.address).collect();
     addresses.sort();
     addresses.dedup();
     addresses
 }
 
 /// Addresses at which healthCheckNodePorts answer; `None`: at all that there are. A load balancer
-/// may ask at others than NodePorts answer at, so only addresses that are written out count.
+/// may ask at others than NodePorts answer at, so only addresses that are written out count; of a
+/// family in which none is, nobody is asked.
 pub fn health_check_addresses(
     network: &Network,
     wanted: &NodePortAddresses,
@@ -151,6 +160,9 @@ pub fn health_check_addresses(
         NodePortAddresses::Primary | NodePortAddresses::All => None,
         NodePortAddresses::Localhost | NodePortAddresses::Cidrs(_) => {
             let mut addresses = node_port_addresses(network, &[], wanted);
+            if let NodePortAddresses::Cidrs(cidrs) = wanted {
+                addresses.retain(|address| cidrs.iter().any(|cidr| cidr.contains(*address)));
+            }
             // Without their device nobody can listen at them.
             addresses.retain(|address| match address {
                 IpAddr::V4(_) => true,
@@ -254,7 +266,6 @@ fn first_global(network: &Network, ifindex: u32, family: IpFamily) -> Option<IpA
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::DeviceAddress;
 
     fn link(index: u32, name: &str) -> Link {
         Link { index, name: name.into(), is_ethernet: true, ..Link::default() }
@@ -389,7 +400,10 @@ mod tests {
         assert_eq!(at("primary"), "192.0.2.1");
         assert_eq!(at("all"), "10.1.0.1 10.9.9.9 192.0.2.1 2001:db8::1");
         assert_eq!(at("localhost"), "");
-        assert_eq!(at("10.0.0.0/8"), "10.1.0.1 10.9.9.9");
+        assert_eq!(at("10.0.0.0/8"), "10.1.0.1 10.9.9.9 2001:db8::1");
+        assert_eq!(at("2001:db9::/32"), "10.1.0.1 10.9.9.9 192.0.2.1");
+        assert_eq!(at("10.0.0.0/8,2001:db9::/32"), "10.1.0.1 10.9.9.9");
+        assert_eq!(at("0.0.0.0/0"), at("all"));
     }
 
     #[test]
