@@ -3,12 +3,14 @@
 // Counts and times of a measurement have fewer digits than a float keeps.
 #![allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
 
+mod api_control;
 mod control;
 mod cost;
 mod files;
 mod fleet;
 mod host;
 mod kind;
+mod node_port;
 mod overlay;
 mod peer;
 mod peer_control;
@@ -51,13 +53,22 @@ pub(crate) struct Options {
 pub(crate) enum Part {
     /// What a Service, or the way between nodes, costs traffic.
     DataPath,
+    /// What a NodePort costs traffic from outside, which the data path has too.
+    NodePort,
     /// How soon a change is in force, and memory.
     ControlPlane,
+    /// The same, told by an API server, which the control plane has too with `--peers`.
+    ApiServer,
 }
 
 impl Options {
     fn includes(&self, part: Part) -> bool {
-        self.only.is_none_or(|only| only == part)
+        match self.only {
+            None => true,
+            Some(Part::DataPath) => matches!(part, Part::DataPath | Part::NodePort),
+            Some(Part::ControlPlane) => matches!(part, Part::ControlPlane | Part::ApiServer),
+            Some(only) => only == part,
+        }
     }
 }
 
