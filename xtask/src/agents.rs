@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -74,16 +73,6 @@ pub(crate) fn build_with_load(machine: &Machine, objects: &Path) -> Result<()> {
     build_binaries(machine, &["lab-bench"], None, Profile::Release)
 }
 
-/// Builds an example of proxy-agent, as the agent is built, beside the agents.
-pub(crate) fn build_example(machine: &Machine, objects: &Path, name: &str) -> Result<()> {
-    let architecture = Architecture::host()?;
-    eprintln!("building the example {name} of proxy-agent (Release)");
-    let dir = cargo_build(machine, Some(objects), Profile::Release, architecture, |cargo| {
-        cargo.args(["--package", "proxy-agent", "--example", name, "--features", ETCD]);
-    })?;
-    put(machine, &dir.join("examples").join(name))
-}
-
 fn build_binaries(
     machine: &Machine,
     names: &[&str],
@@ -101,31 +90,11 @@ fn compile(
     profile: Profile,
     architecture: Architecture,
 ) -> Result<PathBuf> {
-    if names.iter().any(|name| name.ends_with("-agent")) {
-        machine.provide(&[setup::protoc()])?;
-    }
-    let processor = architecture.name();
-    eprintln!("building {} ({profile:?}, {processor})", names.join(" and "));
-    cargo_build(machine, objects, profile, architecture, |cargo| {
-        for name in names {
-            cargo.args(["--package", package(name), "--bin", name]);
-        }
-        if names.contains(&"proxy-agent") {
-            cargo.args(["--features", ETCD]);
-        }
-    })
-}
-
-/// Has cargo build what `choose` asks for; returns the directory that it is in.
-fn cargo_build(
-    machine: &Machine,
-    objects: Option<&Path>,
-    profile: Profile,
-    architecture: Architecture,
-    choose: impl FnOnce(&mut Command),
-) -> Result<PathBuf> {
     let mut cargo = machine.cargo();
-    choose(cargo.arg("build"));
+    cargo.arg("build");
+    for name in names {
+        cargo.args(["--package", package(name), "--bin", name]);
+    }
     cargo.envs(objects.map(|objects| ("MILLRACE_BPF_OBJECTS", objects)));
     let dir = match profile {
         Profile::Debug => machine.target().join("debug"),
@@ -137,6 +106,14 @@ fn cargo_build(
             machine.target().join(target).join("release")
         }
     };
+    if names.contains(&"proxy-agent") {
+        cargo.args(["--features", ETCD]);
+    }
+    if names.iter().any(|name| name.ends_with("-agent")) {
+        machine.provide(&[setup::protoc()])?;
+    }
+    let processor = architecture.name();
+    eprintln!("building {} ({profile:?}, {processor})", names.join(" and "));
     command::run(&mut cargo)?;
     Ok(dir)
 }

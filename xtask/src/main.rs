@@ -100,7 +100,8 @@ struct BenchArgs {
     /// Only this part of the benchmark
     #[arg(long)]
     only: Option<bench::Part>,
-    /// Numbers of Services beside which traffic is measured (service)
+    /// Numbers of Services beside which traffic is measured, and the largest of them in the API
+    /// server (service)
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     services: Vec<u32>,
     /// Measure the real kube-proxy (1.35, modes nftables and iptables) or flanneld (0.28.4) in the

@@ -3,15 +3,13 @@
 //! tables and to traffic; processor time and memory.
 
 use std::{
-    fs,
-    path::Path,
-    process::Command,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use lab::{agent::Agent, bench::clock, manifests};
+use serde_json::Value;
 
 use super::{
     control::{Maps, PAUSE, SETTLED, maps, process_memory, seconds, tell, until_all_answer},
@@ -54,12 +52,11 @@ const BETWEEN: Duration = Duration::from_millis(20);
 /// Longer than a change takes to be counted.
 const COUNTED: Duration = Duration::from_secs(5);
 
-/// `client` is the plain one: `proxy-agent/examples/list.rs`.
-pub(super) fn measure(plan: Plan, stage: &mut Stage, client: &Path) -> Result<Found> {
+pub(super) fn measure(plan: Plan, stage: &mut Stage) -> Result<Found> {
     let endpoints = stage.fleet() * fleet::LARGE.endpoints + 1;
     let mut found = Found { services: plan.services, endpoints, ..Found::default() };
     for _ in 0..plan.starts {
-        found.plain.push(plain(stage, client)?);
+        found.plain.push(plain(stage)?);
         tell("plain client", &found.plain);
         found.cold.push(cold(stage)?);
         tell("cold start", &found.cold);
@@ -68,6 +65,7 @@ pub(super) fn measure(plan: Plan, stage: &mut Stage, client: &Path) -> Result<Fo
     let pid = stage.agent()?.id().context("the agent is not running")?;
     found.resident = process_memory(pid, "Rss:")?;
     found.maps = maps(pid)?;
+    println!("  memory: {:.1} MB", found.resident as f64 / 1e6);
     for number in 0..plan.changes {
         let (programmed, followed) = change(stage, number)?;
         found.programmed.push(programmed);
@@ -80,25 +78,29 @@ pub(super) fn measure(plan: Plan, stage: &mut Stage, client: &Path) -> Result<Fo
     Ok(found)
 }
 
-/// Fetches the lists; the time that it took.
-fn plain(stage: &mut Stage, client: &Path) -> Result<f64> {
-    let mut list = Command::new(client);
-    list.arg(stage.peer()?.api.proxy_kubeconfig()).arg(Stage::node());
+/// What proxy-agent lists and watches, by the same selectors.
+const LISTS: [&str; 4] = [
+    "/api/v1/services?labelSelector=%21service.kubernetes.io%2Fservice-proxy-name%2C\
+     %21service.kubernetes.io%2Fheadless&fieldSelector=spec.clusterIP%21%3DNone",
+    "/apis/discovery.k8s.io/v1/endpointslices?labelSelector=\
+     %21service.kubernetes.io%2Fservice-proxy-name%2C%21service.kubernetes.io%2Fheadless",
+    "/api/v1/nodes?fieldSelector=metadata.name%3Dnode1",
+    "/apis/networking.k8s.io/v1/servicecidrs",
+];
+
+/// Fetches the lists from the node, all at once and each as a whole; the time that it took. The
+/// plain client is `curl`: it reads nothing of what it fetches, which the agent must.
+fn plain(stage: &mut Stage) -> Result<f64> {
+    let place = stage.lab.place(Stage::node())?;
     let began = clock();
-    let output = stage.lab.run(Stage::node(), list)?;
+    let lists = stage.peer()?.api.fetch(&place, &LISTS)?;
     let seconds = seconds(began, clock());
-    let [said, errors] =
-        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    ensure!(output.status.success(), "the plain client failed: {}", errors.trim());
-    // Or its time would be that of another list.
-    let whole = format!("{} Services, ", stage.fleet() + 1);
-    // The API server has a Service of its own, `default/kubernetes`.
-    let with_own = format!("{} Services, ", stage.fleet() + 2);
-    ensure!(
-        said.starts_with(&whole) || said.starts_with(&with_own),
-        "the plain client was told another list: {}",
-        said.trim()
-    );
+    // Or its time would be that of other lists.
+    let text = fs::read_to_string(&lists[1])?;
+    let slices: Value = serde_json::from_str(&text).context("a list is no JSON")?;
+    let found = slices["items"].as_array().map_or(0, Vec::len);
+    let wanted = stage.fleet() as usize + 1;
+    ensure!(found >= wanted, "the plain client was told {found} slices of {wanted}");
     Ok(seconds)
 }
 

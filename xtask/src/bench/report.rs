@@ -82,20 +82,23 @@ pub(super) fn node_port(found: &[node_port::Found]) -> Vec<Row> {
 }
 
 fn node_port_name(found: &node_port::Found) -> String {
-    use node_port::Way::{Alone, Beside, NodePort, Shortest};
+    use node_port::Way::{Alone, NodePort, Shortest};
     let what = found.kind.name();
     let pod = match found.target {
-        Target::Local => "a pod of the node asked",
-        Target::Remote => "a pod of another node",
+        Target::Local => "local pod",
+        Target::Remote => "remote pod",
     };
-    let way = |way| match way {
-        NodePort => "NodePort",
-        Beside => "routed directly beside it",
-        Alone => "routed directly with no proxy",
-        Shortest => "routed by the pod's own node with no proxy",
-    };
-    let node_port::Figure { way: own, to } = found.figure;
-    format!("{what} from outside to {pod}: {} over {}", way(own), way(to))
+    let whom = whom(found.proxy);
+    match (found.figure.way, found.figure.to) {
+        (NodePort, Alone) => format!("{what} from outside, NodePort, {pod}"),
+        (NodePort, Shortest) => {
+            format!("{what} from outside, NodePort, {pod}, over routed by its own node")
+        }
+        (NodePort, _) => {
+            format!("{what} from outside, NodePort, {pod}, over routed directly beside {whom}")
+        }
+        _ => format!("{what} from outside, routed directly beside {whom}, {pod}"),
+    }
 }
 
 /// Of new connections.
@@ -145,16 +148,20 @@ fn growth(found: &[traffic::Found], kind: Kind, proxy: Proxy) -> Option<Row> {
 
 fn name(kind: Kind, way: Way, proxy: Proxy) -> String {
     let what = kind.name();
-    let whom = match proxy {
-        Proxy::Agent(_) => "the agent",
-        Proxy::KubeProxy(_) => "kube-proxy",
-    };
+    let whom = whom(proxy);
     match way {
         Way::Service => format!("{what}, ClusterIP"),
         Way::Backend => {
             format!("{what}, pod to pod beside {whom}, pair that a Service joins too")
         }
         Way::Beside | Way::Alone => format!("{what}, pod to pod beside {whom}"),
+    }
+}
+
+fn whom(proxy: Proxy) -> &'static str {
+    match proxy {
+        Proxy::Agent(_) => "the agent",
+        Proxy::KubeProxy(_) => "kube-proxy",
     }
 }
 
@@ -425,7 +432,7 @@ impl Report {
                     found.kind.absolute(found.reference),
                 );
             }
-            for found in &self.node_port {
+            for found in self.node_port.iter().filter(|found| found.figure == node_port::GOAL) {
                 let _ = writeln!(
                     text,
                     "| {} | {} | {} | {} | {} |",

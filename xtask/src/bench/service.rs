@@ -27,9 +27,6 @@ pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
     if std::env::var_os("MILLRACE_DIST").is_none() {
         let object = object::build(machine)?;
         agents::build_with_load(machine, &object)?;
-        if options.peers {
-            agents::build_example(machine, &object, PLAIN_CLIENT)?;
-        }
     }
     let peers = options.peers.then(|| provide_peers(machine)).transpose()?;
     let mut report = Report {
@@ -82,7 +79,7 @@ fn measure_api(plans: &Plans, stage: &mut Stage, report: &mut Report) -> Result<
     let plan = plans.api_control;
     println!("control plane, told by an API server: {} Services", plan.services);
     stage.prepare_large(plan.services)?;
-    let found = api_control::measure(plan, stage, &lab::dist().join(PLAIN_CLIENT))?;
+    let found = api_control::measure(plan, stage)?;
     for (mode, plan) in plans.peer {
         println!("control plane of kube-proxy, {}:", mode.name());
         report.peer_control.push((mode, peer_control::measure(plan, mode, stage)?));
@@ -91,9 +88,6 @@ fn measure_api(plans: &Plans, stage: &mut Stage, report: &mut Report) -> Result<
     report.api_control = Some(found);
     Ok(())
 }
-
-/// An example of proxy-agent: what the agent's start is compared with.
-const PLAIN_CLIENT: &str = "list";
 
 /// Client and server share a processor: then a round has no wait for another processor to
 /// wake up in it, which on virtual machines is most of the time and all of the noise.
@@ -136,11 +130,12 @@ fn plans(options: &Options) -> Plans {
             node_port: node_port::Plan { proxies: from_outside, batch: 5, most: 40 },
             control: control::Plan { services: 10_000, starts: 7, changes: 200 },
             api_control: api_control::Plan { services: 10_000, starts: 7, changes: 200 },
-            peer: of_peers(3, 20, 5),
+            peer: of_peers(2, 10, 5),
         }
     };
-    if !options.services.is_empty() {
+    if let Some(&most) = options.services.iter().max() {
         plans.traffic.sizes.clone_from(&options.services);
+        plans.api_control.services = most;
     }
     plans
 }
