@@ -1,10 +1,10 @@
 //! A cluster's worth of manifests, one file for each Service and each slice, as
 //! `kubectl get -o yaml` prints them.
 
-use std::{fs, io, net::Ipv4Addr, path::Path};
+use std::{fs, io, net::Ipv4Addr, ops::Range, path::Path};
 
 use lab::{bench::port, manifests};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The Service that is measured; the others stand beside it.
 pub(super) const BENCH: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -36,21 +36,40 @@ pub(super) fn write(directory: &Path, from: u32, to: u32) -> io::Result<()> {
     for number in from..to {
         let name = format!("fleet-{number:05}");
         fs::write(directory.join(format!("{name}.yaml")), service(&name, number))?;
-        fs::write(directory.join(format!("{name}-slice.yaml")), slice(&name, number, SMALL))?;
+        fs::write(
+            directory.join(format!("{name}-slice.yaml")),
+            slice(&name, number, &endpoints(&name, number, SMALL)),
+        )?;
     }
     Ok(())
 }
 
-/// The same as objects, with more endpoints.
+/// The same as objects, with more endpoints. To read those as YAML would take minutes.
 pub(super) fn large(count: u32) -> lab::Result<Vec<Value>> {
     let mut objects = Vec::new();
     for number in 0..count {
         let name = format!("fleet-{number:05}");
-        for text in [service(&name, number), slice(&name, number, LARGE)] {
-            objects.extend(manifests::parse(&text, Path::new(&name))?);
+        let parse = |text: &str| manifests::parse(text, Path::new(&name));
+        objects.extend(parse(&service(&name, number))?);
+        let endpoints: Vec<Value> = numbers(number, LARGE)
+            .map(|number| endpoint_object(&name, number, after(LARGE.first, number)))
+            .collect();
+        for mut slice in parse(&slice(&name, number, ""))? {
+            slice["endpoints"] = endpoints.clone().into();
+            objects.push(slice);
         }
     }
     Ok(objects)
+}
+
+/// Of a Service's endpoints.
+fn numbers(service: u32, shape: Shape) -> Range<u32> {
+    service * shape.endpoints..(service + 1) * shape.endpoints
+}
+
+fn endpoints(name: &str, number: u32, shape: Shape) -> String {
+    let all = numbers(number, shape);
+    all.map(|number| endpoint(name, number, after(shape.first, number))).collect()
 }
 
 /// The Service that is measured and its only endpoint.
@@ -120,10 +139,7 @@ status:
     )
 }
 
-fn slice(name: &str, number: u32, shape: Shape) -> String {
-    let numbers = number * shape.endpoints..(number + 1) * shape.endpoints;
-    let endpoints: String =
-        numbers.map(|number| endpoint(name, number, after(shape.first, number))).collect();
+fn slice(name: &str, number: u32, endpoints: &str) -> String {
     let port = port::ECHO;
     let (own, owner) = (uid(2, number), uid(1, number));
     let version = 200_000 + number;
@@ -179,6 +195,21 @@ fn endpoint(name: &str, number: u32, address: Ipv4Addr) -> String {
     )
 }
 
+/// What [`endpoint`] says.
+fn endpoint_object(name: &str, number: u32, address: Ipv4Addr) -> Value {
+    json!({
+        "addresses": [address],
+        "conditions": {"ready": true, "serving": true, "terminating": false},
+        "nodeName": format!("node{}", number % NODES + 1),
+        "targetRef": {
+            "kind": "Pod",
+            "name": format!("{name}-{number}"),
+            "namespace": "fleet",
+            "uid": uid(3, number),
+        },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,11 +218,12 @@ mod tests {
     fn ten_thousand_services_have_addresses_of_their_own() {
         let last = service("fleet-09999", 9_999);
         assert!(last.contains("clusterIP: 10.96.40.15\n"));
-        let last = slice("fleet-09999", 9_999, SMALL);
+        let of = |shape| slice("fleet-09999", 9_999, &endpoints("fleet-09999", 9_999, shape));
+        let last = of(SMALL);
         assert!(last.contains("- addresses:\n  - 10.244.206.31\n"), "{last}");
         assert!(last.contains("- addresses:\n  - 10.244.206.32\n"), "{last}");
         assert!(last.contains("nodeName: node100\n"));
-        let last = slice("fleet-09999", 9_999, LARGE);
+        let last = of(LARGE);
         assert_eq!(last.matches("- addresses:\n").count(), 10);
         // The hundred thousandth after 10.128.0.0.
         assert!(last.contains("- addresses:\n  - 10.129.134.160\n"), "{last}");
@@ -202,7 +234,7 @@ mod tests {
         let objects = large(2).unwrap();
         let kinds: Vec<_> = objects.iter().map(|object| object["kind"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["Service", "EndpointSlice", "Service", "EndpointSlice"]);
-        assert_eq!(objects[3]["endpoints"].as_array().unwrap().len(), 10);
-        assert_eq!(objects[3]["endpoints"][0]["addresses"][0], "10.128.0.11");
+        let text = slice("fleet-00001", 1, &endpoints("fleet-00001", 1, LARGE));
+        assert_eq!(objects[3..], manifests::parse(&text, Path::new("")).unwrap());
     }
 }
