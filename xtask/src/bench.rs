@@ -23,7 +23,7 @@ mod stage;
 mod statistics;
 mod traffic;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{ValueEnum, builder::PossibleValuesParser};
 
 use crate::{machine::Machine, setup};
@@ -32,6 +32,7 @@ use crate::{machine::Machine, setup};
 struct Bench {
     name: &'static str,
     about: &'static str,
+    parts: &'static [Part],
     run: fn(&Machine, &Options) -> Result<()>,
 }
 
@@ -77,11 +78,13 @@ const BENCHES: &[Bench] = &[
     Bench {
         name: "service",
         about: "what Services cost traffic, and how soon a change is in force",
+        parts: &[Part::DataPath, Part::NodePort, Part::ControlPlane, Part::ApiServer],
         run: service::run,
     },
     Bench {
         name: "overlay",
         about: "what the way to other nodes' pods costs, and how soon a node is known",
+        parts: &[Part::DataPath, Part::ControlPlane],
         run: overlay::run,
     },
 ];
@@ -93,9 +96,19 @@ pub(crate) fn names() -> PossibleValuesParser {
 
 /// Runs those named, or all.
 pub(crate) fn run(machine: &Machine, names: &[String], options: &Options) -> Result<()> {
+    let is_wanted = |bench: &&Bench| {
+        (names.is_empty() || names.contains(&bench.name.into()))
+            && options.only.is_none_or(|part| bench.parts.contains(&part))
+    };
+    let wanted: Vec<&Bench> = BENCHES.iter().filter(is_wanted).collect();
+    ensure!(!wanted.is_empty(), "--only: `bench {}` has no such part", names.join(" "));
+    ensure!(
+        options.peers || options.only != Some(Part::ApiServer),
+        "--only api-server: kube-apiserver is one of the peers; give --peers, too"
+    );
     setup::root("benchmarks run in a lab")?;
     machine.provide(&setup::lab())?;
-    for bench in BENCHES.iter().filter(|b| names.is_empty() || names.contains(&b.name.into())) {
+    for bench in wanted {
         println!("== {} == {}", bench.name, bench.about);
         (bench.run)(machine, options)?;
     }
