@@ -248,15 +248,18 @@ pub fn write(directory: &Path, file: &str, documents: &[Value]) -> Result<()> {
 /// The documents of a file.
 pub fn read(path: &Path) -> Result<Vec<Value>> {
     let text = fs::read_to_string(path).at("read", path)?;
-    parse(&text).map_err(|err| Error::Yaml {
+    parse(&text, path)
+}
+
+/// The documents of a text; errors tell this path.
+pub fn parse(text: &str, path: &Path) -> Result<Vec<Value>> {
+    let documents: std::result::Result<_, yaml_serde::Error> =
+        yaml_serde::Deserializer::from_str(text).map(Value::deserialize).collect();
+    documents.map_err(|err| Error::Yaml {
         step: "read",
         path: path.into(),
         message: err.to_string(),
     })
-}
-
-fn parse(text: &str) -> std::result::Result<Vec<Value>, yaml_serde::Error> {
-    yaml_serde::Deserializer::from_str(text).map(Value::deserialize).collect()
 }
 
 fn family(address: IpAddr) -> &'static str {
@@ -307,11 +310,11 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let text = "---\nkind: Node\n---\nkind: Service\nmetadata:\n  name: a\n";
-        let documents = parse(text).unwrap();
+        let documents = parse(text, Path::new("a")).unwrap();
         assert_eq!(
             documents,
             [json!({"kind": "Node"}), json!({"kind": "Service", "metadata": {"name": "a"}})]
         );
-        assert!(parse("a: [").is_err());
+        assert!(parse("a: [", Path::new("a")).is_err());
     }
 }

@@ -59,24 +59,18 @@ pub(crate) fn build_peer(machine: &Machine) -> Result<()> {
     build_binaries(machine, &["lab-peer"], None, Profile::Release)
 }
 
-/// Builds both at once, which is quicker: they share most of what they depend on.
+/// Builds the agents, and what runs inside the places of a lab. One after the other: compiled
+/// together they would share what their dependencies are asked for, and be other binaries than
+/// those that ship, to be compiled once more for images.
 pub(crate) fn build_with_peer(machine: &Machine, objects: &Path) -> Result<()> {
-    build_binaries(
-        machine,
-        &["proxy-agent", "flannel-agent", "lab-peer"],
-        Some(objects),
-        Profile::Release,
-    )
+    build(machine, objects, Profile::Release)?;
+    build_peer(machine)
 }
 
-/// Builds the agents and the load of the benchmarks.
+/// Builds the agents and the load of the benchmarks, in the same way.
 pub(crate) fn build_with_load(machine: &Machine, objects: &Path) -> Result<()> {
-    build_binaries(
-        machine,
-        &["proxy-agent", "flannel-agent", "lab-bench"],
-        Some(objects),
-        Profile::Release,
-    )
+    build(machine, objects, Profile::Release)?;
+    build_binaries(machine, &["lab-bench"], None, Profile::Release)
 }
 
 fn build_binaries(

@@ -3,12 +3,14 @@
 // Counts and times of a measurement have fewer digits than a float keeps.
 #![allow(clippy::cast_precision_loss, clippy::cast_sign_loss)]
 
+mod api_control;
 mod control;
 mod cost;
 mod files;
 mod fleet;
 mod host;
 mod kind;
+mod node_port;
 mod overlay;
 mod peer;
 mod peer_control;
@@ -21,7 +23,7 @@ mod stage;
 mod statistics;
 mod traffic;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{ValueEnum, builder::PossibleValuesParser};
 
 use crate::{machine::Machine, setup};
@@ -30,6 +32,7 @@ use crate::{machine::Machine, setup};
 struct Bench {
     name: &'static str,
     about: &'static str,
+    parts: &'static [Part],
     run: fn(&Machine, &Options) -> Result<()>,
 }
 
@@ -51,13 +54,22 @@ pub(crate) struct Options {
 pub(crate) enum Part {
     /// What a Service, or the way between nodes, costs traffic.
     DataPath,
+    /// What a NodePort costs traffic from outside, which the data path has too.
+    NodePort,
     /// How soon a change is in force, and memory.
     ControlPlane,
+    /// The same, told by an API server, which the control plane has too with `--peers`.
+    ApiServer,
 }
 
 impl Options {
     fn includes(&self, part: Part) -> bool {
-        self.only.is_none_or(|only| only == part)
+        match self.only {
+            None => true,
+            Some(Part::DataPath) => matches!(part, Part::DataPath | Part::NodePort),
+            Some(Part::ControlPlane) => matches!(part, Part::ControlPlane | Part::ApiServer),
+            Some(only) => only == part,
+        }
     }
 }
 
@@ -66,11 +78,13 @@ const BENCHES: &[Bench] = &[
     Bench {
         name: "service",
         about: "what Services cost traffic, and how soon a change is in force",
+        parts: &[Part::DataPath, Part::NodePort, Part::ControlPlane, Part::ApiServer],
         run: service::run,
     },
     Bench {
         name: "overlay",
         about: "what the way to other nodes' pods costs, and how soon a node is known",
+        parts: &[Part::DataPath, Part::ControlPlane],
         run: overlay::run,
     },
 ];
@@ -82,9 +96,19 @@ pub(crate) fn names() -> PossibleValuesParser {
 
 /// Runs those named, or all.
 pub(crate) fn run(machine: &Machine, names: &[String], options: &Options) -> Result<()> {
+    let is_wanted = |bench: &&Bench| {
+        (names.is_empty() || names.contains(&bench.name.into()))
+            && options.only.is_none_or(|part| bench.parts.contains(&part))
+    };
+    let wanted: Vec<&Bench> = BENCHES.iter().filter(is_wanted).collect();
+    ensure!(!wanted.is_empty(), "--only: `bench {}` has no such part", names.join(" "));
+    ensure!(
+        options.peers || options.only != Some(Part::ApiServer),
+        "--only api-server: kube-apiserver is one of the peers; give --peers, too"
+    );
     setup::root("benchmarks run in a lab")?;
     machine.provide(&setup::lab())?;
-    for bench in BENCHES.iter().filter(|b| names.is_empty() || names.contains(&b.name.into())) {
+    for bench in wanted {
         println!("== {} == {}", bench.name, bench.about);
         (bench.run)(machine, options)?;
     }

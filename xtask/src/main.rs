@@ -100,12 +100,13 @@ struct BenchArgs {
     /// Only this part of the benchmark
     #[arg(long)]
     only: Option<bench::Part>,
-    /// Numbers of Services beside which traffic is measured (service)
+    /// Numbers of Services beside which traffic is measured, and the largest of them in the API
+    /// server (service)
     #[arg(long, value_name = "N,N", value_delimiter = ',')]
     services: Vec<u32>,
-    /// Measure the real kube-proxy (1.35, nftables mode) or flanneld (0.28.4) in the same run;
-    /// builds it, and a kube-apiserver for the former, from pinned Go modules, which takes Go 1.25
-    /// or newer
+    /// Measure the real kube-proxy (1.35, modes nftables and iptables) or flanneld (0.28.4) in the
+    /// same run, and the control plane told by a real kube-apiserver; builds them from pinned Go
+    /// modules, which takes Go 1.25 or newer
     #[arg(long)]
     peers: bool,
     #[command(flatten)]

@@ -77,9 +77,9 @@ pub(crate) fn overlay_bench() -> Vec<Need> {
     etcd().into_iter().chain([nft]).collect()
 }
 
-/// For flanneld in a lab.
+/// For flanneld in a lab, and for kube-proxy in iptables mode.
 pub(crate) fn iptables() -> Need {
-    Need::program("iptables", "is what flanneld writes its rules with", &["iptables"])
+    Need::program("iptables", "is what flanneld and kube-proxy write rules with", &["iptables"])
 }
 
 /// For kube-proxy and its API server in a lab.

@@ -10,6 +10,9 @@ use serde_json::Value;
 use super::stage::Stage;
 use crate::command;
 
+/// Names and bytes of maps, by their ids.
+pub(super) type Maps = BTreeMap<u64, (String, u64)>;
+
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
@@ -32,12 +35,11 @@ pub(super) struct Found {
     /// Of the agent, in bytes.
     pub(super) resident: u64,
     pub(super) proportional: u64,
-    /// Name and bytes of kernel memory of each map that the agent holds, by its id.
-    pub(super) maps: BTreeMap<u64, (String, u64)>,
+    pub(super) maps: Maps,
 }
 
 /// Between two questions whether a change is in force.
-const PAUSE: Duration = Duration::from_micros(100);
+pub(super) const PAUSE: Duration = Duration::from_micros(100);
 
 /// So many Services are watched while they come to be served.
 const WATCHED: u32 = 250;
@@ -55,7 +57,10 @@ pub(super) fn measure(plan: Plan, stage: &mut Stage) -> Result<Found> {
         tell("start with pinned state", &found.warm);
     }
     thread::sleep(SETTLED);
-    memory(stage, &mut found)?;
+    let pid = stage.agent()?.id().context("the agent is not running")?;
+    found.resident = process_memory(pid, "Rss:")?;
+    found.proportional = process_memory(pid, "Pss:")?;
+    found.maps = maps(pid)?;
     for number in 0..plan.changes {
         found.renamed.push(change(stage, number, rename)?);
         found.written.push(change(stage, number, write)?);
@@ -146,20 +151,19 @@ fn write(file: &Path, text: &str) -> io::Result<u64> {
     Ok(began)
 }
 
-fn memory(stage: &mut Stage, found: &mut Found) -> Result<()> {
-    let pid = stage.agent()?.id().context("the agent is not running")?;
-    found.resident = process_memory(pid, "Rss:")?;
-    found.proportional = process_memory(pid, "Pss:")?;
+/// Name and bytes of kernel memory of each map that a process holds, by its id.
+pub(super) fn maps(pid: u32) -> Result<Maps> {
     let names = map_names()?;
+    let mut maps = Maps::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         // A descriptor may be gone by now.
         let Ok(info) = fs::read_to_string(entry?.path()) else { continue };
         if let (Some(id), Some(bytes)) = (number(&info, "map_id:"), number(&info, "memlock:")) {
             let name = names.get(&id).cloned().unwrap_or_default();
-            found.maps.insert(id, (name, bytes));
+            maps.insert(id, (name, bytes));
         }
     }
-    Ok(())
+    Ok(maps)
 }
 
 /// A process's memory in bytes, by its name in `smaps`. Pages of eBPF maps that the process has

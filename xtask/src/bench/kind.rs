@@ -30,7 +30,7 @@ impl Kind {
         }
     }
 
-    fn port(self) -> u16 {
+    pub(super) fn port(self) -> u16 {
         match self {
             Self::Connections => port::CONNECT,
             Self::Latency => port::LATENCY,
@@ -41,7 +41,11 @@ impl Kind {
 
     /// One slice to an address.
     pub(super) fn order(self, address: Ipv4Addr) -> Order {
-        let to = SocketAddrV4::new(address, self.port());
+        self.order_to(SocketAddrV4::new(address, self.port()))
+    }
+
+    /// One slice to an address and a port.
+    pub(super) fn order_to(self, to: SocketAddrV4) -> Order {
         match self {
             Self::Connections => Order::Connect { to, count: CONNECTIONS },
             Self::Latency => Order::Latency { to, count: ROUND_TRIPS },

@@ -6,14 +6,15 @@ use anyhow::Result;
 use lab::{bench::clock, manifests};
 
 use super::{
+    api_control::cpu_beyond_idle,
     control::{SETTLED, process_memory, seconds, tell, until_all_answer},
+    proxy::Mode,
     stage::Stage,
 };
 
-/// How much is measured.
+/// How much is measured, of Services that the API server knows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
-    pub(super) services: u32,
     pub(super) starts: usize,
     pub(super) changes: usize,
 }
@@ -26,6 +27,8 @@ pub(super) struct Found {
     pub(super) cold: Vec<f64>,
     /// From the API server's answer to traffic that follows.
     pub(super) changed: Vec<f64>,
+    /// Processor time of one change, of what writes the rules too.
+    pub(super) cpu: f64,
     /// In bytes. What its rules take of the kernel's memory is not in it.
     pub(super) resident: u64,
 }
@@ -33,24 +36,27 @@ pub(super) struct Found {
 /// Between two questions whether a change is in force: each leaves a tracked connection behind.
 const PAUSE: Duration = Duration::from_millis(5);
 
-pub(super) fn measure(plan: Plan, stage: &mut Stage) -> Result<Found> {
+pub(super) fn measure(plan: Plan, mode: Mode, stage: &mut Stage) -> Result<Found> {
     let mut found = Found::default();
-    stage.grow(plan.services)?;
     stage.prepare_peer()?;
     for _ in 0..plan.starts {
         stage.peer()?.remove_proxy()?;
         stage.await_silence()?;
-        found.cold.push(until_all_answer(stage, |stage| stage.peer()?.launch())?);
+        found.cold.push(until_all_answer(stage, |stage| stage.peer()?.launch(mode))?);
         tell("cold start", &found.cold);
     }
     thread::sleep(SETTLED);
-    found.resident = process_memory(stage.peer()?.id()?, "Rss:")?;
-    for number in 0..plan.changes {
-        found.changed.push(change(stage, number)?);
-    }
-    tell("change by API", &found.changed);
-    stage.remove()?;
-    Ok(found)
+    let pid = stage.peer()?.id()?;
+    found.resident = process_memory(pid, "Rss:")?;
+    found.cpu = cpu_beyond_idle(pid, plan.changes, || {
+        for number in 0..plan.changes {
+            found.changed.push(change(stage, number)?);
+            tell("change by API", &found.changed);
+        }
+        Ok(())
+    })?;
+    tell("processor time of a change", &[found.cpu]);
+    stage.peer()?.remove_proxy().map(|()| found)
 }
 
 /// Points the measured Service at its other backend; the time until traffic goes there.

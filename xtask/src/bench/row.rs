@@ -30,7 +30,7 @@ enum Verdict {
     Missed,
 }
 
-/// What kube-proxy 1.35 in nftables mode came to, or flanneld with its rules.
+/// What kube-proxy 1.35 came to, or flanneld with its rules.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "snake_case", tag = "measured")]
 enum Compared {
@@ -49,12 +49,21 @@ enum Scope {
         services: Option<u32>,
         #[serde(skip_serializing_if = "Option::is_none")]
         socket_lb: Option<&'static str>,
+        /// In nftables mode.
         kube_proxy: Option<Compared>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kube_proxy_iptables: Option<Compared>,
     },
     Overlay {
         way: &'static str,
         flanneld: Option<Compared>,
     },
+}
+
+impl Scope {
+    const fn service(services: Option<u32>, socket_lb: Option<&'static str>) -> Self {
+        Self::Service { services, socket_lb, kube_proxy: None, kube_proxy_iptables: None }
+    }
 }
 
 /// One line of the table.
@@ -90,7 +99,7 @@ impl Row {
     pub(super) fn ratio(figure: String, ratio: Ratio, rounds: usize) -> Self {
         Self {
             figure,
-            scope: Scope::Service { services: None, socket_lb: None, kube_proxy: None },
+            scope: Scope::service(None, None),
             unit: Unit::Ratio,
             value: ratio.value,
             low: ratio.low,
@@ -116,8 +125,7 @@ impl Row {
 
     /// Beside how many Services, and in which mode of the agent.
     pub(super) fn at(self, services: u32, socket_lb: Option<&'static str>) -> Self {
-        let scope = Scope::Service { services: Some(services), socket_lb, kube_proxy: None };
-        Self { scope, ..self }
+        Self { scope: Scope::service(Some(services), socket_lb), ..self }
     }
 
     /// By which way between nodes.
@@ -136,12 +144,8 @@ impl Row {
     /// Puts beside it what the other program came to in this run, or else what it came to
     /// elsewhere.
     pub(super) fn beside(mut self, here: Option<&Self>, elsewhere: Option<&'static str>) -> Self {
-        let compared = match here {
-            Some(Self { value, low, high, rounds, .. }) => {
-                Some(Compared::InThisRun { value: *value, low: *low, high: *high, rounds: *rounds })
-            }
-            None => elsewhere.map(|text| Compared::Elsewhere { text }),
-        };
+        let elsewhere = || elsewhere.map(|text| Compared::Elsewhere { text });
+        let compared = here.map(Self::compared).or_else(elsewhere);
         match &mut self.scope {
             Scope::Service { kube_proxy: other, .. } | Scope::Overlay { flanneld: other, .. } => {
                 *other = compared;
@@ -150,14 +154,40 @@ impl Row {
         self
     }
 
+    /// The same for kube-proxy in iptables mode, of which nothing is known but from this run.
+    pub(super) fn beside_iptables(mut self, here: Option<&Self>) -> Self {
+        if let Scope::Service { kube_proxy_iptables: other, .. } = &mut self.scope {
+            *other = here.map(Self::compared);
+        }
+        self
+    }
+
+    fn compared(&self) -> Compared {
+        let Self { value, low, high, rounds, .. } = *self;
+        Compared::InThisRun { value, low, high, rounds }
+    }
+
     /// As a line of a Markdown table.
     pub(super) fn line(&self) -> String {
+        self.line_with(false)
+    }
+
+    /// The same, with a column for kube-proxy in iptables mode where there is one.
+    pub(super) fn line_with(&self, has_iptables: bool) -> String {
+        let cell = |compared: &Option<Compared>| {
+            compared.map_or(String::new(), |compared| compared.text(self.unit))
+        };
         let (scope, compared) = match &self.scope {
-            Scope::Service { services, socket_lb, kube_proxy } => {
+            Scope::Service { services, socket_lb, kube_proxy, kube_proxy_iptables } => {
                 let services = services.map_or(String::new(), |services| services.to_string());
-                (format!("{services} | {}", socket_lb.unwrap_or_default()), kube_proxy)
+                let mut compared = cell(kube_proxy);
+                if has_iptables {
+                    compared += " | ";
+                    compared += &cell(kube_proxy_iptables);
+                }
+                (format!("{services} | {}", socket_lb.unwrap_or_default()), compared)
             }
-            Scope::Overlay { way, flanneld } => ((*way).to_owned(), flanneld),
+            Scope::Overlay { way, flanneld } => ((*way).to_owned(), cell(flanneld)),
         };
         let goal = match self.goal {
             Some(Goal::AtLeast(goal)) => format!("≥ {}", self.unit.text(goal)),
@@ -176,11 +206,10 @@ impl Row {
             None => "",
         };
         format!(
-            "| {} | {scope} | {} | {spread} | {} | {goal} | {} | {verdict} |",
+            "| {} | {scope} | {} | {spread} | {} | {goal} | {compared} | {verdict} |",
             self.figure,
             self.unit.text(self.value),
             self.rounds,
-            compared.map_or(String::new(), |compared| compared.text(self.unit)),
         )
     }
 }

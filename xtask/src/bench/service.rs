@@ -7,10 +7,10 @@ use anyhow::Result;
 use lab::agent::SocketLb;
 
 use super::{
-    Options, Part, control,
+    Options, Part, api_control, control,
     host::Host,
-    peer_control,
-    proxy::Proxy,
+    node_port, peer_control,
+    proxy::{Mode, Proxy},
     report::{self, Report},
     stage::Stage,
     traffic,
@@ -36,37 +36,36 @@ pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
         rows: Vec::new(),
         traffic: Vec::new(),
         costs: Vec::new(),
+        node_port: Vec::new(),
         control: None,
-        peer_control: None,
+        api_control: None,
+        peer_control: Vec::new(),
     };
-    let Plans { traffic: traffic_plan, control: control_plan, peer: peer_plan } = plans(options);
+    let plans = plans(options);
     let raise = || Stage::raise(CPUS, peers.as_deref());
-    let mut stages = [raise()?, raise()?];
     if options.includes(Part::DataPath) {
+        let mut stages = [raise()?, raise()?];
         println!("data path: ratios to the same traffic on a node without an agent");
         if options.peers {
             println!("  kube-proxy takes its turns as the agent does");
         }
-        (report.traffic, report.costs) = traffic::measure(&traffic_plan, &mut stages)?;
+        (report.traffic, report.costs) = traffic::measure(&plans.traffic, &mut stages)?;
         report.rows.extend(report::traffic(&report.traffic));
     }
-    let [mut stage, other] = stages;
-    drop(other);
+    if options.includes(Part::NodePort) {
+        println!("NodePort from outside: ratios to the same pod routed directly");
+        report.node_port = node_port::measure(&plans.node_port, peers.as_deref())?;
+        report.rows.extend(report::node_port(&report.node_port));
+    }
     if options.includes(Part::ControlPlane) {
-        println!(
-            "control plane: {} Services, a file for each and for each slice",
-            control_plan.services
-        );
-        let found = control::measure(control_plan, &mut stage)?;
-        if options.peers {
-            println!(
-                "control plane of kube-proxy: {} starts, {} changes",
-                peer_plan.starts, peer_plan.changes
-            );
-            report.peer_control = Some(peer_control::measure(peer_plan, &mut stage)?);
-        }
-        report.rows.extend(report::control(&found, report.peer_control.as_ref()));
+        let plan = plans.control;
+        println!("control plane: {} Services, a file for each and for each slice", plan.services);
+        let found = control::measure(plan, &mut raise()?)?;
+        report.rows.extend(report::control(&found));
         report.control = Some(found);
+    }
+    if options.peers && options.includes(Part::ApiServer) {
+        measure_api(&plans, &mut raise()?, &mut report)?;
     }
     report.host.finish();
     let directory = machine.target().join("bench");
@@ -75,38 +74,68 @@ pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// The agent, then kube-proxy in its modes, told of the same by the same API server.
+fn measure_api(plans: &Plans, stage: &mut Stage, report: &mut Report) -> Result<()> {
+    let plan = plans.api_control;
+    println!("control plane, told by an API server: {} Services", plan.services);
+    stage.prepare_large(plan.services)?;
+    let found = api_control::measure(plan, stage)?;
+    for (mode, plan) in plans.peer {
+        println!("control plane of kube-proxy, {}:", mode.name());
+        report.peer_control.push((mode, peer_control::measure(plan, mode, stage)?));
+    }
+    report.rows.extend(report::api_control(&found, &report.peer_control));
+    report.api_control = Some(found);
+    Ok(())
+}
+
 /// Client and server share a processor: then a round has no wait for another processor to
 /// wake up in it, which on virtual machines is most of the time and all of the noise.
-const CPUS: [Option<usize>; 2] = [Some(1), Some(1)];
+pub(super) const CPUS: [Option<usize>; 2] = [Some(1), Some(1)];
 
 /// How much of everything is measured.
 struct Plans {
     traffic: traffic::Plan,
+    node_port: node_port::Plan,
     control: control::Plan,
-    peer: peer_control::Plan,
+    api_control: api_control::Plan,
+    peer: [(Mode, peer_control::Plan); 2],
 }
 
 fn plans(options: &Options) -> Plans {
     let mut proxies = vec![Proxy::Agent(SocketLb::On), Proxy::Agent(SocketLb::Host)];
+    // What comes from outside meets no socket of the node.
+    let mut from_outside = vec![Proxy::Agent(SocketLb::On)];
     if options.peers {
-        proxies.push(Proxy::KubeProxy);
+        for to in [&mut proxies, &mut from_outside] {
+            to.extend(Mode::ALL.map(Proxy::KubeProxy));
+        }
     }
+    // kube-proxy takes seconds for each change, and in iptables mode the longer the more it serves.
+    let of_peers = |starts, changes, slow| {
+        let plan = peer_control::Plan { starts, changes };
+        [(Mode::Nftables, plan), (Mode::Iptables, peer_control::Plan { starts: 1, changes: slow })]
+    };
     let mut plans = if options.quick {
         Plans {
             traffic: traffic::Plan { sizes: vec![10, 1_000], proxies, batch: 2, most: 4 },
+            node_port: node_port::Plan { proxies: from_outside, batch: 2, most: 4 },
             control: control::Plan { services: 1_000, starts: 2, changes: 10 },
-            peer: peer_control::Plan { services: 1_000, starts: 1, changes: 3 },
+            api_control: api_control::Plan { services: 1_000, starts: 2, changes: 10 },
+            peer: of_peers(1, 3, 3),
         }
     } else {
         Plans {
             traffic: traffic::Plan { sizes: vec![10, 1_000, 10_000], proxies, batch: 5, most: 40 },
+            node_port: node_port::Plan { proxies: from_outside, batch: 5, most: 40 },
             control: control::Plan { services: 10_000, starts: 7, changes: 200 },
-            // Each takes seconds.
-            peer: peer_control::Plan { services: 10_000, starts: 3, changes: 20 },
+            api_control: api_control::Plan { services: 10_000, starts: 7, changes: 200 },
+            peer: of_peers(2, 10, 5),
         }
     };
-    if !options.services.is_empty() {
+    if let Some(&most) = options.services.iter().max() {
         plans.traffic.sizes.clone_from(&options.services);
+        plans.api_control.services = most;
     }
     plans
 }
@@ -114,5 +143,6 @@ fn plans(options: &Options) -> Plans {
 /// Builds what is not built yet; returns where it is.
 fn provide_peers(machine: &Machine) -> Result<PathBuf> {
     machine.provide(&setup::peers())?;
+    machine.provide(&[setup::iptables()])?;
     peers::provide(machine, &["kube-proxy", "kube-apiserver"])
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::{
     Lab, LabSpec, NodeSpec, Process,
     agent::{Agent, AgentOptions, SocketLb},
+    api_server::proxy_roles,
     bench::{self, Driver, Order, Round, Seen, port},
     kube_proxy, manifests,
 };
@@ -32,7 +33,7 @@ pub(super) const ANSWERERS: [&str; 2] = ["pod1b", "pod1c"];
 
 /// How long a Service may take to answer: kube-proxy has 10,000 ready after half a minute, and
 /// much later where the machine does something else.
-const PATIENCE: Duration = Duration::from_mins(5);
+const PATIENCE: Duration = Duration::from_mins(15);
 
 /// Fields are dropped in this order: the lab goes last.
 pub(super) struct Stage {
@@ -68,10 +69,11 @@ impl Stage {
             bench::prepare(&lab.place(pod)?)?;
         }
         let first = lab.addresses(ANSWERERS[0])?.v4;
-        // The first answerer has every address of the fleet's endpoints.
-        let endpoints = fleet::ENDPOINTS;
-        lab.shell(ANSWERERS[0], &format!("ip route add local {endpoints} dev lo"))?;
-        lab.shell(NODE, &format!("ip route add {endpoints} via {first}"))?;
+        // The first answerer has every address of the fleets' endpoints.
+        for fleet::Shape { network, .. } in [fleet::SMALL, fleet::LARGE] {
+            lab.shell(ANSWERERS[0], &format!("ip route add local {network} dev lo"))?;
+            lab.shell(NODE, &format!("ip route add {network} via {first}"))?;
+        }
         let mut servers = Vec::new();
         for pod in ANSWERERS {
             servers.push(bench::serve(&lab.place(pod)?, cpus[1])?);
@@ -150,9 +152,9 @@ impl Stage {
     pub(super) fn start(&mut self, proxy: Proxy) -> Result<()> {
         match proxy {
             Proxy::Agent(socket_lb) => self.start_agent(socket_lb),
-            Proxy::KubeProxy => {
+            Proxy::KubeProxy(mode) => {
                 self.prepare_peer()?;
-                self.peer()?.launch()?;
+                self.peer()?.launch(mode)?;
                 self.await_all()
             }
         }
@@ -172,10 +174,21 @@ impl Stage {
     pub(super) fn prepare_peer(&mut self) -> Result<()> {
         if self.peer.is_none() {
             let binaries = self.peers.as_ref().context("no peers have been built")?;
-            self.peer = Some(Peer::raise(&self.lab, NODE, binaries)?);
+            self.peer = Some(Peer::raise(&self.lab, binaries)?);
         }
         let manifests = self.manifests();
         self.peer()?.tell(&manifests)
+    }
+
+    /// An API server that knows a large fleet, of so many Services with the measured one, and
+    /// whom agents may ask. No manifest is written of it.
+    pub(super) fn prepare_large(&mut self, services: u32) -> Result<()> {
+        self.prepare_peer()?;
+        self.services = services.saturating_sub(1);
+        let fleet = fleet::large(self.services)?;
+        let peer = self.peer()?;
+        peer.create(&proxy_roles())?;
+        peer.create(&fleet)
     }
 
     pub(super) fn peer(&mut self) -> Result<&mut Peer> {
@@ -203,6 +216,24 @@ impl Stage {
         Ok(())
     }
 
+    /// The same, told by the API server.
+    pub(super) fn prepare_agent_of_api(&mut self) -> Result<()> {
+        let kubeconfig = self.peer()?.api.proxy_kubeconfig();
+        let options = AgentOptions {
+            source: Some("kubernetes".into()),
+            extra: vec![format!("--kubeconfig={}", kubeconfig.display())],
+            patience: Duration::from_mins(2),
+            ..AgentOptions::default()
+        };
+        self.agent = Some(Agent::prepare(&self.lab, NODE, options)?);
+        Ok(())
+    }
+
+    /// Which node is served.
+    pub(super) fn node() -> &'static str {
+        NODE
+    }
+
     pub(super) fn agent(&mut self) -> Result<&mut Agent> {
         self.agent.as_mut().context("no agent has been prepared")
     }
@@ -223,31 +254,8 @@ impl Stage {
 
     /// Ends the agent and removes what it left on the node: no program, no table.
     pub(super) fn remove_agent(&mut self) -> Result<()> {
-        let Some(mut agent) = self.agent.take() else { return Ok(()) };
-        agent.kill()?;
-        let output = agent.ask(&["cleanup"])?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "proxy-agent cleanup failed: {}", errors.trim());
-        let pins = self.pins();
-        ensure!(pins.is_empty(), "proxy-agent cleanup left pins: {pins:?}");
-        Ok(())
-    }
-
-    /// Names of pinned links, maps and whatever else is below the node's directory of pins.
-    fn pins(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut left = vec![self.lab.bpffs(NODE)];
-        while let Some(directory) = left.pop() {
-            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    left.push(path);
-                } else {
-                    found.push(path.display().to_string());
-                }
-            }
-        }
-        found
+        let Some(agent) = self.agent.take() else { return Ok(()) };
+        remove_agent(agent, &self.lab.bpffs(NODE))
     }
 
     /// What a subcommand of the agent prints as JSON.
@@ -352,6 +360,34 @@ impl Stage {
         let log = proxy.map(Peer::log_tail).unwrap_or_default();
         format!("{what} within {} s\n{log}", PATIENCE.as_secs())
     }
+}
+
+/// Ends an agent and removes what it left on its node, whose pins are below this directory.
+pub(super) fn remove_agent(mut agent: Agent, bpffs: &Path) -> Result<()> {
+    agent.kill()?;
+    let output = agent.ask(&["cleanup"])?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "proxy-agent cleanup failed: {}", errors.trim());
+    let pins = pins(bpffs);
+    ensure!(pins.is_empty(), "proxy-agent cleanup left pins: {pins:?}");
+    Ok(())
+}
+
+/// Names of pinned links, maps and whatever else is below a directory.
+fn pins(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut left = vec![directory.to_path_buf()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                found.push(path.display().to_string());
+            }
+        }
+    }
+    found
 }
 
 fn scan(count: u32, step: u32, patience_millis: u64) -> Order {

@@ -235,12 +235,12 @@ impl Cell {
             })
         };
         println!(
-            "  {:>6} Services, {:<14} {:<12} through the Service {}, beside {}, to the backend {} \
+            "  {:>6} Services, {:<20} {:<12} through the Service {}, beside {}, to the backend {} \
              ({} rounds)",
             self.services,
             match self.proxy {
                 Proxy::Agent(socket_lb) => format!("socket-lb {}", socket_lb.name()),
-                Proxy::KubeProxy => self.proxy.name().into(),
+                Proxy::KubeProxy(_) => self.proxy.name().into(),
             },
             format!("{kind:?}:").to_lowercase(),
             text(Way::Service),
