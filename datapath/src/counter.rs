@@ -89,6 +89,8 @@ numbered! {
     /// First fragment of an SCTP packet whose port is another on each side: the checksum would have
     /// to change by what only the whole packet tells.
     SctpFragment = 22, "sctp_fragment";
+    /// TCP segment of a connection whose endpoint has left its Service; answered with RST.
+    EndpointGone = 23, "endpoint_gone";
 }
 
 numbered! {

@@ -3,6 +3,7 @@
 
 use crate::{
     address::protocol,
+    answer,
     counter::{Hook, Reason},
     flow::{FlowKey, Place, hook, role},
     hash,
@@ -31,6 +32,8 @@ pub enum Step {
     Message = 4,
     /// A fragment whose checksum would have to change with the whole packet's.
     Fragment = 5,
+    /// A TCP segment from an endpoint that is gone, to be answered with RST.
+    Gone = 6,
 }
 
 impl Step {
@@ -44,6 +47,7 @@ impl Step {
             3 => Self::Settle,
             4 => Self::Message,
             5 => Self::Fragment,
+            6 => Self::Gone,
             _ => Self::Failed,
         }
     }
@@ -63,6 +67,10 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
         Step::Failed => Err(Reason::RewriteFailed),
         Step::Fragment => Err(Reason::SctpFragment),
         Step::Message => icmp::egress::<F, P, T>(packet, tables),
+        Step::Gone => match answer::reset::<F, P, T>(packet, tables, hook, Reason::EndpointGone) {
+            Ok(verdict) => return verdict,
+            Err(reason) => Err(reason),
+        },
         Step::Assign => {
             assign::<F, P, T>(packet, tables).and_then(|()| once_more::<F, P, T>(packet, tables))
         }
@@ -91,8 +99,9 @@ fn once_more<F: Network, P: Packet, T: Tables<F>>(
         Step::Done => Ok(()),
         Step::Failed => Err(Reason::RewriteFailed),
         Step::Fragment => Err(Reason::SctpFragment),
-        // A row that was there a moment ago has been evicted meanwhile.
-        Step::Assign | Step::Settle | Step::Message => Err(Reason::FlowTableFull),
+        // A row that was there a moment ago has been evicted meanwhile. (Or it has just been marked,
+        // and the segment will come again.)
+        Step::Assign | Step::Settle | Step::Message | Step::Gone => Err(Reason::FlowTableFull),
     }
 }
 
@@ -193,6 +202,9 @@ fn known<F: Network, T: Tables<F>>(
     // SYN-ACK, but nothing after it.
     if reply && pending && transport.proto == protocol::UDP {
         return Err(Step::Settle);
+    }
+    if track::is_to_end(row) {
+        return Err(Step::Gone);
     }
     track::touch(row, track::seen(transport), now, length);
     // At ingress the other direction has been counted.

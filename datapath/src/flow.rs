@@ -133,6 +133,11 @@ pub mod seen {
 pub mod flow_flags {
     /// The flow must be masqueraded; set in all its rows.
     pub const MASQUERADE: u16 = 1;
+    /// The flow's endpoint has left its Service: the next segment is answered with RST. Set by the
+    /// agent, in the rows of answered flows of TCP that see a segment first on its way. The rows are
+    /// not removed instead, because they alone tell that a segment is ours to answer once its
+    /// Service is gone too, and while another proxy's rules are on the node.
+    pub const RESET: u16 = 2;
 }
 
 /// Seconds without a packet after which a flow is forgotten.

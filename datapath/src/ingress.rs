@@ -40,8 +40,9 @@ pub enum Step {
     Portless,
     /// To be answered so.
     Unreachable(Reason),
-    /// A TCP segment that belongs to no flow and begins none.
-    Stray,
+    /// A TCP segment that belongs to no flow and begins none, or to one whose endpoint is gone: to be
+    /// answered with RST.
+    Reset(Reason),
 }
 
 impl Step {
@@ -55,9 +56,10 @@ impl Step {
             Self::Restart => 2,
             Self::Settle => 3,
             Self::Portless => 4,
+            Self::Reset(_) => 5,
             Self::Refused(reason) => REFUSED + reason as u32,
             // What no look finds.
-            Self::Choose { .. } | Self::Unreachable(_) | Self::Stray => 5,
+            Self::Choose { .. } | Self::Unreachable(_) => 6,
         }
     }
 
@@ -71,6 +73,7 @@ impl Step {
             2 => Self::Restart,
             3 => Self::Settle,
             4 => Self::Portless,
+            5 => Self::Reset(Reason::EndpointGone),
             _ => match Reason::numbered(number.wrapping_sub(REFUSED)) {
                 Some(reason) => Self::Refused(reason),
                 None => Self::Refused(Reason::RewriteFailed),
@@ -123,7 +126,7 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
         Step::Done => Ok(Verdict::Pass),
         Step::Refused(reason) => Err(reason),
         Step::Unreachable(reason) => answer::unreachable::<F, P, T>(packet, tables, hook, reason),
-        Step::Stray => answer::stray::<F, P, T>(packet, tables, hook),
+        Step::Reset(reason) => answer::reset::<F, P, T>(packet, tables, hook, reason),
         // A row that was there a moment ago has been evicted meanwhile.
         Step::Open | Step::Choose { .. } | Step::Restart | Step::Settle | Step::Portless => {
             Err(Reason::FlowTableFull)
@@ -250,6 +253,10 @@ fn known<F: Network, T: Tables<F>>(
     let first = look == Look::First && transport.part != Part::Later;
     let Some((row, store)) = tables.find(key) else { return Err(Step::Open) };
     let pending = store == Store::Pending;
+    if track::is_to_end(row) {
+        let is_heir = first && opens && row.role == role::ORIGINAL;
+        return Err(if is_heir { Step::Restart } else { Step::Reset(Reason::EndpointGone) });
+    }
     if first && row.role == role::ORIGINAL {
         // Of a UDP flow that nobody has answered yet, an eviction may have taken the reply's
         // row, for which no reply can settle it: looked after once a tick.
@@ -328,7 +335,7 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
         return Step::Refused(Reason::SourceRange);
     }
     if key.proto != protocol::UDP && !header::opens(header::flags::<F, P>(packet)) {
-        return if key.proto == protocol::TCP { Step::Stray } else { stray_association(tables) };
+        return stray(tables, key.proto);
     }
     *tables.parties() = Parties {
         client: key.src(),
@@ -341,12 +348,18 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
     Step::Choose { service: frontend.service, kind: frontend.kind }
 }
 
-/// An SCTP packet that belongs to no flow and begins none. Nothing answers it, as with kube-proxy,
-/// to whose conntrack it is invalid. While that one's rules are on the node they may know the
-/// association, as [`answer::stray`] has it for TCP.
+/// What belongs to no flow and begins none: the flow's row is gone, or it was never here. Of SCTP
+/// nothing answers it, as with kube-proxy, to whose conntrack it is invalid. While another proxy's
+/// rules are on the node they may know the connection or association, so it passes.
 #[inline(always)]
-fn stray_association<F: Network, T: Tables<F>>(tables: &mut T) -> Step {
-    if tables.settings().foreign_proxy != 0 { Step::Done } else { Step::Refused(Reason::NotInit) }
+fn stray<F: Network, T: Tables<F>>(tables: &mut T, proto: u8) -> Step {
+    if tables.settings().foreign_proxy != 0 {
+        Step::Done
+    } else if proto == protocol::TCP {
+        Step::Reset(Reason::NotSyn)
+    } else {
+        Step::Refused(Reason::NotInit)
+    }
 }
 
 /// Chooses a backend and opens a flow to it. With session affinity each choice is the same, and a

@@ -16,7 +16,9 @@ pub struct Settings {
     pub foreign_proxy: u8,
     /// 1 if the packet path sees what pods send.
     pub sees_pods: u8,
-    pub pad: u8,
+    /// 1 if the agent has connections of TCP to endpoints that are gone reset: those of pods are left
+    /// to the packet path then, whose rows it can mark.
+    pub resets_tcp: u8,
     /// Flags for `bpf_l4_csum_replace` when an IPv6 address changes: `BPF_F_PSEUDO_HDR`, and
     /// `BPF_F_IPV6` where the kernel knows it (6.16), without which it spoils the checksum of
     /// packets that a network card summed up (CHECKSUM_COMPLETE).

@@ -33,6 +33,17 @@ pub fn touch<A>(row: &mut Flow<A>, seen: u8, now: u32, length: u32) {
     row.bytes += length as u64;
 }
 
+/// True if the flow's endpoint is gone. Then it is over: a successor may have its tuple, and a sweep
+/// its row.
+#[inline(always)]
+pub fn is_to_end<A>(row: &mut Flow<A>) -> bool {
+    let is_to_end = row.flags & flow_flags::RESET != 0;
+    if is_to_end {
+        row.seen |= bit::RST;
+    }
+    is_to_end
+}
+
 /// Notes a packet in the row at `key` and returns where the row sends it.
 #[inline(always)]
 pub fn pass<F: Network, T: FlowTables<F>>(

@@ -38,7 +38,7 @@ use crate::{
     },
     attach::{self, DEVICE_HOOKS},
     check,
-    config::{ConfigError, PodLink, RunArgs, SocketLb},
+    config::{ConfigError, OnRemovedEndpoint, RunArgs, SocketLb},
     desired::Desired,
     devices::{Roles, Wish, health_check_addresses, node_port_addresses, roles},
     events::Happening,
@@ -50,6 +50,7 @@ use crate::{
     netlink::{Netlink, NetlinkError, Network},
     object, report,
     service_networks::ServiceNetworks,
+    serving::Ending,
     settings,
     source::{self, Feed, Source, node_addresses},
     stale::{self, Ended, StaleError},
@@ -111,7 +112,11 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
 
     // The source reads its files while the kernel verifies the programs.
     let board = Arc::new(Board::default());
-    let source = Source::open(origin, node_name(&args), args.algorithm.into()).await?;
+    let ending = match args.tcp_on_removed_endpoint {
+        OnRemovedEndpoint::Keep => Ending::Udp,
+        OnRemovedEndpoint::Reset => Ending::UdpAndTcp,
+    };
+    let source = Source::open(origin, node_name(&args), args.algorithm.into(), ending).await?;
     let mut agent = Agent::new(args, Arc::clone(&board), source)?;
     health::serve(
         agent.args.metrics_bind_address,
@@ -294,8 +299,7 @@ impl Agent {
         let told = Settings {
             foreign_proxy: foreign_proxy.into(),
             node_hash: settings.get(&0)?.unwrap_or_default().node_hash,
-            ..settings::settings(args.socket_lb, args.nat_ports, args.pod_link != PodLink::None)
-                .map_err(RunError::Node)?
+            ..settings::settings(&args).map_err(RunError::Node)?
         };
         settings.insert(&0, &told).map_err(RunError::Settings)?;
         let sweep = Arc::new(Sweep::new(&loaded.ebpf)?);
@@ -653,7 +657,7 @@ impl Agent {
         self.applier.wait_ended(result);
     }
 
-    /// Has flows of UDP ended whose endpoint serves no more, once the tables lead to others.
+    /// Has flows ended that may not stay with their endpoint, once the tables lead to others.
     fn end_stale(&mut self) {
         if self.ending.is_some() || !self.applier.is_complete() || self.applier.is_behind() {
             return;
@@ -675,13 +679,13 @@ impl Agent {
             Ok(ended) => {
                 if ended != Ended::default() {
                     let Ended { flows, sockets } = ended;
-                    info!(flows, sockets, "ended what UDP had with endpoints that are gone");
+                    info!(flows, sockets, "ended what clients had with endpoints that are gone");
                 }
                 None
             }
             Err(err) => {
                 self.all_flows = Due::Later;
-                Some(Problem::new(Problem::TABLE, "UDP", err.to_string()))
+                Some(Problem::new(Problem::TABLE, "FLOWS", err.to_string()))
             }
         };
         self.board.set_problems("stale", problem.into_iter().collect());
