@@ -67,8 +67,8 @@ numbered! {
     RewriteFailed = 11, "rewrite_failed";
     /// A backend set changed under the reader too often; nothing that should ever count.
     BackendSetTorn = 12, "backend_set_torn";
-    /// The client's tuple toward the chosen backend serves another frontend already, so that
-    /// replies could not be told apart.
+    /// The client's tuple toward the chosen backend serves another frontend already, and so do those
+    /// by other ports that were tried for it.
     TupleInUse = 13, "tuple_in_use";
     /// To a pod network that no node has; answered with ICMP host unreachable.
     NoPeer = 14, "no_peer";

@@ -2,7 +2,7 @@
 //! reply of a backend, or if its flow is masqueraded.
 
 use crate::{
-    address::protocol,
+    address::{Be16, protocol},
     answer,
     counter::{Hook, Reason},
     flow::{FlowKey, Place, hook, role},
@@ -182,20 +182,20 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
     Step::Done
 }
 
-/// The new source of a packet that has a row, or what has to be done first.
+/// The new source of a packet that has a row, and what turns its other port, or what has to be done first.
 #[inline(always)]
 fn known<F: Network, T: Tables<F>>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     transport: &Transport,
     length: u32,
-) -> Result<Place<F::Address>, Step> {
+) -> Result<(Place<F::Address>, Be16), Step> {
     let now = tables.now();
     let Some((row, store)) = tables.find(key) else { return Err(Step::Done) };
     let pending = store == Store::Pending;
-    let (source, service) = (Place::new(row.to, row.to_port), row.service);
+    let (source, service) = (row.becomes(), row.service);
     let reply = row.role == role::REPLY;
-    if !reply && source.port.raw() == 0 {
+    if !reply && source.0.port.raw() == 0 {
         return Err(Step::Assign);
     }
     // TCP waits for the client's answer to the answer: a SYN with a forged source brings a

@@ -2,7 +2,7 @@
 //! is the reply to a masqueraded flow.
 
 use crate::{
-    address::protocol,
+    address::{Be16, protocol},
     answer,
     backend::backend_flags,
     counter::{Hook, Reason},
@@ -237,7 +237,8 @@ pub(crate) const fn fragment_key<A: crate::address::Address>(
     }
 }
 
-/// The new destination of a packet whose flow is known, or what has to be done first.
+/// The new destination of a packet whose flow is known, and what turns its other port, or what
+/// has to be done first.
 #[inline(always)]
 fn known<F: Network, T: Tables<F>>(
     tables: &mut T,
@@ -245,7 +246,7 @@ fn known<F: Network, T: Tables<F>>(
     transport: &Transport,
     length: u32,
     look: Look,
-) -> Result<Place<F::Address>, Step> {
+) -> Result<(Place<F::Address>, Be16), Step> {
     let now = tables.now();
     let opens = transport.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
     // A later fragment has no ports by which `restart` and `settle` would find its row: its
@@ -269,7 +270,7 @@ fn known<F: Network, T: Tables<F>>(
         }
     }
     track::touch(row, track::seen(transport), now, length);
-    let (target, service) = (Place::new(row.to, row.to_port), row.service);
+    let (target, service) = (row.becomes(), row.service);
     tables.count_packet(service, length);
     Ok(target)
 }
@@ -312,9 +313,6 @@ fn settle<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -
     tables.settle::<{ role::ORIGINAL }>(&key) != Err(KeepError::Full)
 }
 
-/// Backends tried when the client's tuple toward one serves another frontend.
-const CHOICES: u32 = 4;
-
 /// Sees whether the packet may begin a flow, and leaves its tuple in [`Tables::parties`].
 #[inline(never)]
 fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
@@ -343,7 +341,7 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
         backend: Place::default(),
         source: Place::default(),
         proto: key.proto,
-        pad: [0; 7],
+        ..Parties::default()
     };
     Step::Choose { service: frontend.service, kind: frontend.kind }
 }
@@ -362,29 +360,25 @@ fn stray<F: Network, T: Tables<F>>(tables: &mut T, proto: u8) -> Step {
     }
 }
 
-/// Chooses a backend and opens a flow to it. With session affinity each choice is the same, and a
-/// client whose tuple toward its backend is in use is refused, as it would be by a Service of one
-/// backend: what it has there, another backend would not know, while its next port is free.
+/// Chooses a backend and opens a flow to it.
 #[inline(never)]
 fn choose<F: Network, T: Tables<F>>(tables: &mut T, hook: Hook, service: u32, kind: u8) -> Step {
     let inside = matches!(hook, Hook::PodIngress);
-    for _ in 0..CHOICES {
-        let flags = match tables.select_for_sender(service, kind, inside) {
-            Choice::Backend(flags) => flags,
-            Choice::Reject => return Step::Unreachable(Reason::NoEndpoints),
-            Choice::Drop => return Step::Refused(Reason::TrafficPolicy),
-            Choice::Torn => return Step::Refused(Reason::BackendSetTorn),
-        };
-        let parties = tables.parties();
-        // The reply passes here by itself if either end is on this node, but not if both ends
-        // are one and the same.
-        let local = flags & backend_flags::LOCAL != 0;
-        let masquerade = (!inside && !local) || parties.client.addr == parties.backend.addr;
-        let flags = if masquerade { flow_flags::MASQUERADE } else { 0 };
-        if tables.open(service, flags) {
-            tables.count_connection(service);
-            return Step::Settle;
-        }
+    let flags = match tables.select_for_sender(service, kind, inside) {
+        Choice::Backend(flags) => flags,
+        Choice::Reject => return Step::Unreachable(Reason::NoEndpoints),
+        Choice::Drop => return Step::Refused(Reason::TrafficPolicy),
+        Choice::Torn => return Step::Refused(Reason::BackendSetTorn),
+    };
+    let parties = tables.parties();
+    // The reply passes here by itself if either end is on this node, but not if both ends
+    // are one and the same.
+    let local = flags & backend_flags::LOCAL != 0;
+    let masquerade = (!inside && !local) || parties.client.addr == parties.backend.addr;
+    let flags = if masquerade { flow_flags::MASQUERADE } else { 0 };
+    if tables.open(service, flags) {
+        tables.count_connection(service);
+        return Step::Settle;
     }
     Step::Refused(Reason::TupleInUse)
 }
