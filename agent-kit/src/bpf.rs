@@ -147,12 +147,32 @@ pub(crate) fn map_update<K: Pod, V: Pod>(
     key: &K,
     value: &V,
 ) -> io::Result<()> {
+    const ANY: u64 = 0;
+    map_write(map, key, value, ANY)
+}
+
+/// Writes one row over what is there: `ENOENT` if nothing is.
+pub(crate) fn map_replace<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+) -> io::Result<()> {
+    const EXIST: u64 = 2;
+    map_write(map, key, value, EXIST)
+}
+
+fn map_write<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+    flags: u64,
+) -> io::Result<()> {
     let mut attr = ElementAttr {
         map_fd: raw(map),
         pad: 0,
         key: std::ptr::from_ref(key) as u64,
         value: std::ptr::from_ref(value) as u64,
-        flags: 0,
+        flags,
     };
     bpf(command::MAP_UPDATE, &mut attr).map(drop)
 }

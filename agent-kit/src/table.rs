@@ -126,6 +126,14 @@ impl<K: Pod, V: Pod> MapTable<K, V> {
         Ok(Self { map, capacity: layout.max_entries, row: PhantomData })
     }
 
+    /// Writes a row over the one that is there.
+    ///
+    /// # Errors
+    /// [`TableError::Missing`] if there is none.
+    pub fn replace(&mut self, key: &K, value: &V) -> Result<(), TableError> {
+        bpf::map_replace(self.map.as_fd(), key, value).map_err(TableError::from_kernel)
+    }
+
     /// Hands all rows to `visit`, some thousand at a time, with a buffer bounded by that.
     pub fn visit(&self, mut visit: impl FnMut(&K, &V)) -> Result<(), TableError> {
         let mut room = 4096;

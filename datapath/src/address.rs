@@ -14,6 +14,13 @@ pub struct Be16(u16);
 impl Be16 {
     pub const ZERO: Self = Self(0);
 
+    /// What turns this one into another, and back; or this one turned by that.
+    #[inline(always)]
+    #[must_use]
+    pub const fn xor(self, other: Self) -> Self {
+        Self(self.0 ^ other.0)
+    }
+
     /// From a number in the byte order of this machine.
     #[inline(always)]
     #[must_use]

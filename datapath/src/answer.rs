@@ -4,7 +4,7 @@ use crate::{
     address::protocol,
     checksum::fold,
     counter::{Hook, Reason},
-    header::{self, Network, tcp},
+    header::{self, Network, Part, tcp},
     packet::{Packet, Verdict},
     tables::Tables,
 };
@@ -97,39 +97,36 @@ pub fn write_unreachable<F: Network, P: Packet>(packet: &mut P, code: u8) -> Opt
     packet.store(F::HEADER + 2, &[a, b])
 }
 
-/// Deals with a TCP segment that belongs to no flow and begins none: the flow's row is gone,
-/// or it was never here. While another proxy's rules are on the node it may know the
-/// connection, so the segment passes.
+/// Answers a TCP segment that belongs to no flow and begins none, or to one whose endpoint is gone.
 ///
 /// # Errors
-/// [`Reason::NotSyn`] for a reset, which is never answered with another;
-/// [`Reason::RewriteFailed`] if the packet could not be written.
+/// The reason itself if there is no answer: see [`write_reset`].
 #[inline(always)]
-pub fn stray<F: Network, P: Packet, T: Tables<F>>(
+pub fn reset<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
     hook: Hook,
+    reason: Reason,
 ) -> Result<Verdict, Reason> {
-    if tables.settings().foreign_proxy != 0 {
-        return Ok(Verdict::Pass);
-    }
-    if header::flags::<F, P>(packet) & tcp::RST != 0 {
-        return Err(Reason::NotSyn);
-    }
     if !packet.write_reset::<F>() {
-        return Err(Reason::RewriteFailed);
+        return Err(reason);
     }
-    tables.count_drop(hook, Reason::NotSyn);
+    tables.count_drop(hook, reason);
     Ok(Verdict::Answer)
 }
 
-/// Turns a segment into the reset that answers it (RFC 9293 §3.10.7.1).
+/// Turns a segment into the reset that answers it (RFC 9293 §3.10.7.1). `None` for a reset, which is
+/// never answered with another, for a later fragment, which tells nothing to answer, and if the packet
+/// could not be written.
 #[inline(always)]
 pub fn write_reset<F: Network, P: Packet>(packet: &mut P) -> Option<()> {
     let header = F::header(packet, 0)?;
     let transport = header::transport::<F, P>(packet, &header).ok()?;
     let segment = packet.load::<14>(transport.offset)?;
     let [p0, p1, p2, p3, s0, s1, s2, s3, a0, a1, a2, a3, data, flags] = segment;
+    if flags & tcp::RST != 0 || transport.part == Part::Later {
+        return None;
+    }
     let (sequence, acknowledgement, reset) = if flags & tcp::ACK != 0 {
         ([a0, a1, a2, a3], [0; 4], tcp::RST)
     } else {

@@ -37,7 +37,8 @@ pub trait Caller {
 }
 
 /// True for pods whose packets the packet path sees. Their datagram sockets with a peer are left to
-/// it: such a socket asks nobody again, and would stay with an endpoint that is gone.
+/// it: such a socket asks nobody again, and would stay with an endpoint that is gone. So are their
+/// connections of TCP if these are to end with their endpoint.
 #[inline(always)]
 fn is_balanced_by_packet<F: Network, T: Tables<F>>(tables: &mut T, caller: &impl Caller) -> bool {
     tables.settings().sees_pods != 0 && !caller.is_of_node()
@@ -64,7 +65,8 @@ pub fn connect<F: Network, T: Tables<F>>(
 ) -> Call<F::Address> {
     let key = FrontendKey::new(frontend.addr, frontend.port, proto);
     let Some(found) = tables.frontend(&key) else { return Call::Pass };
-    if proto != protocol::TCP && is_balanced_by_packet::<F, T>(tables, caller) {
+    let is_ended = proto != protocol::TCP || tables.settings().resets_tcp != 0;
+    if is_ended && is_balanced_by_packet::<F, T>(tables, caller) {
         return Call::Pass;
     }
     let service = found.service;

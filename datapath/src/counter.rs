@@ -67,8 +67,8 @@ numbered! {
     RewriteFailed = 11, "rewrite_failed";
     /// A backend set changed under the reader too often; nothing that should ever count.
     BackendSetTorn = 12, "backend_set_torn";
-    /// The client's tuple toward the chosen backend serves another frontend already, so that
-    /// replies could not be told apart.
+    /// The client's tuple toward the chosen backend serves another frontend already, and so do those
+    /// by other ports that were tried for it.
     TupleInUse = 13, "tuple_in_use";
     /// To a pod network that no node has; answered with ICMP host unreachable.
     NoPeer = 14, "no_peer";
@@ -89,6 +89,8 @@ numbered! {
     /// First fragment of an SCTP packet whose port is another on each side: the checksum would have
     /// to change by what only the whole packet tells.
     SctpFragment = 22, "sctp_fragment";
+    /// TCP segment of a connection whose endpoint has left its Service; answered with RST.
+    EndpointGone = 23, "endpoint_gone";
 }
 
 numbered! {

@@ -2,7 +2,8 @@
 //! reply of a backend, or if its flow is masqueraded.
 
 use crate::{
-    address::protocol,
+    address::{Be16, protocol},
+    answer,
     counter::{Hook, Reason},
     flow::{FlowKey, Place, hook, role},
     hash,
@@ -31,6 +32,8 @@ pub enum Step {
     Message = 4,
     /// A fragment whose checksum would have to change with the whole packet's.
     Fragment = 5,
+    /// A TCP segment from an endpoint that is gone, to be answered with RST.
+    Gone = 6,
 }
 
 impl Step {
@@ -44,6 +47,7 @@ impl Step {
             3 => Self::Settle,
             4 => Self::Message,
             5 => Self::Fragment,
+            6 => Self::Gone,
             _ => Self::Failed,
         }
     }
@@ -63,6 +67,10 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
         Step::Failed => Err(Reason::RewriteFailed),
         Step::Fragment => Err(Reason::SctpFragment),
         Step::Message => icmp::egress::<F, P, T>(packet, tables),
+        Step::Gone => match answer::reset::<F, P, T>(packet, tables, hook, Reason::EndpointGone) {
+            Ok(verdict) => return verdict,
+            Err(reason) => Err(reason),
+        },
         Step::Assign => {
             assign::<F, P, T>(packet, tables).and_then(|()| once_more::<F, P, T>(packet, tables))
         }
@@ -91,8 +99,9 @@ fn once_more<F: Network, P: Packet, T: Tables<F>>(
         Step::Done => Ok(()),
         Step::Failed => Err(Reason::RewriteFailed),
         Step::Fragment => Err(Reason::SctpFragment),
-        // A row that was there a moment ago has been evicted meanwhile.
-        Step::Assign | Step::Settle | Step::Message => Err(Reason::FlowTableFull),
+        // A row that was there a moment ago has been evicted meanwhile. (Or it has just been marked,
+        // and the segment will come again.)
+        Step::Assign | Step::Settle | Step::Message | Step::Gone => Err(Reason::FlowTableFull),
     }
 }
 
@@ -173,26 +182,29 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
     Step::Done
 }
 
-/// The new source of a packet that has a row, or what has to be done first.
+/// The new source of a packet that has a row, and what turns its other port, or what has to be done first.
 #[inline(always)]
 fn known<F: Network, T: Tables<F>>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     transport: &Transport,
     length: u32,
-) -> Result<Place<F::Address>, Step> {
+) -> Result<(Place<F::Address>, Be16), Step> {
     let now = tables.now();
     let Some((row, store)) = tables.find(key) else { return Err(Step::Done) };
     let pending = store == Store::Pending;
-    let (source, service) = (Place::new(row.to, row.to_port), row.service);
+    let (source, service) = (row.becomes(), row.service);
     let reply = row.role == role::REPLY;
-    if !reply && source.port.raw() == 0 {
+    if !reply && source.0.port.raw() == 0 {
         return Err(Step::Assign);
     }
     // TCP waits for the client's answer to the answer: a SYN with a forged source brings a
     // SYN-ACK, but nothing after it.
     if reply && pending && transport.proto == protocol::UDP {
         return Err(Step::Settle);
+    }
+    if track::is_to_end(row) {
+        return Err(Step::Gone);
     }
     track::touch(row, track::seen(transport), now, length);
     // At ingress the other direction has been counted.

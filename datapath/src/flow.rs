@@ -16,6 +16,10 @@
 //! | `ORIGINAL_SOURCE` | `c → b`   | egress  | `s → b`        |
 //! | `REPLY_TARGET`    | `b → s`   | ingress | `b → c`        |
 //!
+//! Where another flow of the client has `b → c` already, because it goes to the same backend from
+//! the same port by another frontend, the client gets another port toward the backend, its *alias*:
+//! `c` is rewritten together with `v` in the first two rows, and is the alias in all other places.
+//!
 //! A flow that is masqueraded without any Service ([`crate::ipmasq`]) has only these two, with
 //! the same place as frontend and backend.
 //!
@@ -74,7 +78,11 @@ pub struct Flow<A> {
     pub last: u32,
     /// When the flow began, in units of [`TICK_NS`].
     pub since: u32,
-    pub pad: u32,
+    /// What turns ([`Be16::xor`]) the client's own port into its alias, and back; zero if it has none.
+    pub alias: Be16,
+    /// The same where the packet's other port is to be turned with it: in `ORIGINAL` and `REPLY`. By
+    /// itself, so that programs need not ask which row it is.
+    pub turn: Be16,
     /// Counted without locks: two processors that carry one direction at once may lose some.
     pub packets: u64,
     pub bytes: u64,
@@ -133,6 +141,11 @@ pub mod seen {
 pub mod flow_flags {
     /// The flow must be masqueraded; set in all its rows.
     pub const MASQUERADE: u16 = 1;
+    /// The flow's endpoint has left its Service: the next segment is answered with RST. Set by the
+    /// agent, in the rows of answered flows of TCP that see a segment first on its way. The rows are
+    /// not removed instead, because they alone tell that a segment is ours to answer once its
+    /// Service is gone too, and while another proxy's rules are on the node.
+    pub const RESET: u16 = 2;
 }
 
 /// Seconds without a packet after which a flow is forgotten.
@@ -219,14 +232,24 @@ pub struct Parties<A> {
     pub backend: Place<A>,
     /// The masquerade source; all zero if there is none (yet).
     pub source: Place<A>,
+    /// What turns the client's port into that which it has toward the backend; zero if that is its own.
+    pub alias: Be16,
     pub proto: u8,
-    pub pad: [u8; 7],
+    pub pad: [u8; 5],
 }
 
 impl<A> Place<A> {
     #[inline(always)]
     pub const fn new(addr: A, port: Be16) -> Self {
         Self { addr, port, pad: 0 }
+    }
+}
+
+impl<A: Address> Flow<A> {
+    /// What a packet of the row becomes: the place on one side, and what turns the port on the other.
+    #[inline(always)]
+    pub const fn becomes(&self) -> (Place<A>, Be16) {
+        (Place::new(self.to, self.to_port), self.turn)
     }
 }
 
@@ -269,13 +292,22 @@ impl<A: Address> Parties<A> {
         let (src, dst) = (key.src(), key.dst());
         let to = Place::new(row.to, row.to_port);
         let other = Place::new(row.other, row.other_port);
-        let (client, frontend, backend, source) = match role {
+        let (mut client, frontend, backend, source) = match role {
             role::REPLY => (dst, to, src, other),
             role::ORIGINAL_SOURCE => (src, other, dst, to),
             role::REPLY_TARGET => (to, other, src, dst),
             _ => (src, dst, to, other),
         };
-        Self { client, frontend, backend, source, proto: key.proto, pad: [0; 7] }
+        if role != role::ORIGINAL {
+            client.port = client.port.xor(row.alias);
+        }
+        Self { client, frontend, backend, source, alias: row.alias, proto: key.proto, pad: [0; 5] }
+    }
+
+    /// The client as the backend, or the masquerade, knows it.
+    #[inline(always)]
+    pub const fn alias(&self) -> Place<A> {
+        Place::new(self.client.addr, self.client.port.xor(self.alias))
     }
 
     #[inline(always)]
@@ -285,12 +317,12 @@ impl<A: Address> Parties<A> {
 
     #[inline(always)]
     pub const fn reply(&self) -> FlowKey<A> {
-        FlowKey::new(self.backend, self.client, self.proto, hook::EGRESS)
+        FlowKey::new(self.backend, self.alias(), self.proto, hook::EGRESS)
     }
 
     #[inline(always)]
     pub const fn original_source(&self) -> FlowKey<A> {
-        FlowKey::new(self.client, self.backend, self.proto, hook::EGRESS)
+        FlowKey::new(self.alias(), self.backend, self.proto, hook::EGRESS)
     }
 
     #[inline(always)]
@@ -316,7 +348,7 @@ impl<A: Address> Parties<A> {
         let (to, other) = match role {
             role::REPLY => (self.frontend, self.source),
             role::ORIGINAL_SOURCE => (self.source, self.frontend),
-            role::REPLY_TARGET => (self.client, self.frontend),
+            role::REPLY_TARGET => (self.alias(), self.frontend),
             _ => (self.backend, self.source),
         };
         Flow {
@@ -330,7 +362,8 @@ impl<A: Address> Parties<A> {
             flags,
             last: now,
             since: now,
-            pad: 0,
+            alias: self.alias,
+            turn: if role::masquerades(role) { Be16::ZERO } else { self.alias },
             packets: 0,
             bytes: 0,
         }
@@ -406,6 +439,11 @@ mod tests {
             assert_eq!(parties.key(role), key);
             let opening = Opening { role, service: 7, flags: 0, now: 1, replace: false };
             assert_eq!(Parties::of(&key, &parties.row(opening)), parties, "role {role}");
+            let aliased = Parties { alias: Be16::new(0x9c40 ^ 0xee48), ..parties };
+            let (key, row) = (aliased.key(role), aliased.row(opening));
+            assert_eq!(Parties::of(&key, &row), aliased, "role {role}");
+            let own = [key.src_port, key.dst_port, row.to_port].contains(&aliased.client.port);
+            assert_eq!(own, role == role::ORIGINAL, "role {role}");
         }
     }
 

@@ -34,4 +34,11 @@ impl Ports {
         let ([a, b], [c, d]) = (self.src_port.bytes(), self.dst_port.bytes());
         u32::from_ne_bytes([a, b, c, d])
     }
+
+    /// What they add to a checksum.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sum(self) -> u32 {
+        self.src_port.raw() as u32 + self.dst_port.raw() as u32
+    }
 }

@@ -4,7 +4,7 @@
 //! source (if it is Y itself that complains) and the quoted packet's destination are.
 
 use crate::{
-    address::{Address, protocol},
+    address::{Address, Be16, protocol},
     checksum::{difference, replace},
     counter::Reason,
     echo,
@@ -126,16 +126,16 @@ pub fn egress<F: Network, P: Packet, T: FlowTables<F>>(
 fn row<F: Network, T: FlowTables<F>>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
-) -> Option<Place<F::Address>> {
+) -> Option<(Place<F::Address>, Be16)> {
     if let Some(row) = tables.flow(Store::Answered, key) {
-        return (!keeps_all::<F, T>(row)).then_some(Place::new(row.to, row.to_port));
+        return (!keeps_all::<F, T>(row)).then_some(row.becomes());
     }
     let row = tables.flow(Store::Pending, key)?;
     if keeps_all::<F, T>(row) {
         return None;
     }
     // A masquerade without a source yet has sent nothing that could be complained about.
-    (row.to_port.raw() != 0).then_some(Place::new(row.to, row.to_port))
+    (row.to_port.raw() != 0).then_some(row.becomes())
 }
 
 /// True for the rows of a flow that is not translated ([`crate::ipmasq`]).
@@ -248,39 +248,47 @@ fn translate<F: Network, P: Packet, T: FlowTables<F>>(
     header: &IpHeader<F::Address>,
     quote: &Quote<F::Address>,
     side: Side,
-    new: Place<F::Address>,
+    (new, turn): (Place<F::Address>, Be16),
 ) -> Result<(), Reason> {
-    translate_quote::<F, P, T>(packet, quote, side, new)
+    translate_quote::<F, P, T>(packet, quote, side, new, turn)
         .and_then(|()| translate_outer::<F, P>(packet, header, quote, side, new))
         .ok_or(Reason::RewriteFailed)
 }
 
-/// Rewrites the quoted packet, whose side is the opposite of the error's.
+/// Rewrites the quoted packet, whose side is the opposite of the error's, and turns its other port.
 #[inline(always)]
 fn translate_quote<F: Network, P: Packet, T: FlowTables<F>>(
     packet: &mut P,
     quote: &Quote<F::Address>,
     side: Side,
     new: Place<F::Address>,
+    turn: Be16,
 ) -> Option<()> {
-    let (quoted_side, old, old_port) = match side {
-        Side::Destination => (Side::Source, quote.header.src, quote.transport.ports.src_port),
-        Side::Source => (Side::Destination, quote.header.dst, quote.transport.ports.dst_port),
+    let (quoted_side, old) = match side {
+        Side::Destination => (Side::Source, quote.header.src),
+        Side::Source => (Side::Destination, quote.header.dst),
     };
+    let old_ports = quote.transport.ports;
     let address = difference(old.sum(), new.addr.sum());
-    let port = difference(old_port.raw() as u32, new.port.raw() as u32);
     // What the ICMP checksum has to follow: every byte changed below.
-    let mut total = address + port;
     let offset = quote.transport.offset;
     let is_echo = is_echo::<F, T>(&quote.transport);
-    let field = if is_echo { echo::IDENTIFIER } else { quoted_side.port_field() };
-    packet.store(offset + field, &new.port.bytes())?;
+    let ports = quoted_side.put_ports(old_ports, new.port, turn);
+    let port = if is_echo {
+        // Its identifier stands for either port.
+        packet.store(offset + echo::IDENTIFIER, &new.port.bytes())?;
+        difference(old_ports.sum(), new.port.raw() as u32)
+    } else {
+        packet.store_words(offset, &[ports.word()])?;
+        difference(old_ports.sum(), ports.sum())
+    };
+    let mut total = address + port;
     if !F::V6 {
         total += change_word(packet, quote.start + 10, address, false)?;
     }
     // The quoted transport checksum, if the quotation reaches that far and there is one.
     if quote.transport.proto == protocol::SCTP {
-        let by = sctp::difference(quoted_side, old_port, new.port);
+        let by = sctp::difference(old_ports, ports);
         total += packet.change_quoted_crc32c::<F>(quote.start, offset, by)?;
     } else {
         let field =

@@ -2,7 +2,7 @@
 //! is the reply to a masqueraded flow.
 
 use crate::{
-    address::protocol,
+    address::{Be16, protocol},
     answer,
     backend::backend_flags,
     counter::{Hook, Reason},
@@ -40,8 +40,9 @@ pub enum Step {
     Portless,
     /// To be answered so.
     Unreachable(Reason),
-    /// A TCP segment that belongs to no flow and begins none.
-    Stray,
+    /// A TCP segment that belongs to no flow and begins none, or to one whose endpoint is gone: to be
+    /// answered with RST.
+    Reset(Reason),
 }
 
 impl Step {
@@ -55,9 +56,10 @@ impl Step {
             Self::Restart => 2,
             Self::Settle => 3,
             Self::Portless => 4,
+            Self::Reset(_) => 5,
             Self::Refused(reason) => REFUSED + reason as u32,
             // What no look finds.
-            Self::Choose { .. } | Self::Unreachable(_) | Self::Stray => 5,
+            Self::Choose { .. } | Self::Unreachable(_) => 6,
         }
     }
 
@@ -71,6 +73,7 @@ impl Step {
             2 => Self::Restart,
             3 => Self::Settle,
             4 => Self::Portless,
+            5 => Self::Reset(Reason::EndpointGone),
             _ => match Reason::numbered(number.wrapping_sub(REFUSED)) {
                 Some(reason) => Self::Refused(reason),
                 None => Self::Refused(Reason::RewriteFailed),
@@ -123,7 +126,7 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
         Step::Done => Ok(Verdict::Pass),
         Step::Refused(reason) => Err(reason),
         Step::Unreachable(reason) => answer::unreachable::<F, P, T>(packet, tables, hook, reason),
-        Step::Stray => answer::stray::<F, P, T>(packet, tables, hook),
+        Step::Reset(reason) => answer::reset::<F, P, T>(packet, tables, hook, reason),
         // A row that was there a moment ago has been evicted meanwhile.
         Step::Open | Step::Choose { .. } | Step::Restart | Step::Settle | Step::Portless => {
             Err(Reason::FlowTableFull)
@@ -234,7 +237,8 @@ pub(crate) const fn fragment_key<A: crate::address::Address>(
     }
 }
 
-/// The new destination of a packet whose flow is known, or what has to be done first.
+/// The new destination of a packet whose flow is known, and what turns its other port, or what
+/// has to be done first.
 #[inline(always)]
 fn known<F: Network, T: Tables<F>>(
     tables: &mut T,
@@ -242,7 +246,7 @@ fn known<F: Network, T: Tables<F>>(
     transport: &Transport,
     length: u32,
     look: Look,
-) -> Result<Place<F::Address>, Step> {
+) -> Result<(Place<F::Address>, Be16), Step> {
     let now = tables.now();
     let opens = transport.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
     // A later fragment has no ports by which `restart` and `settle` would find its row: its
@@ -250,6 +254,10 @@ fn known<F: Network, T: Tables<F>>(
     let first = look == Look::First && transport.part != Part::Later;
     let Some((row, store)) = tables.find(key) else { return Err(Step::Open) };
     let pending = store == Store::Pending;
+    if track::is_to_end(row) {
+        let is_heir = first && opens && row.role == role::ORIGINAL;
+        return Err(if is_heir { Step::Restart } else { Step::Reset(Reason::EndpointGone) });
+    }
     if first && row.role == role::ORIGINAL {
         // Of a UDP flow that nobody has answered yet, an eviction may have taken the reply's
         // row, for which no reply can settle it: looked after once a tick.
@@ -262,7 +270,7 @@ fn known<F: Network, T: Tables<F>>(
         }
     }
     track::touch(row, track::seen(transport), now, length);
-    let (target, service) = (Place::new(row.to, row.to_port), row.service);
+    let (target, service) = (row.becomes(), row.service);
     tables.count_packet(service, length);
     Ok(target)
 }
@@ -305,9 +313,6 @@ fn settle<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -
     tables.settle::<{ role::ORIGINAL }>(&key) != Err(KeepError::Full)
 }
 
-/// Backends tried when the client's tuple toward one serves another frontend.
-const CHOICES: u32 = 4;
-
 /// Sees whether the packet may begin a flow, and leaves its tuple in [`Tables::parties`].
 #[inline(never)]
 fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
@@ -328,7 +333,7 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
         return Step::Refused(Reason::SourceRange);
     }
     if key.proto != protocol::UDP && !header::opens(header::flags::<F, P>(packet)) {
-        return if key.proto == protocol::TCP { Step::Stray } else { stray_association(tables) };
+        return stray(tables, key.proto);
     }
     *tables.parties() = Parties {
         client: key.src(),
@@ -336,42 +341,44 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
         backend: Place::default(),
         source: Place::default(),
         proto: key.proto,
-        pad: [0; 7],
+        ..Parties::default()
     };
     Step::Choose { service: frontend.service, kind: frontend.kind }
 }
 
-/// An SCTP packet that belongs to no flow and begins none. Nothing answers it, as with kube-proxy,
-/// to whose conntrack it is invalid. While that one's rules are on the node they may know the
-/// association, as [`answer::stray`] has it for TCP.
+/// What belongs to no flow and begins none: the flow's row is gone, or it was never here. Of SCTP
+/// nothing answers it, as with kube-proxy, to whose conntrack it is invalid. While another proxy's
+/// rules are on the node they may know the connection or association, so it passes.
 #[inline(always)]
-fn stray_association<F: Network, T: Tables<F>>(tables: &mut T) -> Step {
-    if tables.settings().foreign_proxy != 0 { Step::Done } else { Step::Refused(Reason::NotInit) }
+fn stray<F: Network, T: Tables<F>>(tables: &mut T, proto: u8) -> Step {
+    if tables.settings().foreign_proxy != 0 {
+        Step::Done
+    } else if proto == protocol::TCP {
+        Step::Reset(Reason::NotSyn)
+    } else {
+        Step::Refused(Reason::NotInit)
+    }
 }
 
-/// Chooses a backend and opens a flow to it. With session affinity each choice is the same, and a
-/// client whose tuple toward its backend is in use is refused, as it would be by a Service of one
-/// backend: what it has there, another backend would not know, while its next port is free.
+/// Chooses a backend and opens a flow to it.
 #[inline(never)]
 fn choose<F: Network, T: Tables<F>>(tables: &mut T, hook: Hook, service: u32, kind: u8) -> Step {
     let inside = matches!(hook, Hook::PodIngress);
-    for _ in 0..CHOICES {
-        let flags = match tables.select_for_sender(service, kind, inside) {
-            Choice::Backend(flags) => flags,
-            Choice::Reject => return Step::Unreachable(Reason::NoEndpoints),
-            Choice::Drop => return Step::Refused(Reason::TrafficPolicy),
-            Choice::Torn => return Step::Refused(Reason::BackendSetTorn),
-        };
-        let parties = tables.parties();
-        // The reply passes here by itself if either end is on this node, but not if both ends
-        // are one and the same.
-        let local = flags & backend_flags::LOCAL != 0;
-        let masquerade = (!inside && !local) || parties.client.addr == parties.backend.addr;
-        let flags = if masquerade { flow_flags::MASQUERADE } else { 0 };
-        if tables.open(service, flags) {
-            tables.count_connection(service);
-            return Step::Settle;
-        }
+    let flags = match tables.select_for_sender(service, kind, inside) {
+        Choice::Backend(flags) => flags,
+        Choice::Reject => return Step::Unreachable(Reason::NoEndpoints),
+        Choice::Drop => return Step::Refused(Reason::TrafficPolicy),
+        Choice::Torn => return Step::Refused(Reason::BackendSetTorn),
+    };
+    let parties = tables.parties();
+    // The reply passes here by itself if either end is on this node, but not if both ends
+    // are one and the same.
+    let local = flags & backend_flags::LOCAL != 0;
+    let masquerade = (!inside && !local) || parties.client.addr == parties.backend.addr;
+    let flags = if masquerade { flow_flags::MASQUERADE } else { 0 };
+    if tables.open(service, flags) {
+        tables.count_connection(service);
+        return Step::Settle;
     }
     Step::Refused(Reason::TupleInUse)
 }

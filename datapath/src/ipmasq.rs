@@ -380,7 +380,7 @@ fn write<F: Network, P: Packet>(
     let written = if transport.proto == F::ICMP {
         echo::rewrite::<F, P>(packet, header, transport, side, new)
     } else {
-        rewrite::rewrite::<F, P>(packet, header, transport, side, new)
+        rewrite::rewrite::<F, P>(packet, header, transport, side, (new, Be16::ZERO))
     };
     match written {
         Ok(()) => Step::Done,
@@ -444,7 +444,7 @@ fn parties<A: Address>(key: &FlowKey<A>) -> Parties<A> {
         backend: key.dst(),
         source: Place::default(),
         proto: key.proto,
-        pad: [0; 7],
+        ..Parties::default()
     }
 }
 

@@ -55,19 +55,20 @@ impl Side {
         }
     }
 
-    /// Offset of the side's port from the start of the transport header.
+    /// The same with the other side's port turned.
     #[inline(always)]
     #[must_use]
-    pub const fn port_field(self) -> u32 {
+    pub const fn put_ports(self, ports: Ports, new: Be16, turn: Be16) -> Ports {
         match self {
-            Self::Source => 0,
-            Self::Destination => 2,
+            Self::Source => Ports { src_port: new, dst_port: ports.dst_port.xor(turn) },
+            Self::Destination => Ports { src_port: ports.src_port.xor(turn), dst_port: new },
         }
     }
 }
 
-/// Replaces address and port of one side by `new`. Later fragments have no transport header,
-/// so only their address changes: the first fragment's checksum stands for all.
+/// Replaces address and port of one side by `new`, and turns the other side's port by `turn`, which is
+/// nearly always zero. Later fragments have no transport header, so only their address changes: the
+/// first fragment's checksum stands for all.
 ///
 /// # Errors
 /// [`Reason::RewriteFailed`] if the packet could not be written; it may be half rewritten then
@@ -79,14 +80,14 @@ pub fn rewrite<F: Network, P: Packet>(
     header: &IpHeader<F::Address>,
     transport: &Transport,
     side: Side,
-    new: Place<F::Address>,
+    (new, turn): (Place<F::Address>, Be16),
 ) -> Result<(), Reason> {
-    let (old, old_port) = side.pick(header, transport);
+    let ports = side.put_ports(transport.ports, new.port, turn);
     let is_first = transport.part == Part::First;
-    if is_first && transport.proto == protocol::SCTP && old_port != new.port {
+    if is_first && transport.proto == protocol::SCTP && transport.ports.word() != ports.word() {
         return Err(Reason::SctpFragment);
     }
-    write::<F, P>(packet, header, transport, side, old, old_port, new).ok_or(Reason::RewriteFailed)
+    write::<F, P>(packet, header, transport, side, new, ports).ok_or(Reason::RewriteFailed)
 }
 
 #[inline(always)]
@@ -95,54 +96,45 @@ fn write<F: Network, P: Packet>(
     header: &IpHeader<F::Address>,
     transport: &Transport,
     side: Side,
-    old: F::Address,
-    old_port: Be16,
     new: Place<F::Address>,
+    ports: Ports,
 ) -> Option<()> {
+    let (old, _) = side.pick(header, transport);
     if transport.part == Part::Later {
         return F::store_address(packet, 0, side.address_field::<F>(), old, new.addr);
     }
     if transport.proto == protocol::SCTP {
-        let difference = sctp::difference(side, old_port, new.port);
+        let difference = sctp::difference(transport.ports, ports);
         if difference != 0 && !packet.change_crc32c::<F>(transport.offset, difference) {
             return None;
         }
     } else {
-        change_checksum::<F, P>(packet, transport, old, old_port, new)?;
+        change_checksum::<F, P>(packet, transport, old, new.addr, ports)?;
     }
     if transport.offset == F::HEADER {
-        return F::store_place(packet, header, transport.ports, side, new);
+        return F::store_place(packet, header, ports, side, new);
     }
-    packet.store(transport.offset + side.port_field(), &new.port.bytes())?;
+    packet.store_words(transport.offset, &[ports.word()])?;
     F::store_address(packet, 0, side.address_field::<F>(), old, new.addr)
 }
 
-/// Changes TCP's or UDP's checksum from one place of one side to another.
+/// Changes TCP's or UDP's checksum from one address of a side to another, and to other ports.
 #[inline(always)]
 fn change_checksum<F: Network, P: Packet>(
     packet: &mut P,
     transport: &Transport,
     old: F::Address,
-    old_port: Be16,
-    new: Place<F::Address>,
+    new: F::Address,
+    ports: Ports,
 ) -> Option<()> {
     let at = transport.offset + checksum_offset(transport.proto);
     let udp = transport.proto == protocol::UDP;
-    if old != new.addr {
-        packet.change_transport_checksum(
-            at,
-            difference(old.sum(), new.addr.sum()),
-            F::COVERS,
-            udp,
-        )?;
+    if old != new {
+        packet.change_transport_checksum(at, difference(old.sum(), new.sum()), F::COVERS, udp)?;
     }
-    if old_port != new.port {
-        packet.change_transport_checksum(
-            at,
-            difference(old_port.raw() as u32, new.port.raw() as u32),
-            Covers::Payload,
-            udp,
-        )?;
+    if transport.ports.word() != ports.word() {
+        let by = difference(transport.ports.sum(), ports.sum());
+        packet.change_transport_checksum(at, by, Covers::Payload, udp)?;
     }
     Some(())
 }

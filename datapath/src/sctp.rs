@@ -1,12 +1,10 @@
 //! SCTP (RFC 9260): what a packet is to its flow, and its checksum when a port changes.
 
 use crate::{
-    address::Be16,
     checksum,
     fragment::Ports,
     header::{Network, tcp},
     packet::Packet,
-    rewrite::Side,
 };
 
 /// Offset of the checksum in the common header (RFC 9260 §3.1).
@@ -44,12 +42,11 @@ pub const fn flags(kind: u8) -> u8 {
     if kind > 15 { 0 } else { (FLAGS >> (4 * kind as u32)) as u8 & 0xf }
 }
 
-/// How the first word of a packet, its ports, changes when one does.
+/// How the first word of a packet, its ports, changes when these do.
 #[inline(always)]
 #[must_use]
-pub const fn difference(side: Side, old: Be16, new: Be16) -> u32 {
-    const NONE: Ports = Ports { src_port: Be16::ZERO, dst_port: Be16::ZERO };
-    u32::from_le(side.put_port(NONE, old).word() ^ side.put_port(NONE, new).word())
+pub const fn difference(old: Ports, new: Ports) -> u32 {
+    u32::from_le(old.word() ^ new.word())
 }
 
 /// Corrects the checksum of a packet, whose common header is at `offset`, for a `difference` of its
@@ -100,6 +97,7 @@ pub fn change_quoted<F: Network, P: Packet>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Be16;
 
     #[test]
     fn chunks_as_flags() {
@@ -117,7 +115,10 @@ mod tests {
     #[test]
     fn a_port_is_half_of_the_first_word() {
         let (old, new) = (Be16::new(0x1234), Be16::new(0x5678));
-        assert_eq!(difference(Side::Source, old, new).to_le_bytes(), [0x44, 0x4c, 0, 0]);
-        assert_eq!(difference(Side::Destination, old, new).to_le_bytes(), [0, 0, 0x44, 0x4c]);
+        let ports = |src_port, dst_port| Ports { src_port, dst_port };
+        let by = |new| difference(ports(old, old), new).to_le_bytes();
+        assert_eq!(by(ports(new, old)), [0x44, 0x4c, 0, 0]);
+        assert_eq!(by(ports(old, new)), [0, 0, 0x44, 0x4c]);
+        assert_eq!(by(ports(new, new)), [0x44, 0x4c, 0x44, 0x4c]);
     }
 }

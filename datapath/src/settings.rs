@@ -16,8 +16,9 @@ pub struct Settings {
     pub foreign_proxy: u8,
     /// 1 if the packet path sees what pods send.
     pub sees_pods: u8,
-    /// 1 if some pods of the node are left out of the socket path.
-    pub bypasses: u8,
+    /// 1 if the agent has connections of TCP to endpoints that are gone reset: those of pods are left
+    /// to the packet path then, whose rows it can mark.
+    pub resets_tcp: u8,
     /// Flags for `bpf_l4_csum_replace` when an IPv6 address changes: `BPF_F_PSEUDO_HDR`, and
     /// `BPF_F_IPV6` where the kernel knows it (6.16), without which it spoils the checksum of
     /// packets that a network card summed up (CHECKSUM_COMPLETE).
@@ -33,4 +34,6 @@ pub mod socket_lb {
     /// Only processes in the node's own network namespace.
     pub const HOST: u8 = 1;
     pub const ON: u8 = 2;
+    /// All but the pods of `BYPASSCGROUPS`.
+    pub const ON_BUT: u8 = 3;
 }

@@ -1,6 +1,7 @@
 //! The life of a flow's rows: opened, touched, settled when answered, forgotten when finished.
 
 use crate::{
+    address::Be16,
     flow::{
         Flow, FlowKey, Parties, Place, flow_flags, is_closed, role, seen as bit, timeout,
         timeout_sec,
@@ -31,6 +32,17 @@ pub fn touch<A>(row: &mut Flow<A>, seen: u8, now: u32, length: u32) {
     }
     row.packets += 1;
     row.bytes += length as u64;
+}
+
+/// True if the flow's endpoint is gone. Then it is over: a successor may have its tuple, and a sweep
+/// its row.
+#[inline(always)]
+pub fn is_to_end<A>(row: &mut Flow<A>) -> bool {
+    let is_to_end = row.flags & flow_flags::RESET != 0;
+    if is_to_end {
+        row.seen |= bit::RST;
+    }
+    is_to_end
 }
 
 /// Notes a packet in the row at `key` and returns where the row sends it.
@@ -166,11 +178,12 @@ fn forget_sibling<F: Network, T: FlowTables<F>, const ROLE: u8, const OTHER: u8>
     }
 }
 
-/// Opens the flow of [`FlowTables::parties`] in `PENDING`. False if the tuple between client and
-/// backend belongs to a live flow by way of another frontend.
+/// Opens the flow of [`FlowTables::parties`] in `PENDING`. If the tuple between client and backend
+/// belongs to a live flow by way of another frontend, the client gets another port toward the backend,
+/// as netfilter does it; false if none is free.
 #[inline(always)]
 pub fn open<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, flags: u16) -> bool {
-    if is_taken::<F, T>(tables) {
+    if is_taken::<F, T>(tables) && !find_alias::<F, T>(tables) {
         return false;
     }
     let now = tables.now();
@@ -186,13 +199,42 @@ pub fn open<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, flags: u
     true
 }
 
+/// Ports that a client may have toward a backend in place of its own: above all that Linux gives to
+/// sockets by itself (`net.ipv4.ip_local_port_range`), since connections of its own to that backend,
+/// by no Service, have no rows.
+const ALIASES: core::ops::RangeInclusive<u16> = 61_000..=u16::MAX;
+
+/// Of which so many are tried.
+const TRIES: u32 = 8;
+
+/// Finds a port for the client. What is tried hangs on the tuple alone, so that a flow of which an
+/// eviction took a row finds what is left of it.
+#[inline(always)]
+fn find_alias<F: Network, T: FlowTables<F>>(tables: &mut T) -> bool {
+    let key = tables.parties().original();
+    let start = hash::tuple(&key);
+    let ports = (*ALIASES.end() - *ALIASES.start()) as u64 + 1;
+    for attempt in 0..TRIES {
+        // As for the ports of the masquerade.
+        let step = start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
+        let offset = ((step as u64 * ports) >> 32) as u16;
+        let alias = Be16::new(ALIASES.start().wrapping_add(offset));
+        tables.parties().alias = alias.xor(key.src_port);
+        if !is_taken::<F, T>(tables) {
+            return true;
+        }
+    }
+    false
+}
+
 /// True if replies of this backend to this client belong to another flow that lives.
 #[inline(always)]
 fn is_taken<F: Network, T: FlowTables<F>>(tables: &mut T) -> bool {
-    let Parties { frontend, .. } = *tables.parties();
+    let Parties { client, frontend, .. } = *tables.parties();
     let key = tables.parties().reply();
     let Some((row, store)) = tables.find(&key) else { return false };
-    let same = row.to == frontend.addr && row.to_port == frontend.port;
+    let is_same_client = key.dst_port.xor(row.alias) == client.port;
+    let same = row.to == frontend.addr && row.to_port == frontend.port && is_same_client;
     // A row of the same flow is what eviction left of it.
     !(same && store == Store::Pending || tables.succeed::<{ role::REPLY }>(&key))
 }

@@ -47,6 +47,9 @@ fn socket_path(bpffs: &Path) -> Option<Finding> {
     let (_, settings) = settings.rows().ok()?.into_iter().next()?;
     Some(match settings.socket_lb {
         socket_lb::ON => ok("socket path", "for pods and the node's own processes"),
+        socket_lb::ON_BUT => {
+            ok("socket path", "for the node's own processes and pods, but for those left out of it")
+        }
         socket_lb::HOST => ok("socket path", "for the node's own processes"),
         _ => lacking("socket path", Verdict::Warning, "off", WITHOUT_SOCKETS),
     })

@@ -11,6 +11,7 @@ use crate::{
         DesiredBackend, DesiredFrontend, DesiredService, DesiredSet, IpFamily, ServicePortKey,
     },
     model::{EndpointSet, Service, ServicePort, Weight},
+    serving::Ending,
     slots::slots,
     topology::{Candidate, Policies, select},
 };
@@ -24,6 +25,8 @@ pub struct NodeFacts {
     pub own: Vec<IpAddr>,
     /// How backends are chosen of Services that do not say.
     pub algorithm: Algorithm,
+    /// What ends with its endpoint.
+    pub ending: Ending,
 }
 
 /// What a Service's port would have clients address.

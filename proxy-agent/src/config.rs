@@ -194,6 +194,10 @@ pub struct RunArgs {
     /// Where the socket path attaches [default: the cgroup2 mount]
     #[arg(long, env = "MILLRACE_CGROUP_ROOT", value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
+    /// What becomes of TCP connections through a Service whose endpoint is removed from it, one that
+    /// terminates being none yet: kept, as by kube-proxy, or reset
+    #[arg(long, value_enum, default_value_t)]
+    pub tcp_on_removed_endpoint: OnRemovedEndpoint,
     /// Source ports for masquerading Service traffic
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
@@ -446,6 +450,14 @@ pub enum SocketLb {
     On,
     Host,
     Off,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnRemovedEndpoint {
+    #[default]
+    Keep,
+    Reset,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]

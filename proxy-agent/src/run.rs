@@ -21,7 +21,7 @@ use agent_kit::{
     ports::{self, ReserveError, SYSCTL},
     table::{MapTable, OpenError, Table, TableError},
 };
-use datapath::settings::Settings;
+use datapath::settings::{Settings, socket_lb};
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::{JoinError, JoinHandle},
@@ -38,7 +38,7 @@ use crate::{
     },
     attach::{self, DEVICE_HOOKS},
     check,
-    config::{ConfigError, PodLink, RunArgs, SocketLb},
+    config::{ConfigError, OnRemovedEndpoint, PodLink, RunArgs, SocketLb},
     desired::Desired,
     devices::{Roles, Wish, health_check_addresses, node_port_addresses, roles},
     events::Happening,
@@ -52,6 +52,7 @@ use crate::{
     pod_cgroups::PodCgroups,
     report,
     service_networks::ServiceNetworks,
+    serving::Ending,
     settings,
     source::{self, Feed, Source, node_addresses},
     stale::{self, Ended, StaleError},
@@ -113,7 +114,11 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
 
     // The source reads its files while the kernel verifies the programs.
     let board = Arc::new(Board::default());
-    let source = Source::open(origin, node_name(&args), args.algorithm.into()).await?;
+    let ending = match args.tcp_on_removed_endpoint {
+        OnRemovedEndpoint::Keep => Ending::Udp,
+        OnRemovedEndpoint::Reset => Ending::UdpAndTcp,
+    };
+    let source = Source::open(origin, node_name(&args), args.algorithm.into(), ending).await?;
     let mut agent = Agent::new(args, Arc::clone(&board), source)?;
     health::serve(
         agent.args.metrics_bind_address,
@@ -306,14 +311,15 @@ impl Agent {
         if foreign_proxy {
             info!("kube-proxy's rules are on this node");
         }
-        let Settings { node_hash, bypasses, .. } = settings.get(&0)?.unwrap_or_default();
-        let told = Settings {
+        let Settings { node_hash, socket_lb, .. } = settings.get(&0)?.unwrap_or_default();
+        let mut told = Settings {
             foreign_proxy: foreign_proxy.into(),
             node_hash,
-            bypasses,
-            ..settings::settings(args.socket_lb, args.nat_ports, args.pod_link != PodLink::None)
-                .map_err(RunError::Node)?
+            ..settings::settings(&args).map_err(RunError::Node)?
         };
+        if told.socket_lb == socket_lb::ON && socket_lb == socket_lb::ON_BUT {
+            told.socket_lb = socket_lb;
+        }
         settings.insert(&0, &told).map_err(RunError::Settings)?;
         let sweep = Arc::new(Sweep::new(&loaded.ebpf)?);
         {
@@ -361,7 +367,11 @@ impl Agent {
     fn tell_programs(&mut self) {
         let mut wanted = Settings { foreign_proxy: self.foreign_proxy.into(), ..self.told };
         if self.applier.is_complete() {
-            wanted.bypasses = (!self.pod_cgroups.pods().is_empty()).into();
+            wanted.socket_lb = match (self.args.socket_lb, self.pod_cgroups.pods()) {
+                (SocketLb::On, [_, ..]) => socket_lb::ON_BUT,
+                (SocketLb::On, []) => socket_lb::ON,
+                _ => wanted.socket_lb,
+            };
         }
         if let Some(&address) = self.roles.node_addresses.first() {
             wanted.node_hash = settings::node_hash(address);
@@ -708,7 +718,7 @@ impl Agent {
         self.applier.wait_ended(result);
     }
 
-    /// Has flows of UDP ended whose endpoint serves no more, once the tables lead to others.
+    /// Has flows ended that may not stay with their endpoint, once the tables lead to others.
     fn end_stale(&mut self) {
         if self.ending.is_some() || !self.applier.is_complete() || self.applier.is_behind() {
             return;
@@ -730,13 +740,13 @@ impl Agent {
             Ok(ended) => {
                 if ended != Ended::default() {
                     let Ended { flows, sockets } = ended;
-                    info!(flows, sockets, "ended what UDP had with endpoints that are gone");
+                    info!(flows, sockets, "ended what clients had with endpoints that are gone");
                 }
                 None
             }
             Err(err) => {
                 self.all_flows = Due::Later;
-                Some(Problem::new(Problem::TABLE, "UDP", err.to_string()))
+                Some(Problem::new(Problem::TABLE, "FLOWS", err.to_string()))
             }
         };
         self.board.set_problems("stale", problem.into_iter().collect());

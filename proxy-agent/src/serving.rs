@@ -1,7 +1,11 @@
-//! Which endpoints a flow of UDP may stay with. Whoever sends datagrams is not told that nobody
-//! takes them, so a flow whose endpoint no longer serves has to be ended, as kube-proxy does
+//! Which endpoints a flow may stay with. Whoever sends datagrams is not told that nobody takes them,
+//! so a flow of UDP whose endpoint no longer serves has to be ended, as kube-proxy does
 //! (pkg/proxy/conntrack/cleanup.go). What matters is whether the endpoint serves, and neither
 //! traffic policies nor topology nor that it terminates: it may finish what it began.
+//!
+//! A connection of TCP is left to its two ends, as by kube-proxy, or by option reset once its endpoint
+//! is no longer in any EndpointSlice of its Service. One that is not ready, or terminates, is still
+//! there: a probe that fails for a while shall end no connection, and who terminates drains.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -16,18 +20,39 @@ use crate::{
 /// Address and port.
 pub type Place = (IpAddr, u16);
 
-/// The endpoints that serve, sorted, of each port and family in which a Service speaks UDP.
+/// What clients address: address and port, and the protocol.
+pub type Front = (Place, u8);
+
+/// Flows of which protocols end with their endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Ending {
+    #[default]
+    Udp,
+    UdpAndTcp,
+}
+
+impl Ending {
+    pub fn has(self, proto: u8) -> bool {
+        proto == protocol::UDP || proto == protocol::TCP && self == Self::UdpAndTcp
+    }
+}
+
+/// The endpoints that flows may stay with, sorted, of each port and family of a Service whose flows
+/// end with their endpoint.
 pub fn of_service(
     service: &Service,
     sets: &[&EndpointSet],
     node: &str,
+    ending: Ending,
 ) -> Vec<(ServicePortKey, Vec<Place>)> {
     let mut found = Vec::new();
     for family in service.cluster_ips.iter().map(IpFamily::of) {
-        for port in service.ports.iter().filter(|port| port.proto == protocol::UDP) {
+        for port in service.ports.iter().filter(|port| ending.has(port.proto)) {
             let endpoints = candidates(port, family, sets, node);
-            let serving = endpoints.iter().filter(|candidate| candidate.endpoint.serving);
-            let places = serving.map(|found| (found.backend.address, found.backend.port));
+            let may_stay = endpoints
+                .iter()
+                .filter(|found| found.endpoint.serving || port.proto == protocol::TCP);
+            let places = may_stay.map(|found| (found.backend.address, found.backend.port));
             found.push((key(service, port, family), places.collect()));
         }
     }
@@ -46,19 +71,20 @@ pub fn of_row(row: &DesiredService) -> Vec<Place> {
     places
 }
 
-/// The endpoints that serve, by what clients address.
+/// The endpoints that flows may stay with, by what clients address.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Serving {
     /// Each sorted.
-    endpoints: HashMap<Place, Vec<Place>>,
+    endpoints: HashMap<Front, Vec<Place>>,
     /// Nothing but these frontends is left.
     is_whole: bool,
+    ending: Ending,
 }
 
 impl Serving {
     /// Of some frontends, or of all there are. One without endpoints may be gone.
-    pub fn new(endpoints: HashMap<Place, Vec<Place>>, is_whole: bool) -> Self {
-        Self { endpoints, is_whole }
+    pub fn new(endpoints: HashMap<Front, Vec<Place>>, is_whole: bool, ending: Ending) -> Self {
+        Self { endpoints, is_whole, ending }
     }
 
     /// True if there is nothing to end.
@@ -66,11 +92,16 @@ impl Serving {
         self.endpoints.is_empty() && !self.is_whole
     }
 
-    /// Whether a flow of UDP to a frontend may stay with an endpoint.
-    pub fn keeps(&self, frontend: Place, endpoint: Place) -> bool {
-        match self.endpoints.get(&frontend) {
+    /// True if flows of the protocol end with their endpoint.
+    pub fn ends(&self, proto: u8) -> bool {
+        self.ending.has(proto)
+    }
+
+    /// Whether a flow to a frontend may stay with an endpoint.
+    pub fn keeps(&self, proto: u8, frontend: Place, endpoint: Place) -> bool {
+        match self.endpoints.get(&(frontend, proto)) {
             Some(serving) => serving.binary_search(&endpoint).is_ok(),
-            None => !self.is_whole,
+            None => !self.is_whole || !self.ends(proto),
         }
     }
 }

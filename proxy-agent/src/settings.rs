@@ -6,31 +6,28 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-use agent_kit::{kernel, ports::PortRange};
+use agent_kit::kernel;
 use datapath::{
     address::{Ipv4, Ipv6},
     hash,
     settings::{Settings, socket_lb},
 };
 
-use crate::config::SocketLb;
+use crate::config::{OnRemovedEndpoint, PodLink, RunArgs, SocketLb};
 
 /// The row of `SETTINGS`, but for what may change while the agent runs.
-pub fn settings(
-    socket_lb: SocketLb,
-    nat_ports: PortRange,
-    sees_pods: bool,
-) -> io::Result<Settings> {
+pub fn settings(args: &RunArgs) -> io::Result<Settings> {
     Ok(Settings {
         host_netns_cookie: netns_cookie()?,
-        nat_port_first: nat_ports.first,
-        nat_port_last: nat_ports.last,
-        socket_lb: match socket_lb {
+        nat_port_first: args.nat_ports.first,
+        nat_port_last: args.nat_ports.last,
+        socket_lb: match args.socket_lb {
             SocketLb::Off => socket_lb::OFF,
             SocketLb::Host => socket_lb::HOST,
             SocketLb::On => socket_lb::ON,
         },
-        sees_pods: sees_pods.into(),
+        sees_pods: (args.pod_link != PodLink::None).into(),
+        resets_tcp: (args.tcp_on_removed_endpoint == OnRemovedEndpoint::Reset).into(),
         ipv6_checksum_flags: kernel::ipv6_checksum_flags()?,
         ..Settings::default()
     })

@@ -22,7 +22,7 @@ use crate::{
     model::{Change, Node, Pod},
     problem::Problem,
     service_health::ServicesHealth,
-    serving::Serving,
+    serving::{Ending, Serving},
     state::{RowChange, State},
     status,
     told::{NoLocal, Told},
@@ -94,6 +94,7 @@ impl Source {
         origin: Origin,
         node: String,
         algorithm: Algorithm,
+        ending: Ending,
     ) -> Result<Self, OpenError> {
         let mut events = Events::unheard();
         let (name, batches) = match origin {
@@ -117,7 +118,7 @@ impl Source {
                 (name, batches)
             }
         };
-        let facts = NodeFacts { name: node, algorithm, ..NodeFacts::default() };
+        let facts = NodeFacts { name: node, algorithm, ending, ..NodeFacts::default() };
         let (problems, doubts) = (Arc::default(), Arc::default());
         Ok(Self { name, events, batches, state: State::new(facts), problems, doubts })
     }

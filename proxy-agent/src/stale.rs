@@ -1,6 +1,7 @@
-//! Ends flows of UDP whose endpoint serves no more: their sender, who keeps its socket, gets
-//! another endpoint with its next datagram. So do sockets of the node's own processes, which no
-//! packet path serves: they are told that their connection was aborted.
+//! Ends flows that may not stay with their endpoint. Of UDP they are forgotten: their sender, who
+//! keeps its socket, gets another endpoint with its next datagram. Connections of TCP are marked, and
+//! the packet path resets them with their next segment. Sockets of the node's own processes, which no
+//! packet path serves, are told at once that their connection was aborted.
 
 use std::{hash::Hash, io, net::IpAddr, path::Path};
 
@@ -47,48 +48,86 @@ pub struct Ended {
 /// Where some could not be ended; the others were.
 pub fn end(maps: &Path, serving: &Serving) -> Result<Ended, StaleError> {
     Barrier::new().and_then(|barrier| barrier.wait()).map_err(StaleError::Barrier)?;
-    let flows = flows::<Ipv4>(maps, ["FLOWS4", "PENDING4"], serving)?
-        + flows::<Ipv6>(maps, ["FLOWS6", "PENDING6"], serving)?;
+    let flows = flows::<Ipv4>(maps, ["PENDING4", "FLOWS4"], serving)?
+        + flows::<Ipv6>(maps, ["PENDING6", "FLOWS6"], serving)?;
     Ok(Ended { flows, sockets: sockets(maps, serving)? })
 }
 
-fn flows<A>(maps: &Path, names: [&str; 2], serving: &Serving) -> Result<u64, StaleError>
+/// The flows of a family, in `PENDING` before `FLOWS`, where rows go to that are answered meanwhile.
+fn flows<A>(
+    maps: &Path,
+    [pending, answered]: [&str; 2],
+    serving: &Serving,
+) -> Result<u64, StaleError>
 where
     A: Address + Hash + Into<IpAddr>,
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    let mut tables: Vec<MapTable<FlowKey<A>, Flow<A>>> = Vec::new();
-    for name in names {
-        tables.push(MapTable::open(maps, name)?);
+    let mut pending: MapTable<FlowKey<A>, Flow<A>> = MapTable::open(maps, pending)?;
+    let mut answered: MapTable<FlowKey<A>, Flow<A>> = MapTable::open(maps, answered)?;
+    let (mut begun, mut stale) = (Vec::new(), Vec::new());
+    pending.visit(|key, row| begun.extend(stale_flow(key, row, serving)))?;
+    answered.visit(|key, row| stale.extend(stale_flow(key, row, serving)))?;
+    for (parties, flags) in &begun {
+        for key in rows(parties, *flags) {
+            forget(&mut pending, &key)?;
+        }
     }
-    let mut stale = Vec::new();
-    for table in &tables {
-        table.visit(|key, row| {
-            if key.proto != protocol::UDP || row.role != role::ORIGINAL {
-                return;
-            }
-            let parties = Parties::of(key, row);
-            if !serving.keeps(place(parties.frontend), place(parties.backend)) {
-                stale.push((parties, row.flags & flow_flags::MASQUERADE != 0));
-            }
-        })?;
-    }
-    for (parties, is_masqueraded) in &stale {
-        // The one first by which the client's packets find their way.
-        let rows = [parties.original(), parties.reply()];
-        let masqueraded = [parties.original_source(), parties.reply_target()];
-        let masqueraded = masqueraded.iter().filter(|_| *is_masqueraded);
-        for key in rows.iter().chain(masqueraded) {
-            for table in &mut tables {
-                match table.remove(key) {
-                    Ok(()) | Err(TableError::Missing) => {}
-                    Err(err) => return Err(err.into()),
-                }
+    // What had begun may have been answered meanwhile.
+    for (parties, flags) in stale.iter().chain(&begun) {
+        for key in rows(parties, *flags) {
+            if parties.proto == protocol::TCP {
+                mark(&mut answered, &key)?;
+            } else {
+                forget(&mut answered, &key)?;
             }
         }
     }
-    Ok(stale.len() as u64)
+    Ok((stale.len() + begun.len()) as u64)
+}
+
+/// The parties and flags of a flow by its `ORIGINAL` row, if it has to end.
+fn stale_flow<A>(key: &FlowKey<A>, row: &Flow<A>, serving: &Serving) -> Option<(Parties<A>, u16)>
+where
+    A: Address + Into<IpAddr>,
+{
+    let may_end =
+        serving.ends(key.proto) && row.role == role::ORIGINAL && row.flags & flow_flags::RESET == 0;
+    if !may_end {
+        return None;
+    }
+    let parties = Parties::of(key, row);
+    let is_kept = serving.keeps(key.proto, place(parties.frontend), place(parties.backend));
+    (!is_kept).then_some((parties, row.flags))
+}
+
+/// The keys of a flow's rows, the one first by which the client's packets find their way.
+fn rows<A: Address>(parties: &Parties<A>, flags: u16) -> impl Iterator<Item = FlowKey<A>> {
+    let masqueraded = [parties.original_source(), parties.reply_target()];
+    let masqueraded = masqueraded.into_iter().filter(move |_| flags & flow_flags::MASQUERADE != 0);
+    [parties.original(), parties.reply()].into_iter().chain(masqueraded)
+}
+
+fn forget<K: Pod, V: Pod>(table: &mut MapTable<K, V>, key: &K) -> Result<(), TableError> {
+    match table.remove(key) {
+        Ok(()) | Err(TableError::Missing) => Ok(()),
+        Err(err) => Err(err),
+    }
+}
+
+/// Has the next segment that a row sees answered with RST. The row is written anew, with what a
+/// packet has counted in it meanwhile forgotten.
+fn mark<A>(table: &mut MapTable<FlowKey<A>, Flow<A>>, key: &FlowKey<A>) -> Result<(), TableError>
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let Some(row) = table.get(key)? else { return Ok(()) };
+    match table.replace(key, &Flow { flags: row.flags | flow_flags::RESET, ..row }) {
+        Ok(()) | Err(TableError::Missing) => Ok(()),
+        Err(err) => Err(err),
+    }
 }
 
 fn place<A: Into<IpAddr>>(place: flow::Place<A>) -> Place {
@@ -100,25 +139,30 @@ fn sockets(maps: &Path, serving: &Serving) -> Result<u64, StaleError> {
     let (v4, v6) = (MapTable::open(maps, "SOCKETS4")?, MapTable::open(maps, "SOCKETS6")?);
     let mut diag = SocketDiag::open().map_err(StaleError::Sockets)?;
     let mut ended = 0;
-    for found in diag.connected().map_err(StaleError::Sockets)? {
-        let cookie = found.cookie();
-        if !is_stale::<Ipv4>(&v4, cookie, serving)? && !is_stale::<Ipv6>(&v6, cookie, serving)? {
-            continue;
-        }
-        match diag.end(&found) {
-            Ok(()) => ended += 1,
-            // Its process has let go of it meanwhile.
-            Err(err) if err.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(err) => return Err(StaleError::Sockets(err)),
+    for proto in [protocol::UDP, protocol::TCP].into_iter().filter(|&proto| serving.ends(proto)) {
+        for found in diag.connected(proto).map_err(StaleError::Sockets)? {
+            let cookie = found.cookie();
+            let is_stale = is_stale::<Ipv4>(&v4, cookie, proto, serving)?
+                || is_stale::<Ipv6>(&v6, cookie, proto, serving)?;
+            if !is_stale {
+                continue;
+            }
+            match diag.end(&found) {
+                Ok(()) => ended += 1,
+                // Its process has let go of it meanwhile.
+                Err(err) if err.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(err) => return Err(StaleError::Sockets(err)),
+            }
         }
     }
     Ok(ended)
 }
 
-/// Whether a socket of UDP was given an endpoint that it must not keep.
+/// Whether a socket was given an endpoint that it must not keep.
 fn is_stale<A>(
     table: &MapTable<u32, Connected<A>>,
     cookie: u64,
+    proto: u8,
     serving: &Serving,
 ) -> Result<bool, TableError>
 where
@@ -129,7 +173,8 @@ where
         let row = table.get(&socket::place(cookie, way))?.filter(|row| row.cookie == cookie);
         if let Some(row) = row {
             let frontend = (row.frontend.into(), row.frontend_port.get());
-            return Ok(!serving.keeps(frontend, (row.backend.into(), row.backend_port.get())));
+            let backend = (row.backend.into(), row.backend_port.get());
+            return Ok(!serving.keeps(proto, frontend, backend));
         }
     }
     Ok(false)

@@ -7,7 +7,6 @@ use std::{
     sync::Arc,
 };
 
-use datapath::address::protocol;
 use ipnetwork::IpNetwork;
 
 use crate::{
@@ -21,7 +20,7 @@ use crate::{
     },
     problem::Problem,
     service_health::{ServicesHealth, service_health},
-    serving::{self, Place, Serving},
+    serving::{self, Front, Place, Serving},
     told::{NoLocal, Told, Trigger},
 };
 
@@ -49,10 +48,10 @@ pub struct State {
     no_local: NoLocal,
     told: Told,
     adopted: Adopted,
-    /// Services of which somebody speaks UDP, and frontends of theirs, now or before, that have
-    /// changed in any way since [`State::take_serving`].
+    /// Services with flows that end with their endpoint, and frontends of theirs, now or before, that
+    /// have changed in any way since [`State::take_serving`].
     touched: BTreeSet<Name>,
-    touched_frontends: HashSet<Place>,
+    touched_frontends: HashSet<Front>,
 }
 
 impl State {
@@ -158,28 +157,30 @@ impl State {
         &self.desired
     }
 
-    /// The endpoints that flows of UDP may stay with, of the frontends that changed since this was
+    /// The endpoints that flows may stay with which end with theirs, of the frontends that changed since this was
     /// asked last; of all with `is_whole`.
     pub fn take_serving(&mut self, is_whole: bool) -> Serving {
         let names = std::mem::take(&mut self.touched);
         let gone = std::mem::take(&mut self.touched_frontends);
-        let mut endpoints: HashMap<Place, Vec<Place>> =
+        let mut endpoints: HashMap<Front, Vec<Place>> =
             gone.into_iter().map(|frontend| (frontend, Vec::new())).collect();
         let names: Vec<&Name> =
             if is_whole { self.services.keys().collect() } else { names.iter().collect() };
         for name in names {
             for (key, serving) in self.serving(name) {
                 for frontend in self.desired.get(&key).into_iter().flat_map(|row| &row.frontends) {
-                    endpoints.insert((frontend.address, frontend.port), serving.clone());
+                    let place = (frontend.address, frontend.port);
+                    endpoints.insert((place, key.proto), serving.clone());
                 }
             }
         }
-        Serving::new(endpoints, is_whole)
+        Serving::new(endpoints, is_whole, self.facts.ending)
     }
 
     fn serving(&self, name: &Name) -> Vec<(ServicePortKey, Vec<Place>)> {
         let Some(service) = self.services.get(name) else { return Vec::new() };
-        let mut found = serving::of_service(service, &self.sets_of(name), &self.facts.name);
+        let NodeFacts { name: node, ending, .. } = &self.facts;
+        let mut found = serving::of_service(service, &self.sets_of(name), node, *ending);
         for (key, places) in &mut found {
             if let Some(row) = self.stand_in(name, key) {
                 *places = serving::of_row(row);
@@ -370,9 +371,10 @@ impl State {
         let old = self.keys(name);
         let before = old.iter().filter_map(|key| Some((key, self.desired.get(key)?)));
         let now = rows.iter().map(|(key, row)| (key, row));
-        for (_, row) in before.chain(now).filter(|(key, _)| key.proto == protocol::UDP) {
+        let ending = self.facts.ending;
+        for (key, row) in before.chain(now).filter(|(key, _)| ending.has(key.proto)) {
             let places = row.frontends.iter().map(|frontend| (frontend.address, frontend.port));
-            self.touched_frontends.extend(places);
+            self.touched_frontends.extend(places.map(|place| (place, key.proto)));
             self.touched.insert(name.clone());
         }
         for key in old {

@@ -150,7 +150,8 @@ fn call<F: Peerage>(
 fn is_served(context: &SockAddrContext) -> bool {
     let settings = settings();
     match settings.socket_lb {
-        socket_lb::ON => settings.bypasses == 0 || is_of_node(context) || !is_left_out(),
+        socket_lb::ON => true,
+        socket_lb::ON_BUT => is_of_node(context) || !is_left_out(),
         socket_lb::HOST => is_of_node(context),
         _ => false,
     }

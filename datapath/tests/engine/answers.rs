@@ -125,7 +125,12 @@ fn errors_are_never_answered_with_errors<F: Side>() {
 }
 
 /// What a closed port would answer.
-fn reset<F: Side>(about: &Datagram<F>, sequence: u32, acknowledgement: u32, flags: u8) -> Vec<u8> {
+pub(crate) fn reset<F: Side>(
+    about: &Datagram<F>,
+    sequence: u32,
+    acknowledgement: u32,
+    flags: u8,
+) -> Vec<u8> {
     let mut answer = Datagram::<F>::tcp(about.dst, about.src, flags);
     (answer.sequence, answer.acknowledgement) = (sequence, acknowledgement);
     (answer.hops, answer.id) = (64, 0);

@@ -1,11 +1,11 @@
 //! The life of flows: settled, evicted, expired, refused for want of room.
 
 use datapath::{
-    address::protocol::{TCP, UDP},
-    counter::Reason,
+    address::protocol::{SCTP, TCP, UDP},
+    counter::{Hook, Reason},
     flow::{Place, role},
     header::tcp::{ACK, FIN, RST, SYN},
-    host::frame::Datagram,
+    host::frame::{Datagram, icmp},
     tables::Store,
 };
 
@@ -13,7 +13,7 @@ use crate::{
     bed::Bed,
     machine::{Side, Sizes},
     plan::*,
-    sender::ports,
+    sender::{ports, same},
 };
 
 both! {
@@ -23,8 +23,10 @@ both! {
     a_table_of_closed_flows_makes_room,
     a_table_of_live_flows_refuses_and_counts,
     a_flow_that_found_half_its_room_is_whole_later,
-    one_tuple_serves_one_frontend,
-    one_tuple_goes_elsewhere_if_it_can,
+    one_port_reaches_one_backend_by_two_frontends,
+    one_port_reaches_a_masqueraded_backend_by_two_frontends,
+    an_alias_holds_for_fragments_and_errors,
+    a_client_without_a_free_port_is_refused,
     a_tuple_is_free_again_once_its_flow_is_over,
     an_evicted_row_comes_back_with_the_next_syn,
     an_evicted_row_comes_back_before_the_handshake_ends,
@@ -211,57 +213,115 @@ fn a_flow_that_found_half_its_room_is_whole_later<F: Side>() {
     assert_eq!(bed.rows().1, 127 * 2);
 }
 
-fn one_tuple_serves_one_frontend<F: Side>() {
-    for proto in [TCP, UDP] {
+/// A second Service of the backend that `web` has, and a client of both from one port.
+fn second<F: Side>() -> At<F> {
+    at::<F>(96, 2, 80)
+}
+
+/// The alias that a packet to the second frontend has got on its way to the backend; zero if none.
+#[track_caller]
+fn alias<F: Side>(bed: &mut Bed<F>, hook: Hook, packet: &Datagram<F>, b: At<F>) -> At<F> {
+    let outcome = bed.run(hook, &packet.bytes());
+    let known = Place::new(packet.src.addr, ports::<F>(&outcome.bytes).0);
+    same::<F>(&packet.clone().from(known).to(b).bytes(), &outcome.bytes);
+    known
+}
+
+fn one_port_reaches_one_backend_by_two_frontends<F: Side>() {
+    for proto in [TCP, UDP, SCTP] {
         let mut bed = Bed::<F>::new();
         let (c, b) = (client::<F>(40_000), near::<F>(8080));
-        let (first, second) = (vip::<F>(80), at::<F>(96, 2, 80));
+        let (first, second) = (vip::<F>(80), second::<F>());
         bed.cluster_ip(first, proto, &[local(b)]);
         bed.cluster_ip(second, proto, &[local(b)]);
         let to = |v, flags| Datagram::<F>::of(proto, c, v, flags);
         for flags in [SYN, ACK] {
             bed.becomes(POD_IN, &to(first, flags).bytes(), &to(first, flags).to(b).bytes());
-            let back = Datagram::<F>::of(proto, b, c, SYN | ACK);
-            bed.drops(POD_IN, &to(second, SYN).bytes(), Reason::TupleInUse);
-            bed.becomes(POD_OUT, &back.bytes(), &back.clone().from(first).bytes());
+            let known = alias(&mut bed, POD_IN, &to(second, flags), b);
+            assert!(known.port.get() >= 61_000, "{known:?}");
+            // As often as it is asked.
+            assert_eq!(alias(&mut bed, POD_IN, &to(second, flags), b), known);
+            for (v, known) in [(first, c), (second, known)] {
+                let back = Datagram::<F>::of(proto, b, known, SYN | ACK);
+                bed.becomes(POD_OUT, &back.bytes(), &back.clone().from(v).to(c).bytes());
+            }
         }
-        bed.drops(POD_IN, &to(second, SYN).bytes(), Reason::TupleInUse);
-        assert_eq!(bed.rows(), (0, 2));
+        assert_eq!(bed.rows(), (0, 4), "protocol {proto}");
     }
 }
 
-fn one_tuple_goes_elsewhere_if_it_can<F: Side>() {
+fn one_port_reaches_a_masqueraded_backend_by_two_frontends<F: Side>() {
     let mut bed = Bed::<F>::new();
-    let (c, b, other) = (client::<F>(40_000), near::<F>(8080), at::<F>(1, 9, 8080));
-    bed.cluster_ip(vip::<F>(80), TCP, &[local(b)]);
-    let both = [local(b), local(other)];
-    bed.cluster_ip(at::<F>(96, 2, 80), TCP, &both);
-    syn(&mut bed, c);
-    let mut refused = 0;
-    for _ in 0..40 {
-        let second = Datagram::<F>::tcp(c, at::<F>(96, 2, 80), SYN);
-        let outcome = bed.run(POD_IN, &second.bytes());
-        if outcome.bytes == second.bytes() {
-            refused += 1;
-            continue;
-        }
-        assert_eq!(outcome.bytes, second.clone().to(other).bytes());
-        break;
+    let (c, b) = (outside::<F>(40_000), far::<F>(8080));
+    let frontends = [node::<F>(30_080), node::<F>(30_081)];
+    for v in frontends {
+        bed.node_port(v.port.get(), TCP, &[remote(b)]);
     }
-    // Four choices out of two: one flow in sixteen is refused, and tries again.
-    assert!(refused < 10);
+    let mut sources = Vec::new();
+    for flags in [SYN, ACK] {
+        for v in frontends {
+            let to = Datagram::<F>::tcp(c, v, flags);
+            let known = alias(&mut bed, UP_IN, &to, b);
+            assert_eq!(known == c, v == frontends[0]);
+            let out = bed.run(UP_OUT, &to.clone().from(known).to(b).bytes());
+            let s = node::<F>(ports::<F>(&out.bytes).0.get());
+            same::<F>(&to.from(s).to(b).bytes(), &out.bytes);
+            let back = Datagram::<F>::tcp(b, s, SYN | ACK);
+            bed.becomes(UP_IN, &back.bytes(), &back.clone().to(known).bytes());
+            let back = back.to(known);
+            bed.becomes(UP_OUT, &back.bytes(), &back.clone().from(v).to(c).bytes());
+            sources.push(s);
+        }
+    }
+    assert_ne!(sources[0], sources[1]);
+    assert_eq!(sources[..2], sources[2..]);
+    assert_eq!(bed.rows(), (0, 8));
+}
+
+/// The second flow's fragments, and errors about it, tell what each side knows.
+fn an_alias_holds_for_fragments_and_errors<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let (c, b) = (client::<F>(40_000), near::<F>(5353));
+    let (first, second) = (vip::<F>(53), second::<F>());
+    bed.cluster_ip(first, UDP, &[local(b)]);
+    bed.cluster_ip(second, UDP, &[local(b)]);
+    bed.run(POD_IN, &Datagram::<F>::udp(c, first).bytes());
+    let long = Datagram::<F>::udp(c, second).with_payload(&[7; 200]);
+    let known = alias(&mut bed, POD_IN, &Datagram::<F>::udp(c, second), b);
+    let pieces = long.fragments(64).into_iter().zip(long.clone().from(known).to(b).fragments(64));
+    for (piece, expected) in pieces {
+        bed.becomes(POD_IN, &piece, &expected);
+    }
+    let kind = if F::V6 { [1, 4] } else { [3, 3] };
+    let error = |from: At<F>, to: At<F>, about: &Datagram<F>| {
+        icmp::<F>(from.addr, to.addr, kind, [0; 4], &about.bytes()).bytes()
+    };
+    let question = Datagram::<F>::udp(known, b).with_payload(b"question");
+    let asked = question.clone().from(c).to(second);
+    bed.becomes(POD_OUT, &error(b, known, &question), &error(second, c, &asked));
+    let answer = Datagram::<F>::udp(second, c).with_payload(b"answer");
+    let given = answer.clone().from(b).to(known);
+    bed.becomes(POD_IN, &error(c, second, &answer), &error(known, b, &given));
+}
+
+fn a_client_without_a_free_port_is_refused<F: Side>() {
+    let mut bed = web::<F>(Sizes { pending: 1 << 14, ..Sizes::default() });
+    bed.cluster_ip(second::<F>(), TCP, &[local(near::<F>(8080))]);
+    for port in (61_000..=u16::MAX).chain([40_000]) {
+        syn(&mut bed, client::<F>(port));
+    }
+    let to = Datagram::<F>::tcp(client::<F>(40_000), second::<F>(), SYN);
+    bed.drops(POD_IN, &to.bytes(), Reason::TupleInUse);
 }
 
 fn a_tuple_is_free_again_once_its_flow_is_over<F: Side>() {
     let mut bed = web::<F>(Sizes::default());
-    let (c, b, second) = (client::<F>(40_000), near::<F>(8080), at::<F>(96, 2, 80));
-    bed.cluster_ip(second, TCP, &[local(b)]);
+    let (c, b) = (client::<F>(40_000), near::<F>(8080));
+    bed.cluster_ip(second::<F>(), TCP, &[local(b)]);
     handshake(&mut bed, c);
-    let to = Datagram::<F>::tcp(c, second, SYN);
-    bed.drops(POD_IN, &to.bytes(), Reason::TupleInUse);
     bed.run(POD_IN, &Datagram::<F>::tcp(c, vip::<F>(80), FIN | ACK).bytes());
-    bed.drops(POD_IN, &to.bytes(), Reason::TupleInUse);
     bed.run(POD_OUT, &Datagram::<F>::tcp(b, c, FIN | ACK).bytes());
+    let to = Datagram::<F>::tcp(c, second::<F>(), SYN);
     bed.becomes(POD_IN, &to.bytes(), &to.clone().to(b).bytes());
     assert_eq!(bed.rows(), (2, 0), "nothing is left of the first flow");
 }

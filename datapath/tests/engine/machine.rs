@@ -5,7 +5,7 @@ use datapath::{
     counter::{Hook, Reason, drop_index},
     device::Device,
     egress::egress,
-    flow::FlowKey,
+    flow::{Flow, FlowKey},
     frontend::{AddressUse, Frontend, FrontendKey},
     host::{buffer::Buffer, frame::Sample, memory::Memory},
     ingress::ingress,
@@ -148,6 +148,11 @@ impl<F: Side, const OVERLAY: bool> Machine<F, OVERLAY> {
             Store::Answered => self.memory.flows.iter().map(|(k, v)| (*k, *v)).collect(),
             Store::Pending => self.memory.pending.iter().map(|(k, v)| (*k, *v)).collect(),
         }
+    }
+
+    /// Writes a row of `FLOWS`.
+    pub(crate) fn put_flow(&mut self, key: FlowKey<F::Address>, row: Flow<F::Address>) {
+        self.memory.flows.insert(key, row);
     }
 
     pub(crate) fn remove_row(&mut self, store: Store, key: &FlowKey<F::Address>) {

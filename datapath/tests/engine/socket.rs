@@ -27,6 +27,7 @@ both! {
     a_socket_that_is_forgotten_sends_where_it_did,
     one_backend_by_two_frontends_is_the_last_that_was_meant,
     a_pods_datagram_socket_with_a_peer_is_left_to_the_packet_path,
+    a_pods_connection_that_may_have_to_be_reset_is_left_to_the_packet_path,
 }
 
 fn a_frontend_becomes_a_backend<F: Side>() {
@@ -169,6 +170,22 @@ fn a_pods_datagram_socket_with_a_peer_is_left_to_the_packet_path<F: Side>() {
             let sent = connect::send::<F, _>(memory, vip::<F>(80), 1, &caller);
             let has_peer = caller == Process::PodWithPeer;
             assert_eq!(is_left(sent), has_peer && sees_pods == 1, "{caller:?}");
+        }
+    }
+}
+
+/// The agent cannot end them in their sockets.
+fn a_pods_connection_that_may_have_to_be_reset_is_left_to_the_packet_path<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    bed.cluster_ip(vip::<F>(80), TCP, &[local(near::<F>(1))]);
+    let memory = &mut bed.machine.memory;
+    for (resets_tcp, sees_pods) in [(0, 1), (1, 0), (1, 1)] {
+        memory.settings.resets_tcp = resets_tcp;
+        memory.settings.sees_pods = sees_pods;
+        for (caller, is_pods) in [(Process::Node, false), (Process::Pod, true)] {
+            let call = connect::connect::<F, _>(memory, vip::<F>(80), TCP, &caller);
+            let is_left = is_pods && resets_tcp == 1 && sees_pods == 1;
+            assert_eq!(call == Call::Pass, is_left, "{caller:?}");
         }
     }
 }

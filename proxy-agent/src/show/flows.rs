@@ -12,7 +12,7 @@ use agent_kit::{
     table::{MapTable, Table},
 };
 use datapath::{
-    address::{Address, Ipv4, Ipv6, protocol},
+    address::{Address, Be16, Ipv4, Ipv6, protocol},
     flow::{Flow, FlowKey, Parties, Place, TICK_NS, flow_flags, is_closed, role, seen, timeout},
     header::has_handshake,
     service::ServiceName,
@@ -27,7 +27,7 @@ pub struct ShownFlow {
     pub client: SocketAddr,
     pub frontend: SocketAddr,
     pub backend: SocketAddr,
-    /// What the backend sees as the client, if masqueraded.
+    /// What the backend sees as the client, if that is not the client itself.
     pub source: Option<SocketAddr>,
     pub service: String,
     pub state: &'static str,
@@ -87,7 +87,9 @@ where
             frontend: socket(parties.frontend),
             backend: socket(parties.backend),
             source: (row.flags & flow_flags::MASQUERADE != 0 && parties.source.port.get() != 0)
-                .then(|| socket(parties.source)),
+                .then_some(parties.source)
+                .or_else(|| (parties.alias != Be16::ZERO).then(|| parties.alias()))
+                .map(socket),
             service: names.get(&row.service).cloned().unwrap_or_default(),
             state: state(key.proto, row.seen, reply.seen),
             age_seconds: u64::from(now.saturating_sub(row.since)) * TICK_NS / 1_000_000_000,

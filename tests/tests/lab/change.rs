@@ -1,6 +1,6 @@
 //! A Service's backends change: what is established stays, what is new follows.
 
-use std::{thread::sleep, time::Duration};
+use std::{net::SocketAddr, thread::sleep, time::Duration};
 
 use lab::{
     agent::SocketLb,
@@ -8,8 +8,8 @@ use lab::{
 };
 
 use crate::{
-    cluster::{Cluster, eventually, ok},
-    service::{FAMILIES, Target, expose},
+    cluster::{Cluster, Plan, eventually, ok},
+    service::{FAMILIES, Target, expose, name},
 };
 
 both! {
@@ -19,6 +19,7 @@ both! {
     endpoints_come_and_go,
     udp_follows_when_its_backend_goes,
     udp_that_began_without_endpoints_finds_them,
+    connections_are_reset_by_option_when_their_endpoint_goes,
 }
 
 /// Where a load goes: both families, TCP and UDP.
@@ -188,4 +189,73 @@ fn udp_that_began_without_endpoints_finds_them(mode: SocketLb) {
         assert_eq!(load.errors.contains_key("ECONNREFUSED"), is_told, "{from}: {load:?}");
         assert!(load.udp_missing < load.udp_sent, "{from} is never answered: {load:?}");
     }
+}
+
+/// Connections that stay open for each address; both families have some.
+const LASTING: u64 = 8;
+
+/// By option a connection ends with its endpoint: the packet path resets it when somebody next says
+/// something, and sockets of the node's own processes end at once. Who terminates is let finish, and
+/// what leads to the same pod by another Service goes on.
+fn connections_are_reset_by_option_when_their_endpoint_goes(mode: SocketLb) {
+    let pods = ["pod2a", "pod2b"];
+    let cluster = Plan::new(mode)
+        .extra(&["--tcp-on-removed-endpoint=reset"])
+        .up(&[expose(10, &pods), expose(11, &["pod2a"])]);
+    let load = |from, target| {
+        let arguments = load_arguments(&cluster, target);
+        let tcp = arguments.iter().map(String::as_str).filter(|to| to.starts_with("--tcp"));
+        let flags = ["--rate=1", "--lasting=8", "--requests=20"];
+        let arguments: Vec<&str> = tcp.chain(flags).collect();
+        (from, ok(peer::load(&cluster.place(from), &arguments)))
+    };
+    let loads = [
+        load("pod1a", Target::ClusterIp(10)),
+        load("client", Target::NodePort("node1", 10)),
+        load("node1", Target::ClusterIp(10)),
+    ];
+    let others = [load("pod1a", Target::ClusterIp(11)), load("node1", Target::ClusterIp(11))];
+    let connected = |pod: &str| {
+        let count = ok(cluster.lab.shell(pod, "ss -Htn state established | wc -l"));
+        count.trim().parse::<u64>().unwrap_or_default()
+    };
+    eventually("the load is under way", || {
+        (connected("pod2a") + connected("pod2b") >= 5 * 2 * LASTING).then_some(())
+    });
+    let draining = cluster.draining(&expose(10, &pods), "pod2a");
+    ok(cluster.lab.publish(&expose(10, &pods).file(), &draining));
+    cluster.wait_programmed(&expose(10, &["pod2b"]));
+    sleep(Duration::from_secs(1));
+    // Its connections are counted where they end: at the clients.
+    let flows = |state: &str| {
+        let shown = cluster.show(&["flows"]);
+        let service = format!("{}:tcp", name(10));
+        let of_pod = |flow: &&serde_json::Value| {
+            let pod = ok(cluster.lab.addresses("pod2a")).both();
+            let backend = flow["backend"].as_str().and_then(|text| text.parse().ok());
+            flow["service"].as_str().is_some_and(|name| name.ends_with(&service))
+                && flow["state"] == state
+                && backend.is_some_and(|backend: SocketAddr| pod.contains(&backend.ip()))
+        };
+        shown.as_array().into_iter().flatten().filter(of_pod).count()
+    };
+    assert!(flows("established") > 0, "{:?}", cluster.show(&["flows"]));
+    assert_eq!(flows("reset"), 0, "who terminates drains");
+    cluster.publish(&expose(10, &["pod2b"]));
+    sleep(Duration::from_secs(2));
+    assert_eq!(flows("established"), 0, "{:?}", cluster.show(&["flows"]));
+    for (from, load) in loads {
+        let load = ok(load.stop());
+        // The other half stays with the other pod.
+        let name = if from == "node1" { "ECONNABORTED" } else { "ECONNRESET" };
+        let ended = load.errors.get(name).copied().unwrap_or_default();
+        assert!(ended > 0 && ended < 2 * LASTING, "{from}: {load:?}");
+        assert_eq!(load.failed, ended, "{from}: {load:?}");
+    }
+    for (from, load) in others {
+        let load = ok(load.stop());
+        assert!(load.requests > 0, "{from}: {load:?}");
+        assert_eq!(load.failed, 0, "{from}: {load:?}");
+    }
+    assert!(cluster.metric("millrace_drops_total", &[("reason", "endpoint_gone")]) > 0.0);
 }

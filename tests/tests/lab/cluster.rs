@@ -160,6 +160,20 @@ impl Cluster {
         self.wait_programmed(service);
     }
 
+    /// A Service's documents with one of its pods terminating.
+    pub(crate) fn draining(&self, service: &Exposed, pod: &str) -> Vec<Value> {
+        let addresses = ok(self.lab.addresses(pod)).both().map(|address| address.to_string());
+        let mut documents = service.documents(&self.lab);
+        let lists = documents.iter_mut().filter_map(|document| document.get_mut("endpoints"));
+        for endpoint in lists.filter_map(Value::as_array_mut).flatten() {
+            if addresses.iter().any(|address| endpoint["addresses"][0] == *address) {
+                endpoint["conditions"] =
+                    serde_json::json!({"ready": false, "serving": true, "terminating": true});
+            }
+        }
+        documents
+    }
+
     /// Takes a Service's file away and waits until the Service is gone.
     pub(crate) fn withdraw(&self, service: &Exposed) {
         ok(self.lab.withdraw(&service.file()));

@@ -1,7 +1,10 @@
 //! Cluster IPs from pods, nodes and their own backends.
 
 use lab::address;
-use lab::agent::SocketLb;
+use lab::{
+    agent::SocketLb,
+    peer::{Protocol, Question},
+};
 
 use crate::{
     cluster::Cluster,
@@ -9,6 +12,7 @@ use crate::{
 };
 
 both! {
+    one_port_asks_two_services_of_one_pod,
     pod_reaches_cluster_ip_on_other_node,
     pod_reaches_cluster_ip_on_same_node_and_bridge,
     pod_reaches_itself_through_its_service,
@@ -84,4 +88,35 @@ fn every_backend_gets_its_share(mode: SocketLb) {
             assert!(pods.iter().all(|pod| shares.get(*pod) > Some(&55)), "{from}: {shares:?}");
         }
     }
+}
+
+/// The flows of UDP live at the same time, since neither is over before its timeout. From the second
+/// on, the pod sees another port of the same client.
+fn one_port_asks_two_services_of_one_pod(mode: SocketLb) {
+    const PORT: u16 = 40_123;
+    let services = [expose(10, &["pod2a"]), expose(11, &["pod2a"])];
+    let cluster = Cluster::up(mode, &services);
+    let question = Question { source_port: Some(PORT), ..Question::default() };
+    for (from, targets) in [
+        ("pod1a", [Target::ClusterIp(10), Target::ClusterIp(11)]),
+        ("client", [Target::NodePort("node2", 10), Target::NodePort("node2", 11)]),
+    ] {
+        for family in FAMILIES {
+            let source = cluster.address(from, family);
+            let mut seen = Vec::new();
+            for target in [targets, targets].concat() {
+                let to = target.address(&cluster.lab, family);
+                let answer = cluster.ask_with(from, Protocol::Udp, to, &question).remove(0);
+                let what = format!("{from} asks {to}: {answer:?}");
+                assert_eq!(answer.name(), Some("pod2a"), "{what}");
+                assert_eq!(answer.from.or(answer.peer), Some(to), "{what}");
+                let client = answer.source().unwrap_or_else(|| panic!("{what}"));
+                assert_eq!(client.ip(), source, "{what}");
+                seen.push(client.port());
+            }
+            assert_eq!((seen[0], seen[0]), (PORT, seen[2]), "{from}: {seen:?}");
+            assert!(seen[1] >= 61_000 && seen[1] == seen[3], "{from}: {seen:?}");
+        }
+    }
+    assert_eq!(cluster.metric("millrace_drops_total", &[("reason", "tuple_in_use")]).to_bits(), 0);
 }

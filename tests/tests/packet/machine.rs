@@ -230,6 +230,11 @@ impl<F: Side> Node<F> {
         rows.into_iter().map(|(Row(key), Row(value))| (key, value)).collect()
     }
 
+    /// Writes a row of `FLOWS`.
+    pub(crate) fn put_flow(&mut self, key: FlowKey<F::Address>, row: Flow<F::Address>) {
+        write(&mut self.flows, key, row);
+    }
+
     pub(crate) fn remove_row(&mut self, store: Store, key: &FlowKey<F::Address>) {
         self.table(store).remove(&Row(*key)).expect("a row");
     }

@@ -1,6 +1,7 @@
-//! Which flows of UDP have to end.
+//! Which flows have to end with their endpoint.
 
 use super::*;
+use crate::serving::Ending;
 
 const FRONTEND: &str = "10.0.0.1:53";
 
@@ -20,7 +21,7 @@ fn place(text: &str) -> Place {
 /// Whether a flow to the frontend stays with an endpoint, after what has changed since the last
 /// question.
 fn stays(state: &mut State, endpoint: &str) -> bool {
-    state.take_serving(false).keeps(place(FRONTEND), place(endpoint))
+    state.take_serving(false).keeps(protocol::UDP, place(FRONTEND), place(endpoint))
 }
 
 /// A node's state with a Service of two endpoints, asked once.
@@ -38,10 +39,13 @@ fn flows_leave_an_endpoint_that_is_gone_or_has_another_port() {
     let mut state = settled();
     state.apply(puts(&endpoints("[{addresses: [10.1.0.2]}]")));
     let serving = state.take_serving(false);
-    assert!(!serving.keeps(place(FRONTEND), place("10.1.0.1:53")));
-    assert!(!serving.keeps(place(FRONTEND), place("10.1.0.2:5353")));
-    assert!(serving.keeps(place(FRONTEND), place("10.1.0.2:53")));
-    assert!(serving.keeps(place("10.0.0.9:53"), place("10.1.0.1:53")), "nobody's business");
+    assert!(!serving.keeps(protocol::UDP, place(FRONTEND), place("10.1.0.1:53")));
+    assert!(!serving.keeps(protocol::UDP, place(FRONTEND), place("10.1.0.2:5353")));
+    assert!(serving.keeps(protocol::UDP, place(FRONTEND), place("10.1.0.2:53")));
+    assert!(
+        serving.keeps(protocol::UDP, place("10.0.0.9:53"), place("10.1.0.1:53")),
+        "nobody's business"
+    );
 }
 
 #[test]
@@ -78,8 +82,11 @@ fn without_endpoints_and_without_its_service_a_flow_ends() {
 fn after_a_restart_all_flows_are_looked_at() {
     let mut state = settled();
     let serving = state.take_serving(true);
-    assert!(serving.keeps(place(FRONTEND), place("10.1.0.1:53")));
-    assert!(!serving.keeps(place("10.0.0.9:53"), place("10.1.0.1:53")), "no Service has it");
+    assert!(serving.keeps(protocol::UDP, place(FRONTEND), place("10.1.0.1:53")));
+    assert!(
+        !serving.keeps(protocol::UDP, place("10.0.0.9:53"), place("10.1.0.1:53")),
+        "no Service has it"
+    );
 }
 
 #[test]
@@ -92,8 +99,8 @@ fn endpoints_of_which_nothing_can_be_read_serve() {
     next.doubt(&[crate::doubt::Doubt { document: "broken.yaml".into(), object: None }].into());
     next.adopt(last.desired().clone());
     let serving = next.take_serving(true);
-    assert!(serving.keeps(place(FRONTEND), place("10.1.0.1:53")));
-    assert!(!serving.keeps(place(FRONTEND), place("10.1.0.2:53")));
+    assert!(serving.keeps(protocol::UDP, place(FRONTEND), place("10.1.0.1:53")));
+    assert!(!serving.keeps(protocol::UDP, place(FRONTEND), place("10.1.0.2:53")));
 }
 
 #[test]
@@ -102,4 +109,62 @@ fn tcp_is_left_alone() {
     state.apply(puts(&service("web", "{clusterIP: 10.0.0.2, ports: [{port: 80}]}")));
     state.apply(puts(&slice("web", "web", "[{addresses: [10.1.0.1]}]")));
     assert!(state.take_serving(false).is_empty());
+}
+
+/// The state of a node that ends connections too, with a Service of TCP and UDP at one port.
+fn resetting() -> State {
+    let mut state = State::new(NodeFacts { ending: Ending::UdpAndTcp, ..facts() });
+    let ports = "[{name: t, port: 53}, {name: u, port: 53, protocol: UDP}]";
+    state.apply(puts(&service("dns", &format!("{{clusterIP: 10.0.0.1, ports: {ports}}}"))));
+    state.apply(puts(&both("[{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]")));
+    state.take_serving(true);
+    state
+}
+
+fn both(endpoints: &str) -> String {
+    let ports = "{name: t, port: 53}, {name: u, port: 53, protocol: UDP}";
+    slice("dns", "dns", endpoints).replace("{port: 8080}", ports)
+}
+
+/// Whether flows of TCP and of UDP stay with an endpoint.
+fn stay(state: &mut State, endpoint: &str) -> [bool; 2] {
+    let serving = state.take_serving(false);
+    [protocol::TCP, protocol::UDP]
+        .map(|proto| serving.keeps(proto, place(FRONTEND), place(endpoint)))
+}
+
+#[test]
+fn connections_stay_until_their_endpoint_is_gone() {
+    let mut state = resetting();
+    for (conditions, udp_stays) in [
+        ("{ready: false, serving: true, terminating: true}", true),
+        ("{ready: false, serving: false, terminating: true}", false),
+        ("{ready: false, serving: false, terminating: false}", false),
+    ] {
+        let first = format!("{{addresses: [10.1.0.1], conditions: {conditions}}}");
+        state.apply(puts(&both(&format!("[{first}, {{addresses: [10.1.0.2]}}]"))));
+        assert_eq!(stay(&mut state, "10.1.0.1:53"), [true, udp_stays], "{conditions}");
+    }
+    state.apply(puts(&both("[{addresses: [10.1.0.2]}]")));
+    let serving = state.take_serving(false);
+    assert!(!serving.keeps(protocol::TCP, place(FRONTEND), place("10.1.0.1:53")));
+    assert!(serving.keeps(protocol::TCP, place(FRONTEND), place("10.1.0.2:53")));
+    assert!(serving.keeps(protocol::TCP, place("10.0.0.9:53"), place("10.1.0.1:53")));
+}
+
+#[test]
+fn connections_end_with_their_service_and_associations_do_not() {
+    let mut state = resetting();
+    let serving = state.take_serving(true);
+    assert!(!serving.keeps(protocol::TCP, place("10.0.0.9:53"), place("10.1.0.1:53")));
+    assert!(serving.keeps(protocol::SCTP, place("10.0.0.9:53"), place("10.1.0.1:53")));
+    let ports = "[{name: u, port: 53, protocol: UDP}]";
+    state.apply(puts(&service("dns", &format!("{{clusterIP: 10.0.0.1, ports: {ports}}}"))));
+    assert_eq!(stay(&mut state, "10.1.0.1:53"), [false, true], "only UDP is spoken there now");
+}
+
+#[test]
+fn without_the_option_connections_are_kept_whatever_is_known_of_them() {
+    let serving = settled().take_serving(true);
+    assert!(serving.keeps(protocol::TCP, place(FRONTEND), place("10.1.0.1:53")));
 }
