@@ -28,6 +28,9 @@ use crate::{
 /// Where API server and controllers are.
 const CENTRE: &str = "fabric";
 
+/// A table of routes that no forwarded packet is looked up in.
+const OWN_ROUTES: u32 = 100;
+
 /// How long a node, a pod or a rollout may take, on however busy a machine.
 pub const PATIENCE: Duration = Duration::from_mins(5);
 
@@ -75,7 +78,20 @@ impl Kubernetes {
         for name in &names {
             cluster.wait(&format!("a podCIDR of {name}"), || cluster.pod_cidr(name).ok())?;
         }
+        cluster.route_to_pods()?;
         Ok(cluster)
+    }
+
+    /// The API server hands requests on to pods. What nodes send by way of the fabric goes nowhere: to
+    /// join their pods is an overlay's work, which nobody shall do in its place.
+    fn route_to_pods(&self) -> Result<()> {
+        let centre = self.centre()?;
+        // What comes from no device is the place's own.
+        centre.shell(&format!("ip rule add iif lo lookup {OWN_ROUTES}"))?;
+        self.machines.iter().try_for_each(|machine| {
+            let (cidr, node) = (self.pod_cidr(machine.name())?, machine.place().addresses.v4);
+            centre.shell(&format!("ip route add {cidr} via {node} table {OWN_ROUTES}")).map(drop)
+        })
     }
 
     /// The network that the node's pods shall be in.

@@ -4,6 +4,9 @@
 //! An image for each agent, so that a node pulls only what it runs, and `flannel-agent` can be
 //! replaced while `proxy-agent` stays.
 
+mod e2e;
+mod files;
+mod installed;
 mod layout;
 
 use std::{
@@ -87,17 +90,19 @@ pub(crate) fn build_pods(machine: &Machine, peers: &Path) -> Result<PathBuf> {
                 let path = directory.join(name);
                 let program =
                     fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                Ok(Image {
-                    name,
-                    reference: format!("{REPOSITORY}/{name}:{}", env!("CARGO_PKG_VERSION")),
-                    arguments,
-                    labels: BTreeMap::new(),
-                    programs: [(architecture, program)].into(),
-                })
+                let reference = format!("{REPOSITORY}/{name}:{}", env!("CARGO_PKG_VERSION"));
+                let programs = [(architecture, program)].into();
+                Ok(Image { arguments, ..Image::of_program(name, reference, programs) })
             });
     let archive = machine.target().join("image/pods.tar");
     write(&images.collect::<Result<Vec<_>>>()?, &archive)?;
     Ok(archive)
+}
+
+/// Makes images of what runs in the pods of Kubernetes' end-to-end tests, for this processor.
+pub(crate) fn build_e2e(machine: &Machine, peers: &Path) -> Result<()> {
+    let images = e2e::images(peers, &machine.dist().join("lab-peer"))?;
+    write(&images, &machine.target().join("image/e2e.tar"))
 }
 
 fn write(images: &[Image], archive: &Path) -> Result<()> {
@@ -107,7 +112,7 @@ fn write(images: &[Image], archive: &Path) -> Result<()> {
     layout::write(images, BufWriter::new(file))?;
     fs::rename(&fresh, archive)?;
     for image in images {
-        let processors: Vec<&str> = image.programs.keys().copied().collect();
+        let processors: Vec<&str> = image.layers.keys().copied().collect();
         eprintln!("{} ({})", image.reference, processors.join(", "));
     }
     eprintln!("{}: {} bytes", archive.display(), fs::metadata(archive)?.len());
@@ -134,15 +139,13 @@ fn image(agent: &'static str, architectures: &[Architecture], directory: &Path) 
         let program = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok((name, program))
     });
+    let reference = format!("{REPOSITORY}/{agent}:{version}");
     Ok(Image {
-        name: agent,
-        reference: format!("{REPOSITORY}/{agent}:{version}"),
-        arguments: &[],
         labels: labels
             .into_iter()
             .map(|(name, value)| (format!("org.opencontainers.image.{name}"), value.to_owned()))
             .collect(),
-        programs: programs.collect::<Result<BTreeMap<_, _>>>()?,
+        ..Image::of_program(agent, reference, programs.collect::<Result<BTreeMap<_, _>>>()?)
     })
 }
 

@@ -13,6 +13,7 @@ use crate::{command, go, machine::Machine};
 /// A program of another project.
 #[derive(Debug)]
 struct Peer {
+    /// `NAME.test` is the tests of a package, as `go test -c` calls its output itself.
     name: &'static str,
     why: &'static str,
     /// The directory below `xtask/peers` whose `go.mod` and `go.sum` pin it.
@@ -176,7 +177,39 @@ const PEERS: &[Peer] = &[
         has_c: false,
         variables: &[("github.com/coredns/coredns/coremain.GitCommit", "v1.12.4")],
     },
+    Peer {
+        name: "e2e.test",
+        why: "is Kubernetes' own end-to-end tests",
+        module: "kubernetes",
+        package: "k8s.io/kubernetes/test/e2e",
+        version: "v1.35.4",
+        has_c: false,
+        variables: KUBERNETES,
+    },
+    Peer {
+        name: "agnhost",
+        why: "is what pods of the end-to-end tests run",
+        module: "kubernetes",
+        package: "k8s.io/kubernetes/test/images/agnhost",
+        version: "v1.35.4",
+        has_c: false,
+        variables: KUBERNETES,
+    },
+    Peer {
+        name: "ginkgo",
+        why: "runs several of the end-to-end tests at once",
+        module: "kubernetes",
+        package: "github.com/onsi/ginkgo/v2/ginkgo",
+        // Whatever Kubernetes itself is tested with.
+        version: "v2.27.2",
+        has_c: false,
+        variables: &[],
+    },
 ];
+
+/// Files of a peer's own package that it is used with, which are put beside it.
+const FILES: &[(&str, &str)] =
+    &[("agnhost", "porter/localhost.crt"), ("agnhost", "porter/localhost.key")];
 
 /// Builds those named that are not there yet; returns the directory of the binaries.
 pub(crate) fn provide(machine: &Machine, names: &[&str]) -> Result<PathBuf> {
@@ -214,7 +247,9 @@ impl Peer {
         let fresh = directory.join(format!("{}.new", self.name));
         fs::create_dir_all(fresh.parent().unwrap_or(directory))?;
         let mut build = go::command_of(&go);
-        build.current_dir(&module).args(["build", "-trimpath", "-ldflags", &self.linker()]);
+        build.current_dir(&module);
+        build.args(if self.is_test() { &["test", "-c"][..] } else { &["build"] });
+        build.args(["-trimpath", "-ldflags", &self.linker()]);
         build.arg("-o").arg(&fresh).arg(self.package);
         build.env("CGO_ENABLED", if self.has_c { "1" } else { "0" });
         if machine.offline {
@@ -229,9 +264,35 @@ impl Peer {
             }
             return Err(err);
         }
+        self.copy_files(&go, &module, directory)?;
         fs::rename(&fresh, &binary)?;
         fs::write(stamp, recipe)?;
         eprintln!("target/peers/{}", self.name);
+        Ok(())
+    }
+
+    fn is_test(&self) -> bool {
+        Path::new(self.name).extension().is_some_and(|extension| extension == "test")
+    }
+
+    fn files(&self) -> impl Iterator<Item = &'static str> {
+        FILES.iter().filter(|(peer, _)| *peer == self.name).map(|(_, file)| *file)
+    }
+
+    fn copy_files(&self, go: &Path, module: &Path, directory: &Path) -> Result<()> {
+        let mut files = self.files().peekable();
+        if files.peek().is_none() {
+            return Ok(());
+        }
+        let mut list = go::command_of(go);
+        list.current_dir(module).args(["list", "-f", "{{.Dir}}", self.package]);
+        let package = PathBuf::from(command::read(&mut list)?.trim());
+        for file in files {
+            let file = package.join(file);
+            let text =
+                fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            fs::write(directory.join(file.file_name().unwrap_or_default()), text)?;
+        }
         Ok(())
     }
 
@@ -247,7 +308,9 @@ impl Peer {
     /// All that decides what comes of the build, but for Go itself: `go.mod` names the version
     /// of every module, `go.sum` only their hashes.
     fn recipe(&self, module: &str) -> String {
-        format!("{}\n{}\n{module}", self.package, self.linker())
+        let tests = if self.is_test() { "tests of " } else { "" };
+        let files = self.files().fold(String::new(), |text, file| text + "with " + file + "\n");
+        format!("{tests}{}\n{}\n{files}{module}", self.package, self.linker())
     }
 }
 
@@ -269,7 +332,8 @@ mod tests {
             };
             assert!(module.lines().any(pins), "{}", peer.name);
             assert!(module.contains(peer.package), "{}: no tool line keeps it", peer.name);
-            assert!(peer.linker().contains(&format!("={}", peer.version)), "{}", peer.name);
+            let told = peer.linker().contains(&format!("={}", peer.version));
+            assert!(told || peer.variables.is_empty(), "{}", peer.name);
         }
     }
 

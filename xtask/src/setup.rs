@@ -119,6 +119,20 @@ pub(crate) fn kubelet() -> Vec<Need> {
     ]
 }
 
+/// For Kubernetes' end-to-end tests: what their pods run, taken from this machine into an image.
+pub(crate) fn e2e() -> Vec<Need> {
+    const WHY: &str = "is run by pods of Kubernetes' end-to-end tests";
+    vec![
+        Need::program("bash", WHY, &["bash"]),
+        Need::program("busybox", WHY, &["busybox-static"]),
+        Need::program("curl", WHY, &["curl"]),
+        Need::program("dig", WHY, &["bind9-dnsutils"]),
+        Need::program("getent", WHY, &["libc-bin"]),
+        Need::program("nc.openbsd", WHY, &["netcat-openbsd"]),
+        Need::program("ldd", "tells which libraries such programs load", &["libc-bin"]),
+    ]
+}
+
 /// For older kernels: the machine that boots them.
 pub(crate) fn kernels() -> Vec<Need> {
     vec![

@@ -105,7 +105,9 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
             image::build(machine, &PROCESSORS, None)?;
         }
         if no_kubelet.is_none() {
-            image::build_pods(machine, &peers::provide(machine, &["coredns"])?)?;
+            let peers = peers::provide(machine, &["coredns", "agnhost"])?;
+            image::build_pods(machine, &peers)?;
+            image::build_e2e(machine, &peers)?;
         }
     }
     let environment =
@@ -136,7 +138,8 @@ fn absent_tool(machine: &Machine) -> Option<String> {
 
 /// Why no kubelet can run pods here, if none can.
 fn absent_runtime(machine: &Machine) -> Option<String> {
-    if let Err(err) = machine.provide(&setup::kubelet()) {
+    let needs = setup::kubelet().into_iter().chain(setup::e2e()).collect::<Vec<_>>();
+    if let Err(err) = machine.provide(&needs) {
         return Some(format!("{err:#}"));
     }
     // Tried and not guessed: within a container, one or the other may be forbidden.

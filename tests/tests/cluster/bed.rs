@@ -1,6 +1,6 @@
 //! A cluster with both agents deployed, and pods whose servers say who they are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lab::{containerd::archive, kubernetes::Kubernetes};
 use serde_json::{Value, json};
@@ -15,10 +15,13 @@ const DNS: &str = "localhost/millrace/coredns:0.1.0";
 pub(crate) const AGENTS: [(&str, &str); 2] =
     [("kube-flannel", "flannel-agent"), ("kube-system", "proxy-agent")];
 
-/// Two nodes with both agents as an administrator installs them in a new cluster, and ready.
-pub(crate) fn deployed() -> Kubernetes {
-    let archives = [archive("millrace.tar"), archive("pods.tar")];
-    let cluster = ok(Kubernetes::up(2, &archives.each_ref().map(PathBuf::as_path), PEER));
+/// Nodes with both agents as an administrator installs them in a new cluster, and ready. `further`
+/// are archives of images beside those of the agents and of [`PEER`].
+pub(crate) fn deployed(nodes: u8, further: &[&str]) -> Kubernetes {
+    let names = ["millrace.tar", "pods.tar"].iter().chain(further);
+    let archives: Vec<PathBuf> = names.map(|name| archive(name)).collect();
+    let archives: Vec<&Path> = archives.iter().map(PathBuf::as_path).collect();
+    let cluster = ok(Kubernetes::up(nodes, &archives, PEER));
     let is_old = cluster
         .machines
         .iter()

@@ -24,7 +24,7 @@ const ASKED: u32 = 21;
 
 #[test]
 fn they_carry_all_traffic_and_are_updated_without_loss() {
-    let cluster = bed::deployed();
+    let cluster = bed::deployed(2, &[]);
     ok(cluster.apply(&[bed::dns(), bed::servers(NAME, NODE_PORT).into()].concat()));
     ok(cluster.rolled_out("default", &format!("daemonset/{NAME}")));
     ok(cluster.rolled_out("kube-system", "deployment/coredns"));

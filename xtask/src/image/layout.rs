@@ -1,6 +1,5 @@
 //! An OCI image layout (image-spec v1.1, image-layout.md) in a tar archive, and nothing else of
-//! it than programs need. The same programs make the same bytes: no time, no owner and no order
-//! of a file system is in it.
+//! it than programs need. The same programs make the same bytes.
 
 use std::{
     collections::BTreeMap,
@@ -11,29 +10,30 @@ use std::{
 use flate2::{Compression, GzBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tar::{EntryType, Header};
+
+use super::files::{Files, PROGRAMS, directory, file};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// Where an image has its program, so that `PATH` leads there.
-const DIRECTORY: &str = "usr/local/bin";
-
-/// An image of one static program, for one or more processors.
+/// An image, for one or more processors.
 #[derive(Debug)]
 pub(crate) struct Image {
-    /// Of the program, and the last part of the image's own name.
-    pub(crate) name: &'static str,
     /// `REPOSITORY/NAME:TAG`.
     pub(crate) reference: String,
+    /// The path of the program that it runs.
+    pub(crate) entrypoint: String,
+    /// Where programs that are named without a path are looked for.
+    pub(crate) path: String,
     /// What the program is told if whoever runs it says nothing.
     pub(crate) arguments: &'static [&'static str],
     /// `org.opencontainers.image.*`.
     pub(crate) labels: BTreeMap<String, String>,
-    /// The program by processor, as the OCI image specification calls that.
-    pub(crate) programs: BTreeMap<&'static str, Vec<u8>>,
+    /// The layers of the file system, the lowest first, by processor, as the OCI image specification
+    /// calls that.
+    pub(crate) layers: BTreeMap<&'static str, Vec<Files>>,
 }
 
 /// Writes images into one archive.
@@ -50,20 +50,39 @@ pub(crate) fn write(images: &[Image], archive: impl Write) -> io::Result<()> {
         json!({"imageLayoutVersion": "1.0.0"}).to_string().as_bytes(),
     )?;
     file(&mut tar, "index.json", 0o644, index.to_string().as_bytes())?;
-    directory(&mut tar, "blobs")?;
-    directory(&mut tar, "blobs/sha256")?;
-    for (digest, bytes) in &blobs.0 {
+    directory(&mut tar, "blobs", 0o755)?;
+    directory(&mut tar, "blobs/sha256", 0o755)?;
+    for (digest, bytes) in &blobs.bytes {
         file(&mut tar, &format!("blobs/sha256/{digest}"), 0o644, bytes)?;
     }
     tar.into_inner()?.flush()
 }
 
 impl Image {
+    /// Of one static program, by processor.
+    pub(crate) fn of_program(
+        name: &str,
+        reference: String,
+        programs: BTreeMap<&'static str, Vec<u8>>,
+    ) -> Self {
+        let layers = programs
+            .into_iter()
+            .map(|(architecture, program)| (architecture, vec![Files::of_program(name, program)]));
+        Self {
+            reference,
+            entrypoint: format!("/{PROGRAMS}/{name}"),
+            path: format!("/{PROGRAMS}"),
+            arguments: &[],
+            labels: BTreeMap::new(),
+            layers: layers.collect(),
+        }
+    }
+
     /// Puts the image's blobs aside and returns the descriptor of its index.
     fn index(&self, blobs: &mut Blobs) -> io::Result<Value> {
         let mut manifests = Vec::new();
-        for (architecture, program) in &self.programs {
-            let mut manifest = self.manifest(blobs, architecture, program)?;
+        for (architecture, layers) in &self.layers {
+            let mut manifest = self.manifest(blobs, architecture, layers)?;
             manifest["platform"] = json!({"architecture": architecture, "os": "linux"});
             manifests.push(manifest);
         }
@@ -76,44 +95,41 @@ impl Image {
         Ok(descriptor)
     }
 
-    fn manifest(&self, blobs: &mut Blobs, architecture: &str, program: &[u8]) -> io::Result<Value> {
-        let layer = self.layer(program)?;
+    fn manifest(
+        &self,
+        blobs: &mut Blobs,
+        architecture: &str,
+        layers: &[Files],
+    ) -> io::Result<Value> {
+        let (mut diff_ids, mut descriptors) = (Vec::new(), Vec::new());
+        for files in layers {
+            let (diff_id, descriptor) = blobs.put_layer(&files.layer()?)?;
+            diff_ids.push(diff_id);
+            descriptors.push(descriptor);
+        }
         let mut config = json!({
             "architecture": architecture,
             "os": "linux",
             "config": {
-                "Entrypoint": [format!("/{DIRECTORY}/{}", self.name)],
-                "Env": [format!("PATH=/{DIRECTORY}")],
+                "Entrypoint": [self.entrypoint],
+                "Env": [format!("PATH={}", self.path)],
                 "Labels": self.labels,
                 // What a program may do is for who runs it to say: capabilities are given to root.
                 "User": "0:0",
             },
-            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))]},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
         if !self.arguments.is_empty() {
             config["config"]["Cmd"] = json!(self.arguments);
         }
-        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
-        gzip.write_all(&layer)?;
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": blobs.put_json(CONFIG, &config),
-            "layers": [blobs.put(LAYER, gzip.finish()?)],
+            "layers": descriptors,
             "annotations": self.labels,
         });
         Ok(blobs.put_json(MANIFEST, &manifest))
-    }
-
-    /// The one layer: the program, and the directories above it.
-    fn layer(&self, program: &[u8]) -> io::Result<Vec<u8>> {
-        let mut tar = tar::Builder::new(Vec::new());
-        for (end, _) in DIRECTORY.match_indices('/') {
-            directory(&mut tar, &DIRECTORY[..end])?;
-        }
-        directory(&mut tar, DIRECTORY)?;
-        file(&mut tar, &format!("{DIRECTORY}/{}", self.name), 0o755, program)?;
-        tar.into_inner()
     }
 }
 
@@ -130,7 +146,11 @@ fn digest(bytes: &[u8]) -> String {
 
 /// What is named by its digest, sorted by it.
 #[derive(Default)]
-struct Blobs(BTreeMap<String, Vec<u8>>);
+struct Blobs {
+    bytes: BTreeMap<String, Vec<u8>>,
+    /// Descriptors of layers by the digest of what is in them: images share layers.
+    layers: BTreeMap<String, Value>,
+}
 
 impl Blobs {
     /// Returns the descriptor.
@@ -141,39 +161,26 @@ impl Blobs {
             "digest": format!("sha256:{digest}"),
             "size": bytes.len(),
         });
-        self.0.insert(digest, bytes);
+        self.bytes.insert(digest, bytes);
         descriptor
+    }
+
+    /// Returns the digest of what is in the layer, and the descriptor of the layer.
+    fn put_layer(&mut self, layer: &[u8]) -> io::Result<(String, Value)> {
+        let diff_id = format!("sha256:{}", digest(layer));
+        if let Some(descriptor) = self.layers.get(&diff_id) {
+            return Ok((diff_id, descriptor.clone()));
+        }
+        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+        gzip.write_all(layer)?;
+        let descriptor = self.put(LAYER, gzip.finish()?);
+        self.layers.insert(diff_id.clone(), descriptor.clone());
+        Ok((diff_id, descriptor))
     }
 
     fn put_json(&mut self, media_type: &str, value: &Value) -> Value {
         self.put(media_type, value.to_string().into_bytes())
     }
-}
-
-fn directory(tar: &mut tar::Builder<impl Write>, path: &str) -> io::Result<()> {
-    entry(tar, &format!("{path}/"), EntryType::Directory, 0o755, &[])
-}
-
-fn file(tar: &mut tar::Builder<impl Write>, path: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
-    entry(tar, path, EntryType::Regular, mode, bytes)
-}
-
-/// Of root, made in 1970.
-fn entry(
-    tar: &mut tar::Builder<impl Write>,
-    path: &str,
-    kind: EntryType,
-    mode: u32,
-    bytes: &[u8],
-) -> io::Result<()> {
-    let mut header = Header::new_ustar();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_size(bytes.len() as u64);
-    tar.append_data(&mut header, path, bytes)
 }
 
 #[cfg(test)]
@@ -182,16 +189,14 @@ mod tests {
 
     use super::*;
 
-    type Files = BTreeMap<String, Vec<u8>>;
+    type Bytes = BTreeMap<String, Vec<u8>>;
 
     fn image(name: &'static str) -> Image {
         let programs = ["amd64", "arm64"].map(|arch| (arch, format!("{name} of {arch}").into()));
+        let reference = format!("localhost/millrace/{name}:0");
         Image {
-            name,
-            reference: format!("localhost/millrace/{name}:0"),
-            arguments: &[],
             labels: [("org.opencontainers.image.title".into(), name.into())].into(),
-            programs: programs.into(),
+            ..Image::of_program(name, reference, programs.into())
         }
     }
 
@@ -201,8 +206,8 @@ mod tests {
         archive
     }
 
-    fn files(archive: &[u8]) -> Files {
-        let mut files = Files::new();
+    fn files(archive: &[u8]) -> Bytes {
+        let mut files = Bytes::new();
         for entry in tar::Archive::new(archive).entries().unwrap() {
             let mut entry = entry.unwrap();
             let header = entry.header();
@@ -217,7 +222,7 @@ mod tests {
     }
 
     /// What a descriptor points to, if that has the size and the digest that it says.
-    fn follow<'a>(files: &'a Files, descriptor: &Value) -> &'a [u8] {
+    fn follow<'a>(files: &'a Bytes, descriptor: &Value) -> &'a [u8] {
         let hash = descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap();
         let bytes = &files[&format!("blobs/sha256/{hash}")];
         assert_eq!(digest(bytes), hash);
@@ -225,7 +230,7 @@ mod tests {
         bytes
     }
 
-    fn follow_json(files: &Files, descriptor: &Value) -> Value {
+    fn follow_json(files: &Bytes, descriptor: &Value) -> Value {
         let value: Value = serde_json::from_slice(follow(files, descriptor)).unwrap();
         let inner = &value["mediaType"];
         assert!(inner.is_null() || *inner == descriptor["mediaType"], "{value}");
@@ -273,20 +278,8 @@ mod tests {
     fn the_same_programs_make_the_same_archive() {
         assert_eq!(archive(&[image("proxy-agent")]), archive(&[image("proxy-agent")]));
         let mut other = image("proxy-agent");
-        other.programs.insert("arm64", b"another".to_vec());
+        let another = Files::of_program("proxy-agent", b"another".to_vec());
+        other.layers.insert("arm64", vec![another]);
         assert_ne!(archive(&[image("proxy-agent")]), archive(&[other]));
-    }
-
-    #[test]
-    fn a_program_may_be_run_by_all_and_written_by_none() {
-        let layer = image("proxy-agent").layer(b"x").unwrap();
-        let mut modes = Vec::new();
-        for entry in tar::Archive::new(layer.as_slice()).entries().unwrap() {
-            let entry = entry.unwrap();
-            let path = entry.path().unwrap().display().to_string();
-            modes.push((path, entry.header().mode().unwrap()));
-        }
-        let expected = ["usr/", "usr/local/", "usr/local/bin/", "usr/local/bin/proxy-agent"];
-        assert_eq!(modes, expected.map(|path| (path.to_owned(), 0o755)));
     }
 }
