@@ -1,5 +1,7 @@
 //! Which flows have to end with their endpoint.
 
+use datapath::address::protocol;
+
 use super::*;
 use crate::serving::Ending;
 
