@@ -532,4 +532,33 @@ mod tests {
         assert_eq!(json["kube_proxy"]["measured"], "in_this_run");
         assert_eq!(json["kube_proxy"]["value"], 0.8);
     }
+
+    #[test]
+    fn a_node_port_is_judged_by_the_same_way_with_no_proxy() {
+        let found = |proxy, target, figure, value: f64| node_port::Found {
+            kind: Kind::Connections,
+            target,
+            figure,
+            proxy,
+            ratio: Ratio { value, low: value - 0.001, high: value + 0.001, pairs: 5 },
+            rounds: 10,
+            value: 0.0,
+            reference: 0.0,
+        };
+        let agent = Proxy::Agent(SocketLb::On);
+        let beside = node_port::Figure { to: node_port::Way::Beside, ..node_port::GOAL };
+        let rows = node_port(&[
+            found(agent, Target::Local, node_port::GOAL, 0.97),
+            found(agent, Target::Local, beside, 0.99),
+            found(agent, Target::Remote, node_port::GOAL, 0.96),
+            found(Proxy::KubeProxy(Mode::Iptables), Target::Remote, node_port::GOAL, 0.7),
+        ]);
+        let lines: Vec<String> = rows.iter().map(|row| row.line_with(true)).collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[0].contains("NodePort, local pod |"), "{}", lines[0]);
+        assert!(lines[0].ends_with("| ≥ 0.980 | 0.96 |  | **missed** |"), "{}", lines[0]);
+        assert!(lines[1].ends_with("|  |  |  |  |"), "{}", lines[1]);
+        let iptables = "| ≥ 0.950 | 0.77 | 0.700 (0.699 – 0.701; 10) | holds |";
+        assert!(lines[2].ends_with(iptables), "{}", lines[2]);
+    }
 }
