@@ -179,6 +179,8 @@ pub trait Address: Copy + Eq + Hash + Default + Debug + Ord + 'static {
     fn sum(self) -> u32;
     /// True if a packet to this address is for many (RFC 1112, RFC 4291 §2.7), or for all.
     fn is_multicast(self) -> bool;
+    /// True if it is every network namespace's own (RFC 1122 §3.2.1.3, RFC 4291 §2.5.3).
+    fn is_loopback(self) -> bool;
     /// True if the first `bits` bits are those of the other address.
     fn shares(self, other: Self, bits: u32) -> bool;
     /// As words as they lie in memory; IPv4's is the first.
@@ -206,6 +208,12 @@ impl Address for Ipv4 {
     fn is_multicast(self) -> bool {
         let [first, ..] = self.bytes();
         first >> 4 == 0xe || self.0 == u32::MAX
+    }
+
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        let [first, ..] = self.bytes();
+        first == 127
     }
 
     #[inline(always)]
@@ -241,6 +249,12 @@ impl Address for Ipv6 {
     #[inline(always)]
     fn is_multicast(self) -> bool {
         self.0[0].to_ne_bytes()[0] == 0xff
+    }
+
+    #[inline(always)]
+    fn is_loopback(self) -> bool {
+        let [a, b, c, d] = self.0;
+        a | b | c == 0 && d == 1_u32.to_be()
     }
 
     #[inline(always)]

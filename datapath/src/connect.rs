@@ -44,6 +44,13 @@ fn is_balanced_by_packet<F: Network, T: Tables<F>>(tables: &mut T, caller: &impl
     tables.settings().sees_pods != 0 && !caller.is_of_node()
 }
 
+/// True if the frontend is a NodePort on a loopback address and the caller a pod, which has that
+/// address for itself.
+#[inline(always)]
+fn is_callers_own<A: Address>(frontend: Place<A>, caller: &impl Caller) -> bool {
+    frontend.addr.is_loopback() && !caller.is_of_node()
+}
+
 /// True if the answer hangs on who asks, and this one's address shows only in its packets; or if the
 /// Service is to be left to them. Pods' are seen by the packet path; the node's own processes are
 /// one client, which source ranges admit or not ([`crate::refusal`]).
@@ -65,6 +72,9 @@ pub fn connect<F: Network, T: Tables<F>>(
 ) -> Call<F::Address> {
     let key = FrontendKey::new(frontend.addr, frontend.port, proto);
     let Some(found) = tables.frontend(&key) else { return Call::Pass };
+    if is_callers_own(frontend, caller) {
+        return Call::Pass;
+    }
     let is_ended = proto != protocol::TCP || tables.settings().resets_tcp != 0;
     if is_ended && is_balanced_by_packet::<F, T>(tables, caller) {
         return Call::Pass;
@@ -95,6 +105,9 @@ pub fn send<F: Network, T: Tables<F>>(
 ) -> Call<F::Address> {
     let key = FrontendKey::new(frontend.addr, frontend.port, protocol::UDP);
     let Some(found) = tables.frontend(&key) else { return Call::Pass };
+    if is_callers_own(frontend, caller) {
+        return Call::Pass;
+    }
     if caller.has_peer() && is_balanced_by_packet::<F, T>(tables, caller) {
         return Call::Pass;
     }

@@ -2,7 +2,7 @@
 //! is the reply to a masqueraded flow.
 
 use crate::{
-    address::{Be16, protocol},
+    address::{Address, Be16, protocol},
     answer,
     backend::backend_flags,
     counter::{Hook, Reason},
@@ -206,7 +206,7 @@ fn without_ports<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &m
 
 /// The tuple of a packet.
 #[inline(always)]
-pub(crate) const fn key<A: crate::address::Address>(
+pub(crate) const fn key<A: Address>(
     header: &IpHeader<A>,
     transport: &Transport,
     hook: u8,
@@ -222,7 +222,7 @@ pub(crate) const fn key<A: crate::address::Address>(
 
 /// What names a packet whose fragments belong together.
 #[inline(always)]
-pub(crate) const fn fragment_key<A: crate::address::Address>(
+pub(crate) const fn fragment_key<A: Address>(
     header: &IpHeader<A>,
     transport: &Transport,
     hook: u8,
@@ -329,6 +329,10 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
             Step::Done
         };
     };
+    // What the socket path has for the node's own processes; the kernel calls such a packet martian.
+    if key.dst.is_loopback() {
+        return Step::Done;
+    }
     if source_range::refuses::<F, T>(tables, &frontend, key.src) {
         return Step::Refused(Reason::SourceRange);
     }

@@ -14,9 +14,53 @@ use crate::{
 /// backend, one attempt in 2^32 fails.
 const TRIES: u32 = 32;
 
+/// From this try on a port may be taken from a flow that is over. Without that, a port would serve one
+/// flow to a backend in two minutes, for so long do closed rows stay.
+const SECOND_HAND: u32 = 8;
+
 /// The last of the tries take a port from a flow that has not been answered, if it comes to
 /// that: a flood of such flows may push out its like, but not keep others from beginning.
 const FORCED: u32 = 4;
+
+/// Ticks after which a closed flow's port is given to another: a second at least, so that the
+/// backend, if it keeps TIME-WAIT, knows the new connection by its timestamp (RFC 6191 §2, as
+/// `net.ipv4.tcp_tw_reuse` has it).
+const COOLED: u32 = 2;
+
+/// Whose port may be taken.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Take {
+    /// Nobody's.
+    Free,
+    /// That of a flow that is over, too.
+    Finished,
+    /// And that of one which has not been answered.
+    Unanswered,
+}
+
+impl Take {
+    #[inline(always)]
+    const fn at(attempt: u32) -> Self {
+        if attempt < SECOND_HAND {
+            Self::Free
+        } else if attempt < TRIES - FORCED {
+            Self::Finished
+        } else {
+            Self::Unanswered
+        }
+    }
+
+    /// The reverse of `as u32`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn numbered(number: u32) -> Self {
+        match number {
+            0 => Self::Free,
+            1 => Self::Finished,
+            _ => Self::Unanswered,
+        }
+    }
+}
 
 /// Gives the flow whose `ORIGINAL_SOURCE` row is at `key` in `PENDING` a source: the address
 /// of the device it leaves by, and a port that no other flow to the backend uses.
@@ -53,7 +97,7 @@ pub fn find_port<F: Network, T: FlowTables<F>>(
         let step = start.wrapping_add(attempt.wrapping_mul(0x9e37_79b9));
         let offset = ((step as u64 * ports as u64) >> 32) as u16;
         tables.parties().source = Place::new(address, Be16::new(first.wrapping_add(offset)));
-        if tables.claim(service, attempt >= TRIES - FORCED) {
+        if tables.claim(service, Take::at(attempt)) {
             // By which a reply to the source is told from what else comes to this address.
             let backend = tables.parties().backend.addr;
             tables.mark(hash::pair(address, backend));
@@ -64,21 +108,24 @@ pub fn find_port<F: Network, T: FlowTables<F>>(
 }
 
 /// Takes the source that stands in [`FlowTables::parties`], unless another flow or a socket of this
-/// node has it: the row for the replies is the claim. With `force` a flow that has not been
-/// answered loses it, and is forgotten.
+/// node has it: the row for the replies is the claim. A flow that loses it is forgotten.
 #[inline(always)]
-pub fn claim<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, force: bool) -> bool {
+pub fn claim<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, take: Take) -> bool {
     let (now, flags) = (tables.now(), flow_flags::MASQUERADE);
     let opening = Opening { role: role::REPLY_TARGET, service, flags, now, replace: false };
     let key = tables.parties().reply_target();
-    if tables.flow(Store::Answered, &key).is_some() {
+    let is_answered = tables.flow(Store::Answered, &key).is_some();
+    if is_answered
+        && (take == Take::Free
+            || !track::is_finished::<F, T, { role::REPLY_TARGET }>(tables, &key, COOLED))
+    {
         return false;
     }
     // Of the identifiers of sockets that send ICMP echo themselves the kernel tells nothing.
     if (!T::BARE_MASQUERADE || has_ports(key.proto)) && tables.socket_holds(&key) {
         return false;
     }
-    if force {
+    if is_answered || take == Take::Unanswered {
         track::forget_all::<F, T, { role::REPLY_TARGET }>(tables, &key);
     }
     tables.begin(opening)

@@ -12,7 +12,7 @@ use crate::{
     frontend::{AddressUse, Frontend, FrontendKey},
     header::Network,
     ingress::{self, Look},
-    masquerade,
+    masquerade::{self, Take},
     packet::Packet,
     select::{self, Choice},
     service::{ServicePolicy, SetRef},
@@ -135,11 +135,11 @@ pub trait FlowTables<F: Network> {
 
     /// [`masquerade::claim`].
     #[inline(always)]
-    fn claim(&mut self, service: u32, force: bool) -> bool
+    fn claim(&mut self, service: u32, take: Take) -> bool
     where
         Self: Sized,
     {
-        masquerade::claim::<F, Self>(self, service, force)
+        masquerade::claim::<F, Self>(self, service, take)
     }
 }
 

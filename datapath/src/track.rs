@@ -104,7 +104,7 @@ fn look<F: Network, T: FlowTables<F>>(
 /// direction, or has been closed and idle for `closed` already. Seconds and ticks are taken for
 /// the same: a tick is 7 % longer.
 #[inline(always)]
-fn is_finished<F: Network, T: FlowTables<F>, const ROLE: u8>(
+pub(crate) fn is_finished<F: Network, T: FlowTables<F>, const ROLE: u8>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     closed: u32,
@@ -205,7 +205,7 @@ pub fn open<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, flags: u
 const ALIASES: core::ops::RangeInclusive<u16> = 61_000..=u16::MAX;
 
 /// Of which so many are tried.
-const TRIES: u32 = 8;
+const TRIES: u32 = 4;
 
 /// Finds a port for the client. What is tried hangs on the tuple alone, so that a flow of which an
 /// eviction took a row finds what is left of it.

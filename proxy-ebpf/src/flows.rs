@@ -21,6 +21,7 @@ use datapath::{
     fragment::{FragmentKey, Ports},
     header::Network,
     maps::{DEVICES_CAPACITY, FLOWS_CAPACITY, FRAGMENTS_CAPACITY, MARKS_LEN, PENDING_CAPACITY},
+    masquerade::Take,
     tables::{FlowTables, KeepError, Opening, Store},
     track,
 };
@@ -282,11 +283,11 @@ impl<F: FlowMaps> FlowTables<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn claim(&mut self, service: u32, force: bool) -> bool {
+    fn claim(&mut self, service: u32, take: Take) -> bool {
         let Some(packet) = self.packet else { return false };
         let skb = packet.skb.skb;
-        let force = force.into();
-        (if F::V6 { claim6(skb, service, force) } else { claim4(skb, service, force) }) != 0
+        let take = take as u32;
+        (if F::V6 { claim6(skb, service, take) } else { claim4(skb, service, take) }) != 0
     }
 }
 

@@ -45,9 +45,10 @@ fn succeeds<F: FlowMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32
 }
 
 #[inline(always)]
-fn claim<F: FlowMaps>(skb: *mut __sk_buff, service: u32, force: u32) -> u32 {
+fn claim<F: FlowMaps>(skb: *mut __sk_buff, service: u32, take: u32) -> u32 {
     let context = TcContext::new(skb);
-    masquerade::claim::<F, _>(&mut Maps { packet: Some(&context) }, service, force != 0).into()
+    let take = masquerade::Take::numbered(take);
+    masquerade::claim::<F, _>(&mut Maps { packet: Some(&context) }, service, take).into()
 }
 
 global! {
@@ -65,8 +66,8 @@ global! {
     succeed_reply6(key: *const FlowKey<Ipv6>) = succeeds::<V6, { role::REPLY }>(key);
     succeed_source4(key: *const FlowKey<Ipv4>) = succeeds::<V4, { role::ORIGINAL_SOURCE }>(key);
     succeed_source6(key: *const FlowKey<Ipv6>) = succeeds::<V6, { role::ORIGINAL_SOURCE }>(key);
-    claim4(skb: *mut __sk_buff, service: u32, force: u32) = claim::<V4>(skb, service, force);
-    claim6(skb: *mut __sk_buff, service: u32, force: u32) = claim::<V6>(skb, service, force);
+    claim4(skb: *mut __sk_buff, service: u32, take: u32) = claim::<V4>(skb, service, take);
+    claim6(skb: *mut __sk_buff, service: u32, take: u32) = claim::<V6>(skb, service, take);
 }
 
 /// [`track::settle`].

@@ -18,6 +18,7 @@ pub trait Sample: Network {
     fn octets(address: Self::Address) -> Vec<u8>;
     /// The group of mDNS (RFC 6762).
     fn group() -> Self::Address;
+    fn loopback() -> Self::Address;
 }
 
 impl Sample for V4 {
@@ -35,6 +36,10 @@ impl Sample for V4 {
     fn group() -> Ipv4 {
         Ipv4::from_bytes([224, 0, 0, 251])
     }
+
+    fn loopback() -> Ipv4 {
+        Ipv4::from(std::net::Ipv4Addr::LOCALHOST)
+    }
 }
 
 impl Sample for V6 {
@@ -51,6 +56,10 @@ impl Sample for V6 {
 
     fn group() -> Ipv6 {
         Ipv6::from_bytes([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfb])
+    }
+
+    fn loopback() -> Ipv6 {
+        Ipv6::from(std::net::Ipv6Addr::LOCALHOST)
     }
 }
 

@@ -3,11 +3,14 @@
 use std::collections::BTreeSet;
 
 use datapath::{
-    address::protocol::{SCTP, TCP, UDP},
+    address::{
+        Be16,
+        protocol::{SCTP, TCP, UDP},
+    },
     counter::Reason,
-    flow::{FlowKey, hook},
+    flow::{FlowKey, Place, hook},
     frontend::kind,
-    header::tcp::{ACK, SYN},
+    header::tcp::{ACK, FIN, SYN},
     host::frame::Datagram,
     service::{SetRef, service_flags},
 };
@@ -28,11 +31,13 @@ both! {
     ports_come_from_the_range_alone,
     a_port_serves_several_backends,
     an_unanswered_flow_gives_its_port_up,
+    a_flow_that_is_over_gives_its_port_up,
     without_a_free_port_the_flow_is_refused,
     a_port_that_a_socket_has_is_not_taken,
     without_an_address_nothing_is_masqueraded,
     policy_local_outside_and_inside,
     a_syn_again_keeps_its_source,
+    a_port_on_a_loopback_address_is_no_packets,
 }
 
 fn a_backend_here_sees_the_client<F: Side>() {
@@ -175,6 +180,37 @@ fn an_unanswered_flow_gives_its_port_up<F: Side>() {
     bed.drops(UP_OUT, &syn.to(b).bytes(), Reason::NatPortsExhausted);
 }
 
+/// Closed rows stay for minutes, and clients of one node port ask more often than that.
+fn a_flow_that_is_over_gives_its_port_up<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let b = far::<F>(8080);
+    bed.nat_ports(59_000, 59_000);
+    bed.node_port(30_080, TCP, &[remote(b)]);
+    let is_refused = |bed: &mut Bed<F>, client_port| {
+        let syn = Datagram::<F>::tcp(outside::<F>(client_port), node::<F>(30_080), SYN);
+        bed.becomes(UP_IN, &syn.bytes(), &syn.clone().to(b).bytes());
+        bed.drops(UP_OUT, &syn.to(b).bytes(), Reason::NatPortsExhausted);
+    };
+    assert_eq!(leave(&mut bed, 1000, b), 59_000);
+    answer(&mut bed, 1000, b, 59_000);
+    bed.machine.pass(100);
+    // It lives, however quiet it is.
+    is_refused(&mut bed, 1001);
+    let (c, v, s) = (outside::<F>(1000), node::<F>(30_080), node::<F>(59_000));
+    let fin = Datagram::<F>::tcp(c, v, FIN | ACK);
+    bed.becomes(UP_IN, &fin.bytes(), &fin.clone().to(b).bytes());
+    bed.becomes(UP_OUT, &fin.clone().to(b).bytes(), &fin.to(b).from(s).bytes());
+    let fin = Datagram::<F>::tcp(b, s, FIN | ACK);
+    bed.becomes(UP_IN, &fin.bytes(), &fin.clone().to(c).bytes());
+    bed.becomes(UP_OUT, &fin.clone().to(c).bytes(), &fin.to(c).from(v).bytes());
+    // Its last segments may be on their way.
+    is_refused(&mut bed, 1002);
+    bed.machine.pass(2);
+    assert_eq!(leave(&mut bed, 1003, b), 59_000);
+    answer(&mut bed, 1003, b, 59_000);
+    is_refused(&mut bed, 1004);
+}
+
 fn without_a_free_port_the_flow_is_refused<F: Side>() {
     let mut bed = Bed::<F>::new();
     let b = far::<F>(8080);
@@ -246,4 +282,19 @@ fn a_syn_again_keeps_its_source<F: Side>() {
         assert_eq!(leave(&mut bed, 1000, b), first);
     }
     assert_eq!(bed.rows(), (4, 0));
+}
+
+/// Only the node's own sockets may mean it: a packet with that destination is forged, and would get to
+/// a Service that is meant for the node alone (CVE-2020-8558).
+fn a_port_on_a_loopback_address_is_no_packets<F: Side>() {
+    for proto in [TCP, UDP, SCTP] {
+        let mut bed = Bed::<F>::new();
+        let (c, v) = (outside::<F>(40_000), Place::new(F::loopback(), Be16::new(30_080)));
+        let service = bed.service(&[local(near::<F>(8080))]);
+        bed.frontend(v, proto, service, kind::NODE_PORT);
+        for hook in [UP_IN, POD_IN] {
+            bed.passes(hook, &Datagram::<F>::of(proto, c, v, SYN).bytes());
+        }
+        assert_eq!(bed.rows(), (0, 0));
+    }
 }

@@ -1,7 +1,10 @@
 //! What a process's `connect` and `sendmsg` become.
 
 use datapath::{
-    address::protocol::{TCP, UDP},
+    address::{
+        Be16,
+        protocol::{TCP, UDP},
+    },
     connect::{self, Call},
     flow::Place,
     frontend::kind,
@@ -28,6 +31,7 @@ both! {
     one_backend_by_two_frontends_is_the_last_that_was_meant,
     a_pods_datagram_socket_with_a_peer_is_left_to_the_packet_path,
     a_pods_connection_that_may_have_to_be_reset_is_left_to_the_packet_path,
+    a_pods_loopback_address_is_its_own,
 }
 
 fn a_frontend_becomes_a_backend<F: Side>() {
@@ -187,5 +191,26 @@ fn a_pods_connection_that_may_have_to_be_reset_is_left_to_the_packet_path<F: Sid
             let is_left = is_pods && resets_tcp == 1 && sees_pods == 1;
             assert_eq!(call == Call::Pass, is_left, "{caller:?}");
         }
+    }
+}
+
+fn a_pods_loopback_address_is_its_own<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let frontend = Place::new(F::loopback(), Be16::new(30_080));
+    let service = bed.service(&[local(near::<F>(8080))]);
+    for proto in [TCP, UDP] {
+        bed.frontend(frontend, proto, service, kind::NODE_PORT);
+    }
+    let memory = &mut bed.machine.memory;
+    for (caller, expected) in [
+        (Process::Node, Call::Backend(near::<F>(8080), service)),
+        (Process::Pod, Call::Pass),
+        (Process::PodWithPeer, Call::Pass),
+    ] {
+        for proto in [TCP, UDP] {
+            let call = connect::connect::<F, _>(memory, frontend, proto, &caller);
+            assert_eq!(call, expected, "{caller:?}");
+        }
+        assert_eq!(connect::send::<F, _>(memory, frontend, 1, &caller), expected, "{caller:?}");
     }
 }
