@@ -526,7 +526,7 @@ impl Agent {
                 state.last_event = Some(feed.since);
             }
             state.silent_since = feed.silent_since;
-            state.is_leaving = self.source.node().is_some_and(|node| node.going);
+            state.is_leaving = self.source.is_node_leaving();
         }
         for (key, wanted) in feed.changes {
             self.applier.want(key, wanted);

@@ -198,6 +198,11 @@ impl Source {
         self.state.no_local()
     }
 
+    /// [`State::is_node_leaving`].
+    pub fn is_node_leaving(&self) -> bool {
+        self.state.is_node_leaving()
+    }
+
     /// This node's object, if there is one.
     pub fn node(&self) -> Option<&Node> {
         self.state.node()

@@ -33,6 +33,8 @@ pub type RowChange = (ServicePortKey, Option<DesiredService>);
 pub struct State {
     facts: NodeFacts,
     node: Option<Arc<Node>>,
+    /// Whether there was a Node object that is no more.
+    is_node_gone: bool,
     service_cidrs: HashMap<Name, Arc<ServiceCIDR>>,
     /// This node's that are left out of the socket path.
     pods: BTreeMap<Name, Arc<Pod>>,
@@ -212,6 +214,13 @@ impl State {
         self.node.as_deref()
     }
 
+    /// Whether load balancers shall send nobody here any more: the Node object says so, or was deleted
+    /// (KEP-3836). Where there never was one, nobody asks.
+    #[must_use]
+    pub fn is_node_leaving(&self) -> bool {
+        self.is_node_gone || self.node.as_ref().is_some_and(|node| node.going)
+    }
+
     /// The networks that cluster IPs are given out of, without host bits.
     #[must_use]
     pub fn service_networks(&self) -> BTreeSet<IpNetwork> {
@@ -244,6 +253,7 @@ impl State {
             Object::Node(node) => {
                 if *node.name == *self.facts.name {
                     self.node = Some(node);
+                    self.is_node_gone = false;
                 }
             }
             Object::ServiceCIDR(told) => {
@@ -284,7 +294,9 @@ impl State {
     fn delete(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Name>) {
         match key.kind {
             ObjectKind::Service => self.delete_service(&key.name, dirty),
-            ObjectKind::Node if *key.name.name == *self.facts.name => self.node = None,
+            ObjectKind::Node if *key.name.name == *self.facts.name => {
+                self.is_node_gone |= self.node.take().is_some();
+            }
             ObjectKind::Node => {}
             ObjectKind::ServiceCIDR => {
                 self.service_cidrs.remove(&key.name);

@@ -463,3 +463,22 @@ proptest! {
         prop_assert!(state.sets.is_empty() && state.owners.is_empty());
     }
 }
+
+#[test]
+fn a_node_that_is_deleted_or_about_to_be_leaves() {
+    let node = |rest: &str| format!("apiVersion: v1\nkind: Node\nmetadata: {{name: here}}\n{rest}");
+    let mut state = State::new(facts());
+    assert!(!state.is_node_leaving(), "nobody tells of Nodes");
+    state.apply(delete(&node("")));
+    assert!(!state.is_node_leaving(), "there never was one");
+    state.apply(puts(&node("")));
+    assert!(!state.is_node_leaving());
+    state.apply(puts(&node("spec: {taints: [{key: ToBeDeletedByClusterAutoscaler}]}")));
+    assert!(state.is_node_leaving());
+    state.apply(puts(&node("")));
+    assert!(!state.is_node_leaving());
+    state.apply(delete(&node("")));
+    assert!(state.is_node_leaving());
+    state.apply(puts(&node("")));
+    assert!(!state.is_node_leaving());
+}
