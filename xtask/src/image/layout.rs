@@ -31,8 +31,8 @@ pub(crate) struct Image {
     pub(crate) arguments: &'static [&'static str],
     /// `org.opencontainers.image.*`.
     pub(crate) labels: BTreeMap<String, String>,
-    /// The layers of the file system, the lowest first, by processor, as the OCI image specification
-    /// calls that.
+    /// The layers of the file system, the lowest first, by processor, as the OCI image
+    /// specification calls that.
     pub(crate) layers: BTreeMap<&'static str, Vec<Files>>,
 }
 
