@@ -117,7 +117,7 @@ pub fn claim<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, take: T
     let is_answered = tables.flow(Store::Answered, &key).is_some();
     if is_answered
         && (take == Take::Free
-            || !track::is_finished::<F, T, { role::REPLY_TARGET }>(tables, &key, COOLED))
+            || !track::is_over::<F, T, { role::REPLY_TARGET }>(tables, &key, COOLED))
     {
         return false;
     }

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io,
-    net::Ipv6Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
@@ -46,7 +46,7 @@ pub(crate) fn insert_modules() -> Result<()> {
     Ok(())
 }
 
-/// Sets `lo` up, with the addresses that [`crate::traffic`] uses; 127.0.0.0/8 comes by itself.
+/// Sets `lo` up, with the addresses that [`crate::traffic`] uses.
 pub(crate) fn raise_loopback() -> Result<()> {
     let socket = socket(libc::AF_INET6)?;
     // SAFETY: all-zero bytes are a valid `ifreq`.
@@ -56,6 +56,8 @@ pub(crate) fn raise_loopback() -> Result<()> {
     // SAFETY: the request is a live `ifreq`, as this command takes it.
     result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) })
         .context("lo up")?;
+    let [address, ..] = crate::traffic::LOCAL4;
+    add4(address).with_context(|| address.to_string())?;
     for address in crate::traffic::LOCAL6 {
         add(&socket, address).with_context(|| address.to_string())?;
     }
@@ -68,6 +70,28 @@ fn socket(family: libc::c_int) -> io::Result<OwnedFd> {
     result(fd)?;
     // SAFETY: a fresh descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// All of 10.0.0.0/8: without another word the kernel takes the network for one of class A, and all
+/// of a network on `lo` for this machine's addresses.
+fn add4(address: Ipv4Addr) -> io::Result<()> {
+    let socket = socket(libc::AF_INET)?;
+    // SAFETY: all-zero bytes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo:1") {
+        *to = from.cast_signed();
+    }
+    let address = libc::sockaddr_in {
+        sin_family: libc::AF_INET as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: both are 16 bytes, and valid whatever they hold.
+    request.ifr_ifru.ifru_addr =
+        unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address) };
+    // SAFETY: the request is a live `ifreq`, as this command takes it on an IPv4 socket.
+    result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR as _, &raw mut request) })
 }
 
 fn add(socket: &OwnedFd, address: Ipv6Addr) -> io::Result<()> {

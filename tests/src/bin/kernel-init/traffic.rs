@@ -18,9 +18,9 @@ const fn ipv6(last: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, last)
 }
 
-/// Cluster IP, client and backend, in this order. IPv4's are on `lo` by themselves.
-const ADDRESSES4: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(127, 96, 0, 1), Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)];
+/// Cluster IP, client and backend, in this order.
+pub(crate) const LOCAL4: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(10, 96, 0, 1), Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 3)];
 pub(crate) const LOCAL6: [Ipv6Addr; 3] = [ipv6(1), ipv6(2), ipv6(3)];
 
 /// Ports of the frontends: with a backend, with none, and of no Service.
@@ -44,7 +44,7 @@ struct Parties {
 }
 
 fn families() -> [Parties; 2] {
-    let [vip4, client4, backend4] = ADDRESSES4.map(IpAddr::V4);
+    let [vip4, client4, backend4] = LOCAL4.map(IpAddr::V4);
     let [vip6, client6, backend6] = LOCAL6.map(IpAddr::V6);
     [
         Parties { name: "IPv4", vip: vip4, client: client4, backend: backend4 },
