@@ -27,6 +27,8 @@ mod churn;
 const PORTS: [&str; 2] = ["--tcp=8080", "--udp=8080"];
 /// The label by which a Service is another proxy's.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// The label by which a Service is nobody's, whatever address it has.
+const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Two nodes with two pods each, an API server beside them, and an agent on the first node.
 struct Cluster {
@@ -254,10 +256,33 @@ fn services_of_the_cluster_come_change_and_go() {
     cluster.wait_no_problem();
     ok(cluster.api.send(Verb::Replace, &cluster.slices(10, &["pod2a"])));
     cluster.wait_answered(10, &["pod2a"]);
-    // Given to another proxy, and taken back.
-    for (value, is_ours) in [(json!("other"), false), (Value::Null, true)] {
-        let labels = json!({ "metadata": { "labels": { PROXY_NAME: value } } });
-        ok(cluster.api.merge(&Cluster::path(10), &labels));
+    // Given to another proxy, or to nobody, and taken back.
+    for label in [PROXY_NAME, HEADLESS] {
+        for (value, is_ours) in [(json!("other"), false), (Value::Null, true)] {
+            let labels = json!({ "metadata": { "labels": { label: value } } });
+            ok(cluster.api.merge(&Cluster::path(10), &labels));
+            if is_ours {
+                cluster.wait_answered(10, &["pod2a"]);
+            } else {
+                cluster.wait_gone(10);
+            }
+        }
+    }
+    // As is one that is a name for something outside, for as long as it is.
+    let addresses = addresses(10).map(|ip| ip.to_string());
+    for (spec, is_ours) in [
+        (
+            json!({"type": "ExternalName", "externalName": "example.com", "clusterIP": null,
+                   "clusterIPs": null, "ipFamilies": null, "ipFamilyPolicy": null}),
+            false,
+        ),
+        (
+            json!({"type": "ClusterIP", "externalName": null, "clusterIP": addresses[0],
+                   "clusterIPs": addresses, "ipFamilyPolicy": "PreferDualStack"}),
+            true,
+        ),
+    ] {
+        ok(cluster.api.merge(&Cluster::path(10), &json!({ "spec": spec })));
         if is_ours {
             cluster.wait_answered(10, &["pod2a"]);
         } else {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, thread::sleep, time::Duration};
 
 use lab::{
     agent::SocketLb,
-    peer::{self, Load, Loading},
+    peer::{self, Load, Loading, Protocol},
 };
 
 use crate::{
@@ -16,6 +16,7 @@ both! {
     established_stays_with_its_backend_when_the_set_changes,
     new_connections_use_the_new_set,
     deleted_service_stops,
+    ports_of_a_service_change,
     endpoints_come_and_go,
     udp_follows_when_its_backend_goes,
     udp_that_began_without_endpoints_finds_them,
@@ -116,6 +117,35 @@ fn deleted_service_stops(mode: SocketLb) {
     // The node's own stack answers for a port that is nobody's any more.
     cluster.is_refused("client", Target::NodePort("node1", 10));
     cluster.reaches("pod1a", Target::ClusterIp(11), &["pod1b"], "pod1a");
+}
+
+/// Of TCP; UDP, by the same numbers, stays as it is.
+fn ports_of_a_service_change(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
+    let node_port = |port: u16| Target::NodePortAt("node1", port);
+    let answers = |from: &str, target: Target, protocol| {
+        FAMILIES.into_iter().all(|family| {
+            let to = target.address(&cluster.lab, family);
+            cluster.ask(from, protocol, to).name() == Some("pod2a")
+        })
+    };
+    let change = |path: &'static str, value: serde_json::Value| {
+        cluster.write(&expose(10, &["pod2a"]).with(|service| service.set(path, value)));
+    };
+    change("/spec/ports/0/nodePort", 30_099.into());
+    eventually("the new node port answers", || {
+        answers("client", node_port(30_099), Protocol::Tcp).then_some(())
+    });
+    assert!(!answers("client", node_port(30_010), Protocol::Tcp));
+    assert!(answers("client", node_port(30_010), Protocol::Udp));
+    change("/spec/ports/0/port", 81.into());
+    eventually("the new port answers", || {
+        answers("pod1a", Target::Port(10, 81), Protocol::Tcp).then_some(())
+    });
+    assert!(answers("client", node_port(30_010), Protocol::Tcp), "it is the old one again");
+    assert!(!answers("client", node_port(30_099), Protocol::Tcp));
+    assert!(!answers("pod1a", Target::ClusterIp(10), Protocol::Tcp));
+    assert!(answers("pod1a", Target::ClusterIp(10), Protocol::Udp));
 }
 
 fn endpoints_come_and_go(mode: SocketLb) {

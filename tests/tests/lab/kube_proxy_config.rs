@@ -14,6 +14,9 @@ use crate::{
 };
 
 /// Where NodePorts answer is said, so that the file shows in what the agent does.
+/// All that the node has of IPv6, and nothing of IPv4.
+const OTHERS: &str = "fd00::/8, 203.0.113.0/24";
+
 fn config(nodeport_addresses: &str) -> String {
     format!(
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
@@ -29,7 +32,7 @@ fn configured() -> (Cluster, PathBuf) {
     let mut options = plan.options();
     let mut cluster = plan.without_agents(&[expose(10, &["pod1a"])]);
     let path = cluster.lab.directory("node1").join("config.conf");
-    ok(fs::write(&path, config("fd00::/8")));
+    ok(fs::write(&path, config(OTHERS)));
     options.extra = vec![format!("--config={}", path.display()), "--proxy-mode=iptables".into()];
     cluster.agents.push(ok(Agent::start(&cluster.lab, "node1", options)));
     cluster.wait_programmed(&expose(10, &["pod1a"]));
@@ -70,7 +73,7 @@ fn what_the_file_says_is_in_force_and_what_it_says_in_vain_is_named() {
 fn a_changed_file_ends_the_agent_and_is_in_force_with_the_next() {
     let (mut cluster, path) = configured();
     // The same again is no change, nor are manifests.
-    ok(fs::write(&path, config("fd00::/8")));
+    ok(fs::write(&path, config(OTHERS)));
     ok(cluster.lab.publish("nodes.yaml", &manifests::nodes(&cluster.lab)));
     ok(fs::write(&path, config("192.168.0.0/16")));
     let status = eventually("the agent ends", || cluster.agents[0].ended());

@@ -1,10 +1,15 @@
 //! NodePorts from outside, and from the node's own pods and processes.
 
-use lab::agent::SocketLb;
+use std::net::SocketAddr;
+
+use lab::{
+    agent::SocketLb,
+    peer::{self, Protocol},
+};
 
 use crate::{
-    cluster::Cluster,
-    service::{Target, expose},
+    cluster::{Cluster, Plan, ok},
+    service::{Family, Target, expose, node_port},
 };
 
 both! {
@@ -13,6 +18,9 @@ both! {
     client_reaches_cluster_ip_through_a_node,
     pod_and_node_reach_own_node_port,
     pod_and_node_reach_node_port_of_other_node,
+    a_node_port_is_held_by_no_socket,
+    a_process_on_the_port_is_shadowed,
+    node_ports_answer_where_cidrs_say,
 }
 
 fn client_reaches_node_port_with_local_backend_and_keeps_its_address(mode: SocketLb) {
@@ -46,4 +54,60 @@ fn pod_and_node_reach_node_port_of_other_node(mode: SocketLb) {
     cluster.reaches("node1", Target::NodePort("node2", 10), &["pod2a"], "node1");
     // From the other node back to where the request came from.
     cluster.reaches("pod1a", Target::NodePort("node2", 11), &["pod1b"], "node2");
+}
+
+fn a_node_port_is_held_by_no_socket(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1a"])]);
+    cluster.answers("client", Target::NodePort("node1", 10), &["pod1a"]);
+    let listening = |port: u16| {
+        ok(cluster.lab.shell("node1", &format!("ss -Hlntu sport = :{port}"))).trim().to_owned()
+    };
+    assert_eq!(listening(node_port(10)), "");
+    // The question is one that finds something: the agent's own.
+    assert_ne!(listening(10_256), "");
+}
+
+/// As with kube-proxy, whose rules go before the node's own sockets; also where there is nobody to
+/// answer (kubernetes/kubernetes#97360).
+fn a_process_on_the_port_is_shadowed(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1a"])]);
+    let port = node_port(10);
+    let arguments = [format!("--tcp={port}"), format!("--udp={port}")];
+    let arguments = arguments.each_ref().map(String::as_str);
+    let _server = ok(peer::serve(&cluster.place("node1"), &arguments));
+    let target = Target::NodePort("node1", 10);
+    for from in ["client", "pod1b", "node1", "pod2a"] {
+        cluster.answers(from, target, &["pod1a"]);
+    }
+    cluster.publish(&expose(10, &[]));
+    for from in ["client", "pod1b", "node1", "pod2a"] {
+        cluster.is_refused(from, target);
+    }
+    cluster.withdraw(&expose(10, &[]));
+    for from in ["client", "node1"] {
+        cluster.answers(from, target, &["node1"]);
+    }
+}
+
+/// Of the other family nothing is said.
+fn node_ports_answer_where_cidrs_say(mode: SocketLb) {
+    let cluster = Plan::single(mode)
+        .extra(&["--nodeport-addresses=10.244.1.0/24"])
+        .up(&[expose(10, &["pod1b"])]);
+    let bridge = SocketAddr::from(([10, 244, 1, 1], node_port(10)));
+    let primary = |family| Target::NodePort("node1", 10).address(&cluster.lab, family);
+    for (from, to) in [
+        ("pod1a", bridge),
+        ("node1", bridge),
+        ("pod1a", primary(Family::V6)),
+        ("node1", primary(Family::V6)),
+        ("client", primary(Family::V6)),
+    ] {
+        let answer = cluster.ask(from, Protocol::Tcp, to);
+        assert_eq!(answer.name(), Some("pod1b"), "{from} asks {to}: {answer:?}");
+    }
+    for from in ["client", "pod1a", "node1"] {
+        let answer = cluster.ask(from, Protocol::Tcp, primary(Family::V4));
+        assert!(answer.is_refused(), "{from}: {answer:?}");
+    }
 }

@@ -38,6 +38,8 @@ pub(crate) enum Target {
     /// A cluster IP on a port of one's own choice.
     Port(u8, u16),
     NodePort(&'static str, u8),
+    /// A node on a port of one's own choice.
+    NodePortAt(&'static str, u16),
     /// For a Service that [`Exposed::balanced`] has made one of a load balancer.
     LoadBalancer(u8),
 }
@@ -49,8 +51,11 @@ impl Target {
             Self::Port(number, port) => SocketAddr::new(family.of(cluster_ips(number)), port),
             Self::LoadBalancer(number) => SocketAddr::new(family.of(balancers(number)), PORT),
             Self::NodePort(node, number) => {
+                Self::NodePortAt(node, node_port(number)).address(lab, family)
+            }
+            Self::NodePortAt(node, port) => {
                 let node = ok(lab.addresses(node)).both();
-                SocketAddr::new(family.of(node), node_port(number))
+                SocketAddr::new(family.of(node), port)
             }
         }
     }

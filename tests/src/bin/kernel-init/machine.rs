@@ -56,7 +56,8 @@ pub(crate) fn raise_loopback() -> Result<()> {
     // SAFETY: the request is a live `ifreq`, as this command takes it.
     result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw mut request) })
         .context("lo up")?;
-    let [address, ..] = crate::traffic::LOCAL4;
+    // As what the kernel takes for its own when a socket has no address yet, hence the client's.
+    let [_, address, _] = crate::traffic::LOCAL4;
     add4(address).with_context(|| address.to_string())?;
     for address in crate::traffic::LOCAL6 {
         add(&socket, address).with_context(|| address.to_string())?;
