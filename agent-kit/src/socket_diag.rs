@@ -1,5 +1,5 @@
-//! Sockets of this network namespace that have a peer, listed and ended by the kernel's socket diagnosis
-//! (include/uapi/linux/inet_diag.h).
+//! Sockets of this network namespace that have a peer, listed and ended by the kernel's socket
+//! diagnosis (include/uapi/linux/inet_diag.h).
 
 use std::io;
 

@@ -214,6 +214,12 @@ pub fn serve(place: &Place, arguments: &[&str]) -> Result<Process> {
     })
 }
 
+/// Arguments of a load of TCP and UDP to these places.
+pub fn targets(places: impl IntoIterator<Item = SocketAddr>) -> Vec<String> {
+    let both = |to| [format!("--tcp={to}"), format!("--udp={to}")];
+    places.into_iter().flat_map(both).collect()
+}
+
 /// A load that runs while the test does something else.
 #[derive(Debug)]
 pub struct Loading {

@@ -8,6 +8,7 @@ use std::{
 
 use agent_kit::attach;
 use datapath::{address::Mac, device::Device};
+use ipnetwork::IpNetwork;
 
 use crate::{
     config::{NodePortAddresses, PodLink},
@@ -124,26 +125,24 @@ pub fn node_port_addresses(
     node_addresses: &[IpAddr],
     wanted: &NodePortAddresses,
 ) -> Vec<IpAddr> {
-    let is_any = |held: &DeviceAddress| held.is_global && !held.address.is_loopback();
-    let answers = |held: &DeviceAddress| match wanted {
-        NodePortAddresses::Primary => false,
-        NodePortAddresses::All => is_any(held),
-        NodePortAddresses::Localhost => held.address.is_loopback(),
-        NodePortAddresses::Cidrs(cidrs) => {
-            let is_v4 = held.address.is_ipv4();
-            let mut of_family = cidrs.iter().filter(|cidr| cidr.is_ipv4() == is_v4);
-            if of_family.clone().all(|cidr| cidr.prefix() == 0) {
-                is_any(held)
-            } else {
-                of_family.any(|cidr| cidr.contains(held.address))
-            }
+    let is_any = |held: &&DeviceAddress| held.is_global && !held.address.is_loopback();
+    let is_in = |held: &&DeviceAddress, cidrs: &[IpNetwork]| {
+        let is_v4 = held.address.is_ipv4();
+        let mut of_family = cidrs.iter().filter(|cidr| cidr.is_ipv4() == is_v4);
+        if of_family.clone().all(|cidr| cidr.prefix() == 0) {
+            is_any(held)
+        } else {
+            of_family.any(|cidr| cidr.contains(held.address))
         }
     };
-    if *wanted == NodePortAddresses::Primary {
-        return node_addresses.to_vec();
-    }
-    let answering = network.addresses.iter().filter(|held| answers(held));
-    let mut addresses: Vec<IpAddr> = answering.map(|held| held.address).collect();
+    let held = network.addresses.iter();
+    let answering: Vec<&DeviceAddress> = match wanted {
+        NodePortAddresses::Primary => return node_addresses.to_vec(),
+        NodePortAddresses::All => held.filter(is_any).collect(),
+        NodePortAddresses::Localhost => held.filter(|held| held.address.is_loopback()).collect(),
+        NodePortAddresses::Cidrs(cidrs) => held.filter(|held| is_in(held, cidrs)).collect(),
+    };
+    let mut addresses: Vec<IpAddr> = answering.iter().map(|held| held.address).collect();
     addresses.sort();
     addresses.dedup();
     addresses

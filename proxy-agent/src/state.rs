@@ -159,8 +159,8 @@ impl State {
         &self.desired
     }
 
-    /// The endpoints that flows may stay with which end with theirs, of the frontends that changed since this was
-    /// asked last; of all with `is_whole`.
+    /// The endpoints that flows may stay with which end with theirs, of the frontends that changed
+    /// since this was asked last; of all with `is_whole`.
     pub fn take_serving(&mut self, is_whole: bool) -> Serving {
         let names = std::mem::take(&mut self.touched);
         let gone = std::mem::take(&mut self.touched_frontends);

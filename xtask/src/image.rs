@@ -87,9 +87,7 @@ pub(crate) fn build_pods(machine: &Machine, peers: &Path) -> Result<PathBuf> {
         [("lab-peer", machine.dist(), &["pause"][..]), ("coredns", peers.to_path_buf(), &[])]
             .into_iter()
             .map(|(name, directory, arguments)| {
-                let path = directory.join(name);
-                let program =
-                    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                let program = read(&directory.join(name))?;
                 let reference = format!("{REPOSITORY}/{name}:{}", env!("CARGO_PKG_VERSION"));
                 let programs = [(architecture, program)].into();
                 Ok(Image { arguments, ..Image::of_program(name, reference, programs) })
@@ -103,6 +101,10 @@ pub(crate) fn build_pods(machine: &Machine, peers: &Path) -> Result<PathBuf> {
 pub(crate) fn build_e2e(machine: &Machine, peers: &Path) -> Result<()> {
     let images = e2e::images(peers, &machine.dist().join("lab-peer"))?;
     write(&images, &machine.target().join("image/e2e.tar"))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn write(images: &[Image], archive: &Path) -> Result<()> {
@@ -135,9 +137,7 @@ fn image(agent: &'static str, architectures: &[Architecture], directory: &Path) 
     ];
     let programs = architectures.iter().map(|architecture| {
         let name = architecture.name();
-        let path = directory.join(name).join(agent);
-        let program = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok((name, program))
+        Ok((name, read(&directory.join(name).join(agent))?))
     });
     let reference = format!("{REPOSITORY}/{agent}:{version}");
     Ok(Image {

@@ -13,8 +13,9 @@ use crate::{
     answers::reset,
     bed::Bed,
     machine::Side,
+    node_port::{answer, leave},
     plan::*,
-    sender::{ports, same},
+    sender::same,
 };
 
 both! {
@@ -81,20 +82,14 @@ fn the_endpoint_is_reset<F: Side>() {
 
 fn a_masqueraded_connection_is_reset_at_both_ends<F: Side>() {
     let mut bed = Bed::<F>::new();
-    let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
+    let b = far::<F>(8080);
     bed.node_port(30_080, TCP, &[remote(b)]);
-    let to = |flags| Datagram::<F>::tcp(c, v, flags);
-    bed.becomes(UP_IN, &to(SYN).bytes(), &to(SYN).to(b).bytes());
-    let out = bed.run(UP_OUT, &to(SYN).to(b).bytes());
-    let s = node::<F>(ports::<F>(&out.bytes).0.get());
-    let back = |flags| Datagram::<F>::tcp(b, s, flags);
-    bed.becomes(UP_IN, &back(SYN | ACK).bytes(), &back(SYN | ACK).to(c).bytes());
-    let seen = back(SYN | ACK).to(c);
-    bed.becomes(UP_OUT, &seen.bytes(), &seen.clone().from(v).bytes());
-    bed.becomes(UP_IN, &to(ACK).bytes(), &to(ACK).to(b).bytes());
-    bed.becomes(UP_OUT, &to(ACK).to(b).bytes(), &to(ACK).to(b).from(s).bytes());
+    let source = leave(&mut bed, 40_000, b);
+    answer(&mut bed, 40_000, b, source);
+    let to = Datagram::<F>::tcp(outside::<F>(40_000), node::<F>(30_080), ACK);
+    let back = Datagram::<F>::tcp(b, node::<F>(source), ACK);
     gone(&mut bed, b);
-    for data in [to(ACK), back(ACK)] {
+    for data in [to, back] {
         let answer = bed.answers(UP_IN, &data.bytes(), Reason::EndpointGone);
         same::<F>(&reset(&data, data.acknowledgement, 0, RST), &answer);
     }

@@ -12,6 +12,7 @@ use datapath::{
 use crate::{
     bed::Bed,
     machine::{Side, Sizes},
+    node_port::{answer, leave},
     plan::*,
     sender::{ports, same},
 };
@@ -330,22 +331,14 @@ fn a_tuple_is_free_again_once_its_flow_is_over<F: Side>() {
 fn an_evicted_row_comes_back_with_the_next_syn<F: Side>() {
     for lost in [role::ORIGINAL, role::REPLY, role::ORIGINAL_SOURCE, role::REPLY_TARGET] {
         let mut bed = Bed::<F>::new();
-        let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
+        let b = far::<F>(8080);
         bed.node_port(30_080, TCP, &[remote(b)]);
-        let to = |flags| Datagram::<F>::tcp(c, v, flags);
-        bed.run(UP_IN, &to(SYN).bytes());
-        bed.run(UP_OUT, &to(SYN).to(b).bytes());
+        leave(&mut bed, 40_000, b);
         lose(&mut bed, lost);
-        bed.becomes(UP_IN, &to(SYN).bytes(), &to(SYN).to(b).bytes());
-        let out = bed.run(UP_OUT, &to(SYN).to(b).bytes());
-        let s = node::<F>(ports::<F>(&out.bytes).0.get());
-        assert_ne!(s.port, c.port, "role {lost}");
-        let back = |flags| Datagram::<F>::tcp(b, s, flags);
-        bed.becomes(UP_IN, &back(SYN | ACK).bytes(), &back(SYN | ACK).to(c).bytes());
-        let seen = back(SYN | ACK).to(c);
-        bed.becomes(UP_OUT, &seen.bytes(), &seen.clone().from(v).bytes());
-        bed.becomes(UP_IN, &to(ACK).bytes(), &to(ACK).to(b).bytes());
-        bed.becomes(UP_OUT, &to(ACK).to(b).bytes(), &to(ACK).to(b).from(s).bytes());
+        let source = leave(&mut bed, 40_000, b);
+        answer(&mut bed, 40_000, b, source);
+        let third = Datagram::<F>::tcp(outside::<F>(40_000), b, ACK);
+        bed.becomes(UP_OUT, &third.bytes(), &third.from(node::<F>(source)).bytes());
         assert_eq!(bed.flows().len(), 4, "role {lost}");
     }
 }

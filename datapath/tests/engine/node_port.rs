@@ -110,7 +110,11 @@ fn other_ports_of_the_node_are_not_ours<F: Side>() {
 }
 
 /// Sends a SYN through the node and returns the port that it leaves with.
-fn leave<F: Side>(bed: &mut Bed<F>, client_port: u16, b: datapath::flow::Place<F::Address>) -> u16 {
+pub(crate) fn leave<F: Side>(
+    bed: &mut Bed<F>,
+    client_port: u16,
+    b: datapath::flow::Place<F::Address>,
+) -> u16 {
     let syn = Datagram::<F>::tcp(outside::<F>(client_port), node::<F>(30_080), SYN);
     bed.becomes(UP_IN, &syn.bytes(), &syn.clone().to(b).bytes());
     let outcome = bed.run(UP_OUT, &syn.to(b).bytes());
@@ -150,7 +154,7 @@ fn a_port_serves_several_backends<F: Side>() {
 }
 
 /// The backend answers, and the client answers that.
-fn answer<F: Side>(
+pub(crate) fn answer<F: Side>(
     bed: &mut Bed<F>,
     client_port: u16,
     b: datapath::flow::Place<F::Address>,

@@ -21,8 +21,7 @@ const BATCHES: usize = 1;
 /// The nth watch, and what it told.
 type Told = (usize, Event<Sight>);
 
-/// Gathers what watches tell. Ends when the receiver is dropped, and has the
-/// watches end by that.
+/// Gathers what watches tell. Ends when the receiver is dropped, and has the watches end by that.
 pub(super) fn gather(watches: Vec<(Listing, Receiver<Event<Sight>>)>) -> Receiver<Batch> {
     let (sender, receiver) = mpsc::channel(BATCHES);
     let mut listings = Vec::new();

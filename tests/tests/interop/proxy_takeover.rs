@@ -103,9 +103,7 @@ impl Cluster {
                 "--requests=20".into(),
                 "--datagrams=50".into(),
             ];
-            for to in targets {
-                arguments.extend([format!("--tcp={to}"), format!("--udp={to}")]);
-            }
+            arguments.extend(peer::targets(targets));
             let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
             (place, ok(peer::load(&ok(self.lab.place(place)), &arguments)))
         };

@@ -132,7 +132,9 @@ impl Cluster {
     }
 
     fn wait_no_problem(&self) {
-        eventually("no problem is left", || (self.problems() == "[]").then_some(()));
+        eventually(&format!("no problem is left\n{}", self.agent.log()), || {
+            (self.problems() == "[]").then_some(())
+        });
     }
 
     /// What the agent says of its source, once it answers.

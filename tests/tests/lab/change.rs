@@ -25,11 +25,7 @@ both! {
 
 /// Where a load goes: both families, TCP and UDP.
 pub(crate) fn load_arguments(cluster: &Cluster, target: Target) -> Vec<String> {
-    FAMILIES
-        .into_iter()
-        .map(|family| target.address(&cluster.lab, family))
-        .flat_map(|to| [format!("--tcp={to}"), format!("--udp={to}")])
-        .collect()
+    peer::targets(FAMILIES.map(|family| target.address(&cluster.lab, family)))
 }
 
 pub(crate) fn assert_nothing_lost(load: &Load) {

@@ -12,18 +12,10 @@ use lab::{agent::Agent, bench::clock, manifests};
 use serde_json::Value;
 
 use super::{
-    control::{Maps, PAUSE, SETTLED, maps, process_memory, seconds, tell, until_all_answer},
+    control::{Maps, PAUSE, Plan, SETTLED, maps, process_memory, seconds, tell, until_all_answer},
     fleet,
     stage::Stage,
 };
-
-/// How much is measured.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
-    pub(super) services: u32,
-    pub(super) starts: usize,
-    pub(super) changes: usize,
-}
 
 /// Seconds, unless another unit is named.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +54,7 @@ pub(super) fn measure(plan: Plan, stage: &mut Stage) -> Result<Found> {
         tell("cold start", &found.cold);
     }
     thread::sleep(SETTLED);
-    let pid = stage.agent()?.id().context("the agent is not running")?;
+    let pid = stage.agent_id()?;
     found.resident = process_memory(pid, "Rss:")?;
     found.maps = maps(pid)?;
     println!("  memory: {:.1} MB", found.resident as f64 / 1e6);
@@ -162,7 +154,7 @@ fn read_programmed(text: &str) -> Option<Programmed> {
 /// Processor time that a change takes, beyond what the agent does without one. Nobody asks it for
 /// anything meanwhile.
 fn cpu_of_change(stage: &mut Stage, changes: usize) -> Result<f64> {
-    let pid = stage.agent()?.id().context("the agent is not running")?;
+    let pid = stage.agent_id()?;
     cpu_beyond_idle(pid, changes, || {
         for _ in 0..changes {
             stage.turn_over()?;

@@ -57,7 +57,7 @@ pub(super) fn measure(plan: Plan, stage: &mut Stage) -> Result<Found> {
         tell("start with pinned state", &found.warm);
     }
     thread::sleep(SETTLED);
-    let pid = stage.agent()?.id().context("the agent is not running")?;
+    let pid = stage.agent_id()?;
     found.resident = process_memory(pid, "Rss:")?;
     found.proportional = process_memory(pid, "Pss:")?;
     found.maps = maps(pid)?;

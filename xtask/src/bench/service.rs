@@ -98,7 +98,7 @@ struct Plans {
     traffic: traffic::Plan,
     node_port: node_port::Plan,
     control: control::Plan,
-    api_control: api_control::Plan,
+    api_control: control::Plan,
     peer: [(Mode, peer_control::Plan); 2],
 }
 
@@ -121,7 +121,7 @@ fn plans(options: &Options) -> Plans {
             traffic: traffic::Plan { sizes: vec![10, 1_000], proxies, batch: 2, most: 4 },
             node_port: node_port::Plan { proxies: from_outside, batch: 2, most: 4 },
             control: control::Plan { services: 1_000, starts: 2, changes: 10 },
-            api_control: api_control::Plan { services: 1_000, starts: 2, changes: 10 },
+            api_control: control::Plan { services: 1_000, starts: 2, changes: 10 },
             peer: of_peers(1, 3, 3),
         }
     } else {
@@ -129,7 +129,7 @@ fn plans(options: &Options) -> Plans {
             traffic: traffic::Plan { sizes: vec![10, 1_000, 10_000], proxies, batch: 5, most: 40 },
             node_port: node_port::Plan { proxies: from_outside, batch: 5, most: 40 },
             control: control::Plan { services: 10_000, starts: 7, changes: 200 },
-            api_control: api_control::Plan { services: 10_000, starts: 7, changes: 200 },
+            api_control: control::Plan { services: 10_000, starts: 7, changes: 200 },
             peer: of_peers(2, 10, 5),
         }
     };

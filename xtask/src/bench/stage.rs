@@ -238,6 +238,11 @@ impl Stage {
         self.agent.as_mut().context("no agent has been prepared")
     }
 
+    /// The process of the agent.
+    pub(super) fn agent_id(&mut self) -> Result<u32> {
+        self.agent()?.id().context("the agent is not running")
+    }
+
     /// Starts an agent and waits until the measured Service is programmed.
     fn start_agent(&mut self, socket_lb: SocketLb) -> Result<()> {
         self.prepare_agent(socket_lb)?;

@@ -1,14 +1,15 @@
 //! Images that Kubernetes' end-to-end tests ask for, by the names that they know them by.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{
     REPOSITORY,
     files::{Files, PROGRAMS},
     installed,
     layout::Image,
+    read,
 };
 use crate::architecture::Architecture;
 
@@ -80,8 +81,4 @@ fn agnhost(peers: &Path) -> Result<Files> {
     // Where its server `netexec` puts what it is sent.
     files.directory("uploads", 0o755);
     Ok(files)
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

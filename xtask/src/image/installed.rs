@@ -1,11 +1,11 @@
 //! Programs that are installed on this machine, put into images with the libraries that they load.
 //! Images have the merged `/usr` of Debian, wherever the machine has its files.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::files::Files;
+use super::{files::Files, read};
 use crate::command::{self, clean};
 
 /// What the merged `/usr` replaced by links to the directories of the same names in it.
@@ -46,10 +46,6 @@ pub(crate) fn add_utilities(files: &mut Files) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The paths of the libraries of a program, its dynamic loader among them; none if it is static.

@@ -11,6 +11,8 @@ const SERVICES: u16 = 5_000;
 const CHUNK: usize = 1_000;
 /// The Service that is talked to.
 const STEADY: u8 = 10;
+/// How it is talked to.
+const GENTLE: [&str; 4] = ["--lasting=4", "--rate=20", "--requests=20", "--datagrams=50"];
 /// Passes to the agent before its connections are dead: some of the lists, never all.
 const ENOUGH_KILOBYTES: u32 = 2_000;
 
@@ -106,8 +108,7 @@ impl Churn {
                 panic!("{what}: {differing:?}\n{}", self.cluster.agent.log());
             }
         }
-        let no_problem = || (self.cluster.problems() == "[]").then_some(());
-        eventually(&format!("no problem is left: {}", self.cluster.agent.log()), no_problem);
+        self.cluster.wait_no_problem();
     }
 
     /// Has the server's side of connections with the agent end once that much has passed, without a
@@ -136,13 +137,9 @@ fn thousands_of_services_are_churned_while_everything_fails() {
     let cluster = Cluster::up();
     cluster.create(STEADY, &["pod1b", "pod2b"]);
     cluster.wait_answered(STEADY, &["pod1b", "pod2b"]);
-    let targets = addresses(STEADY).map(|ip| SocketAddr::new(ip, 80));
-    let mut arguments: Vec<String> =
-        ["--lasting=4", "--rate=20", "--requests=20", "--datagrams=50"].map(String::from).into();
-    for to in targets {
-        arguments.extend([format!("--tcp={to}"), format!("--udp={to}")]);
-    }
-    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let targets = peer::targets(addresses(STEADY).map(|ip| SocketAddr::new(ip, 80)));
+    let targets = targets.iter().map(String::as_str);
+    let arguments: Vec<_> = targets.chain(GENTLE).collect();
     let load = ok(peer::load(&ok(cluster.lab.place("pod1a")), &arguments));
 
     let mut churn = Churn { cluster, wanted: Endpoints::new() };
