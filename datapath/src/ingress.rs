@@ -3,6 +3,7 @@
 
 use crate::{
     address::{Address, Be16, protocol},
+    algorithm::Algorithm,
     answer,
     backend::backend_flags,
     counter::{Hook, Reason},
@@ -336,8 +337,11 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
     if source_range::refuses::<F, T>(tables, &frontend, key.src) {
         return Step::Refused(Reason::SourceRange);
     }
-    if key.proto != protocol::UDP && !header::opens(header::flags::<F, P>(packet)) {
-        return stray(tables, key.proto);
+    if key.proto != protocol::UDP {
+        let flags = header::flags::<F, P>(packet);
+        if !header::opens(flags) && !resumes::<F, T>(tables, frontend.service, key.proto, flags) {
+            return stray(tables, key.proto);
+        }
     }
     *tables.parties() = Parties {
         client: key.src(),
@@ -348,6 +352,18 @@ fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) ->
         ..Parties::default()
     };
     Step::Choose { service: frontend.service, kind: frontend.kind }
+}
+
+/// True for a segment of a connection that may have come by another node, which is lost: where a
+/// Service has Maglev, all nodes choose the same backend for its tuple, so that it goes on (Eisenbud
+/// et al., Maglev, NSDI 2016, §3.3). While another proxy's rules are on the node, the connection may
+/// be one that they know.
+#[inline(always)]
+fn resumes<F: Network, T: Tables<F>>(tables: &mut T, service: u32, proto: u8, flags: u8) -> bool {
+    proto == protocol::TCP
+        && flags & (tcp::ACK | tcp::SYN | tcp::RST) == tcp::ACK
+        && Algorithm::of(tables.policy(service).flags) == Algorithm::Maglev
+        && tables.settings().foreign_proxy == 0
 }
 
 /// What belongs to no flow and begins none: the flow's row is gone, or it was never here. Of SCTP

@@ -6,12 +6,17 @@ use datapath::{
     address::{Be16, protocol::TCP},
     algorithm::Algorithm,
     backend::{Backend, LOAD},
-    counter::Hook,
+    counter::{Hook, Reason},
     frontend::kind,
+    header::tcp::{ACK, FIN, RST, SYN},
+    host::frame::Datagram,
     service::{Service, SetRef},
 };
 
 use crate::{bed::Bed, machine::Side, plan::*};
+
+/// Of TCP's flags, one that the engine has no use for (RFC 9293, section 3.1).
+const PSH: u8 = 8;
 
 both! {
     backends_take_turns,
@@ -20,6 +25,9 @@ both! {
     a_source_goes_where_its_address_tells,
     other_sources_go_elsewhere,
     maglev_goes_where_address_and_port_tell,
+    with_maglev_a_connection_of_a_node_that_is_lost_goes_on,
+    what_is_no_segment_of_a_connection_resumes_none,
+    without_maglev_nothing_is_resumed,
     the_one_with_fewer_connections_is_preferred,
     connections_are_about_as_many_everywhere,
     without_a_count_it_is_chance,
@@ -130,6 +138,52 @@ fn maglev_goes_where_address_and_port_tell<F: Side>() {
     let first = choices(0);
     assert_eq!(choices(5), first);
     assert!(first.iter().collect::<BTreeSet<_>>().len() > 30, "{first:?}");
+}
+
+/// Its next segment comes here, where nobody has seen it.
+fn with_maglev_a_connection_of_a_node_that_is_lost_goes_on<F: Side>() {
+    let beds = || {
+        let mut bed = Bed::<F>::new();
+        service(&mut bed, 80, Algorithm::Maglev, &backends::<F>(1..=50));
+        bed
+    };
+    let (mut lost, mut here) = (beds(), beds());
+    for (nth, flags) in [ACK, ACK | PSH, ACK | FIN].into_iter().cycle().take(30).enumerate() {
+        let (c, v) = (outside::<F>(1000 + nth as u16), node::<F>(30_080));
+        let b = near::<F>(lost.chosen(UP_IN, c, v).get());
+        let segment = Datagram::<F>::tcp(c, v, flags).with_payload(b"more");
+        let answer = Datagram::<F>::tcp(b, c, ACK);
+        for _ in 0..2 {
+            here.becomes(UP_IN, &segment.bytes(), &segment.clone().to(b).bytes());
+            here.becomes(UP_OUT, &answer.bytes(), &answer.clone().from(v).bytes());
+        }
+    }
+    assert_eq!(here.rows(), (0, 60), "they are flows as any other");
+}
+
+fn what_is_no_segment_of_a_connection_resumes_none<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    service(&mut bed, 80, Algorithm::Maglev, &backends::<F>(1..=50));
+    let stray = |flags| Datagram::<F>::tcp(client::<F>(1), vip::<F>(80), flags).bytes();
+    for flags in [RST, RST | ACK] {
+        bed.drops(POD_IN, &stray(flags), Reason::NotSyn);
+    }
+    for flags in [0, FIN, SYN | ACK, SYN | FIN] {
+        bed.answers(POD_IN, &stray(flags), Reason::NotSyn);
+    }
+    // Another proxy may know it.
+    bed.foreign_proxy(true);
+    bed.passes(POD_IN, &stray(ACK));
+    assert_eq!(bed.rows(), (0, 0));
+}
+
+fn without_maglev_nothing_is_resumed<F: Side>() {
+    for algorithm in ALL.into_iter().filter(|&other| other != Algorithm::Maglev) {
+        let mut bed = Bed::<F>::new();
+        service(&mut bed, 80, algorithm, &backends::<F>(1..=50));
+        let stray = Datagram::<F>::tcp(client::<F>(1), vip::<F>(80), ACK);
+        bed.answers(POD_IN, &stray.bytes(), Reason::NotSyn);
+    }
 }
 
 fn the_one_with_fewer_connections_is_preferred<F: Side>() {
