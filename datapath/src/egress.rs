@@ -138,7 +138,7 @@ pub fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T)
     if header.next == F::ICMP {
         return Step::Message;
     }
-    if tables.is_marked(hash::pair(header.src, header.dst)) {
+    if tables.is_marked(hash::way(header.src, header.dst)) {
         ours::<F, P, T>(packet, tables, &header)
     } else if F::may_be_icmp(header.next) {
         Step::Message
@@ -182,7 +182,8 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
     Step::Done
 }
 
-/// The new source of a packet that has a row, and what turns its other port, or what has to be done first.
+/// The new source of a packet that has a row, and what turns its other port, or what has to be done
+/// first.
 #[inline(always)]
 fn known<F: Network, T: Tables<F>>(
     tables: &mut T,

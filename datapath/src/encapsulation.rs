@@ -168,7 +168,7 @@ fn is_proxys<F: Network, P: Frame, T: Tunnels<F>>(
     // An error may be about a flow of the proxy, whoever sends it.
     tunnel.fast_path != fast_path::STRAIGHT
         || F::may_be_icmp(header.next) && !echo::is_echo::<F, P>(frame, header)
-        || tables.is_translated(hash::pair(header.src, header.dst))
+        || tables.is_translated(hash::way(header.src, header.dst))
 }
 
 /// A packet entered the node by an uplink. One that is out of the tunnel, for a pod whose place is

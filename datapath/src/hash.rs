@@ -21,11 +21,11 @@ pub fn address<A: Address>(address: A) -> u32 {
     mix(address.fold())
 }
 
-/// The same for both directions between two addresses.
+/// Of the way from one address to another; the way back is another number.
 #[inline(always)]
 #[must_use]
-pub fn pair<A: Address>(a: A, b: A) -> u32 {
-    mix(a.fold() ^ b.fold())
+pub fn way<A: Address>(from: A, to: A) -> u32 {
+    mix(from.fold().wrapping_mul(0x9e37_79b9) ^ to.fold())
 }
 
 /// Of a whole tuple, in this direction.

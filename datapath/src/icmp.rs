@@ -111,7 +111,8 @@ pub fn egress<F: Network, P: Packet, T: FlowTables<F>>(
     let Some(header) = F::header(packet, 0) else { return Ok(()) };
     let Ok(transport) = F::follow(packet, 0, &header) else { return Ok(()) };
     let Message::Error(quote) = read::<F, P, T>(packet, &transport) else { return Ok(()) };
-    if !tables.is_marked(hash::pair(quote.header.src, quote.header.dst)) {
+    // It travels as what it is about would back.
+    if !tables.is_marked(hash::way(quote.header.dst, quote.header.src)) {
         return Ok(());
     }
     match row::<F, T>(tables, &quote.key(hook::EGRESS)) {

@@ -233,7 +233,7 @@ fn known_out<F: Network, T: PolicyTables<F>>(
     length: u32,
     look: Look,
 ) -> Result<Place<F::Address>, Step> {
-    if !tables.is_marked(hash::pair(key.src, key.dst)) {
+    if !tables.is_marked(hash::way(key.src, key.dst)) {
         return Err(unknown_out(transport));
     }
     let now = tables.now();
@@ -428,7 +428,7 @@ fn begin<F: Network, P: Packet, T: PolicyTables<F>>(packet: &mut P, tables: &mut
         now,
         replace: true,
     });
-    tables.mark(hash::pair(key.src, key.dst));
+    tables.mark(hash::way(key.src, key.dst));
     Step::Again
 }
 
@@ -465,7 +465,7 @@ fn keep_source<F: Network, P: Packet, T: PolicyTables<F>>(packet: &mut P, tables
     let opening = |role| Opening { role, service: NO_SERVICE, flags: 0, now, replace: true };
     tables.begin(opening(role::REPLY));
     tables.begin(opening(role::ORIGINAL));
-    tables.mark(hash::pair(key.src, key.dst));
+    tables.mark(hash::way(key.dst, key.src));
     Step::Done
 }
 

@@ -26,7 +26,7 @@
 //! | `SCRATCH4/6` | per-CPU array of one | → `Scratch`, a row in the making |
 //! | `ADDRESSMARKS` | array of one, mmap | → one byte per hash of an address in `ADDRESSES4/6` |
 //! | `PORTMARKS` | array of one, mmap | → one byte per port of a frontend that is no cluster IP's |
-//! | `MARKS` | array of one | → one byte per hash of an address pair |
+//! | `MARKS` | array of one | → one byte per hash of the way between two addresses |
 //! | `PEERMARKS` | array of one | → one byte for the ports of backends that sockets were given |
 //!
 //! and of the overlay object, which has `FLOWS4/6`, `PENDING4/6`, `FRAGMENTS4/6`, `DEVICES`,

@@ -28,7 +28,7 @@ const FORCED: u32 = 4;
 const COOLED: u32 = 2;
 
 /// Whose port may be taken.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Take {
     /// Nobody's.
     Free,
@@ -100,7 +100,7 @@ pub fn find_port<F: Network, T: FlowTables<F>>(
         if tables.claim(service, Take::at(attempt)) {
             // By which a reply to the source is told from what else comes to this address.
             let backend = tables.parties().backend.addr;
-            tables.mark(hash::pair(address, backend));
+            tables.mark(hash::way(backend, address));
             return Ok(());
         }
     }

@@ -93,7 +93,8 @@ pub trait FlowTables<F: Network> {
     fn forget(&mut self, key: &FlowKey<F::Address>);
     /// Removes some expired rows from `FLOWS`; true if there is room now.
     fn reclaim(&mut self) -> bool;
-    /// Notes that packets between the two addresses may have rows at egress.
+    /// Notes that packets on a way, as [`crate::hash::way`] has it, may have rows at egress, or, of
+    /// replies to a masqueraded flow, at ingress.
     fn mark(&mut self, hash: u32);
     fn is_marked(&mut self, hash: u32) -> bool;
 

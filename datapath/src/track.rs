@@ -203,9 +203,12 @@ pub fn open<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, flags: u
     }
     tables.begin(opening(role::REPLY));
     tables.begin(opening(role::ORIGINAL));
-    let Parties { client, backend, .. } = tables.parties();
-    let pair = hash::pair(client.addr, backend.addr);
-    tables.mark(pair);
+    // What leaves is looked up only on a way that has rows of such: without a masquerade, the way back.
+    let Parties { client, backend, .. } = *tables.parties();
+    tables.mark(hash::way(backend.addr, client.addr));
+    if flags & flow_flags::MASQUERADE != 0 {
+        tables.mark(hash::way(client.addr, backend.addr));
+    }
     true
 }
 

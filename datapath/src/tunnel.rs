@@ -178,9 +178,9 @@ pub trait Tunnels<F: Network> {
     fn is_sender(&mut self, sender: Sender) -> bool;
     fn home(&mut self, pod: F::Address) -> Option<&mut Home>;
     fn settle(&mut self, pod: F::Address, home: Home);
-    /// True if the Service proxy may have a row for packets between two addresses, by their
-    /// [`crate::hash::pair`], where they leave toward a pod.
-    fn is_translated(&mut self, pair: u32) -> bool;
+    /// True if the Service proxy may have a row for packets on a [`crate::hash::way`], where they
+    /// leave the node or leave it toward a pod.
+    fn is_translated(&mut self, way: u32) -> bool;
     /// The row of `TRAFFIC`, to be added to.
     fn traffic(&mut self) -> Option<&mut Traffic>;
     fn count_drop(&mut self, hook: Hook, reason: Reason);

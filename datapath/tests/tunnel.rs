@@ -227,7 +227,7 @@ fn the_proxys_flows_pass_by_its_programs<F: Bed>() {
     let mut tables = tables::<F>();
     let mut sent = out::<F>(place::<F>(2, 1));
     assert_eq!(shortcut::<F, _, _>(&mut sent, &mut tables, DEVICE), Fate::Tunnel);
-    tables.translated.push(hash::pair(F::address(2, 1), F::address(1, 1)));
+    tables.translated.push(hash::way(F::address(2, 1), F::address(1, 1)));
     let stays = |tables: &mut MemoryTunnels<F>| {
         let mut frame = entered::<F>();
         assert_eq!(decapsulate::<F, _, _>(&mut frame, tables), Fate::Pass);

@@ -213,7 +213,7 @@ fn what_programs_do_not_wrap_goes_by_the_device() {
         ("another way to the peer", |tables, _| tables.vteps[0].1.by_uplink = 0),
         ("the proxy sees all", |tables, _| tables.tunnel.fast_path = fast_path::ONE_WAY),
         ("the proxy's flow", |tables, _| {
-            tables.translated.push(hash::pair(V4::address(1, 1), V4::address(2, 1)));
+            tables.translated.push(hash::way(V4::address(1, 1), V4::address(2, 1)));
         }),
         ("too long for one header", |tables, frame| {
             tables.tunnel.mtu = u32::MAX;
@@ -361,7 +361,7 @@ fn what_is_known_of_the_pod_decides() {
             tables.homes.values_mut().for_each(|home| home.device = 0);
         }),
         ("the proxy's flow", |tables, _| {
-            tables.translated.push(hash::pair(V4::address(2, 1), V4::address(1, 1)));
+            tables.translated.push(hash::way(V4::address(2, 1), V4::address(1, 1)));
         }),
         ("too long", |tables, _| tables.tunnel.mtu = 79),
         ("options", |_, frame| frame.packet.bytes[OVERHEAD as usize] = 0x46),

@@ -96,19 +96,19 @@ fn is_foreign_tuple<F: Peek>(context: &TcContext) -> bool {
     }
     let Some(header) = header::<F>(context) else { return false };
     // SAFETY: `header` has checked that the whole fixed header is there.
-    unsafe { !is_marked_pair::<F>(header) }
+    unsafe { !is_marked_way::<F>(header) }
 }
 
-/// True if there may have been flows between a packet's addresses.
+/// True if flows may have rows for the way that a packet goes.
 ///
 /// # Safety
 /// The fixed header's bytes are in the packet.
 #[inline(always)]
-unsafe fn is_marked_pair<F: Peek>(header: *const u8) -> bool {
+unsafe fn is_marked_way<F: Peek>(header: *const u8) -> bool {
     // SAFETY: the caller's.
     let (source, destination) =
         unsafe { (F::peek(header.add(F::SRC as usize)), F::peek(header.add(F::DST as usize))) };
-    is_set(&MARKS, hash::pair(source, destination))
+    is_set(&MARKS, hash::way(source, destination))
 }
 
 /// True if a packet has the port of no frontend; false if it cannot be told from its first bytes.
@@ -137,20 +137,20 @@ pub fn is_never_refused<F: Peek + FamilyMaps>(context: &TcContext) -> bool {
 
 /// True if a leaving packet is certainly of no flow, and no ICMP error about one.
 #[inline(always)]
-pub fn is_foreign_pair<F: Peek>(context: &TcContext) -> bool {
+pub fn is_foreign_way<F: Peek>(context: &TcContext) -> bool {
     let Some(header) = header::<F>(context) else { return false };
     // SAFETY: `header` has checked that the whole fixed header is there.
-    unsafe { !F::may_be_icmp(*header.add(F::NEXT)) && !is_marked_pair::<F>(header) }
+    unsafe { !F::may_be_icmp(*header.add(F::NEXT)) && !is_marked_way::<F>(header) }
 }
 
 /// The same, beside a program that needs the stack: two IPv6 addresses take more registers than
 /// there are.
 #[inline(always)]
-pub fn is_foreign_pair_apart<F: Peek>(context: &TcContext) -> bool {
-    if F::V6 { is_foreign_pair6(context) } else { is_foreign_pair::<V4>(context) }
+pub fn is_foreign_way_apart<F: Peek>(context: &TcContext) -> bool {
+    if F::V6 { is_foreign_way6(context) } else { is_foreign_way::<V4>(context) }
 }
 
 #[inline(never)]
-fn is_foreign_pair6(context: &TcContext) -> bool {
-    is_foreign_pair::<V6>(context)
+fn is_foreign_way6(context: &TcContext) -> bool {
+    is_foreign_way::<V6>(context)
 }

@@ -29,6 +29,13 @@ pub fn bits<const LEN: usize, const FLAGS: usize>(marks: &Marks<LEN, FLAGS>, num
 pub fn set<const LEN: usize, const FLAGS: usize>(marks: &Marks<LEN, FLAGS>, number: u32) {
     if let Some(bytes) = marks.get_ptr_mut(0) {
         // SAFETY: the place is below the row's length.
-        unsafe { *bytes.cast::<u8>().add(modulo::<LEN>(number as usize)) = 1 };
+        let byte = unsafe { bytes.cast::<u8>().add(modulo::<LEN>(number as usize)) };
+        // Written once: processors share the cache line.
+        // SAFETY: as above.
+        unsafe {
+            if *byte == 0 {
+                *byte = 1;
+            }
+        }
     }
 }

@@ -37,9 +37,7 @@ use datapath::{
     tables::FlowTables,
 };
 use flows::Maps;
-use gate::{
-    Peek, is_foreign_destination, is_foreign_pair, is_foreign_pair_apart, is_never_refused,
-};
+use gate::{Peek, is_foreign_destination, is_foreign_way, is_foreign_way_apart, is_never_refused};
 use linear::hardware;
 use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_for_this_node, protocol};
 use socket::{Operation, call4, call6, release};
@@ -142,7 +140,7 @@ fn enters<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
             return action;
         }
     }
-    if !matches!(hook, Hook::PodIngress) || is_foreign_pair_apart::<F>(context) {
+    if !matches!(hook, Hook::PodIngress) || is_foreign_way_apart::<F>(context) {
         return NEXT;
     }
     let skb = context.skb.skb;
@@ -170,7 +168,7 @@ fn leaves<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
             return action;
         }
     }
-    if is_foreign_pair::<F>(context) {
+    if is_foreign_way::<F>(context) {
         return NEXT;
     }
     let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });

@@ -97,8 +97,8 @@ impl<F: FamilyMaps> Tunnels<F> for Maps {
     }
 
     #[inline(always)]
-    fn is_translated(&mut self, pair: u32) -> bool {
-        is_set(&PROXYMARKS, pair)
+    fn is_translated(&mut self, way: u32) -> bool {
+        is_set(&PROXYMARKS, way)
     }
 
     #[inline(always)]

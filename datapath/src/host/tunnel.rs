@@ -233,8 +233,8 @@ impl<F: Network> Tunnels<F> for MemoryTunnels<F> {
         self.homes.insert(pod, home);
     }
 
-    fn is_translated(&mut self, pair: u32) -> bool {
-        self.translated.contains(&pair)
+    fn is_translated(&mut self, way: u32) -> bool {
+        self.translated.contains(&way)
     }
 
     fn traffic(&mut self) -> Option<&mut Traffic> {

@@ -143,11 +143,11 @@ impl<F: Bed> Pair<F> {
         self.host.homes.insert(F::address(1, 1), home);
     }
 
-    fn translate(&mut self, pair: u32) {
+    fn translate(&mut self, way: u32) {
         let mut marks = NO_MARKS;
-        marks[pair as usize % MARKS_LEN] = 1;
+        marks[way as usize % MARKS_LEN] = 1;
         write(&mut self.marks, 0, marks);
-        self.host.translated.push(pair);
+        self.host.translated.push(way);
     }
 
     /// All refusals.
@@ -372,7 +372,7 @@ fn packets_leave_the_tunnel_at_the_uplink() {
     let many = Framed { segment: 100, refusal: Some(Refusal::Room), ..arriving(&segment(1000)) };
     assert_eq!(enter(&mut pair, many), Fate::Pass, "many at once of a kind that it cannot know");
     let ends: [Ipv4; 2] = [2, 1].map(|net| place::<V4>(net).addr);
-    pair.translate(hash::pair(ends[0], ends[1]));
+    pair.translate(hash::way(ends[0], ends[1]));
     assert_eq!(enter(&mut pair, arriving(&segment(40))), Fate::Pass, "the proxy's flow");
 }
 
