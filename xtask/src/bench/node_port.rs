@@ -19,7 +19,7 @@ use super::{
 use bed::Bed;
 
 /// What is measured of it.
-pub(super) const KINDS: [Kind; 2] = [Kind::Connections, Kind::Latency];
+pub(super) const KINDS: [Kind; 3] = [Kind::Connections, Kind::Latency, Kind::Bulk];
 
 /// Where the pod is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,7 +137,7 @@ type Times = Vec<Time>;
 struct Cell {
     proxy: Proxy,
     /// By kind, by target, by the bed that is served.
-    rounds: [[[Vec<Times>; 2]; 2]; 2],
+    rounds: [[[Vec<Times>; 2]; 2]; KINDS.len()],
 }
 
 impl Cell {

@@ -101,20 +101,23 @@ fn node_port_name(found: &node_port::Found) -> String {
     }
 }
 
-/// Of new connections.
+/// How near a NodePort shall come to the same routed directly, in rates and in the inverse of times.
 fn node_port_goal(found: &node_port::Found) -> Option<Goal> {
-    if found.kind != Kind::Connections || found.figure != node_port::GOAL {
+    if found.figure != node_port::GOAL {
         return None;
     }
-    Some(Goal::AtLeast(match found.target {
-        Target::Local => 0.98,
-        Target::Remote => 0.95,
-    }))
+    Some(match (found.kind, found.target) {
+        (Kind::Latency, Target::Local) => Goal::AtMost(1.02),
+        (Kind::Latency, Target::Remote) => Goal::AtMost(1.05),
+        (_, Target::Local) => Goal::AtLeast(0.98),
+        (_, Target::Remote) => Goal::AtLeast(0.95),
+    })
 }
 
 /// What kube-proxy came to when it was not measured in the same run.
 fn node_port_elsewhere(found: &node_port::Found) -> Option<&'static str> {
-    node_port_goal(found).map(|_| match found.target {
+    // Of which kind of traffic is not known; it is no time.
+    node_port_goal(found).filter(|_| found.kind != Kind::Latency).map(|_| match found.target {
         Target::Local => "0.96",
         Target::Remote => "0.77",
     })

@@ -40,7 +40,7 @@ const DETOUR_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 200);
 
 /// Further addresses of the pod on the other node, each an endpoint of its Service. Connections to
 /// it get a source of the node's, and of ports for these there are 10,000 for each endpoint
-/// (`--nat-ports`), each kept for two minutes after its connection: fewer than are opened here.
+/// (`--nat-ports`), each kept for two seconds after its connection: fewer than are opened here.
 const ENDPOINTS: [Ipv4Addr; 8] = {
     let mut addresses = [Ipv4Addr::UNSPECIFIED; 8];
     let mut number = 0;
@@ -260,6 +260,7 @@ fn publish(lab: &Lab) -> Result<()> {
         let ports = [
             manifests::Port::tcp("connect", port::CONNECT, behind(port::CONNECT)),
             manifests::Port::tcp("latency", port::LATENCY, behind(port::LATENCY)),
+            manifests::Port::tcp("bulk", port::BULK, behind(port::BULK)),
             manifests::Port::udp("echo", port::ECHO, behind(port::ECHO)),
         ];
         for port in ports {
