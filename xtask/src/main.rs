@@ -16,6 +16,7 @@ mod machine;
 mod object;
 mod peers;
 mod setup;
+mod stack;
 mod tally;
 mod tidy;
 mod tiers;

@@ -12,6 +12,7 @@ use crate::{
     command::{self, clean},
     compiler::{self, Compiler, Core, TARGET},
     machine::Machine,
+    stack,
 };
 
 /// The objects, by the names of their binaries.
@@ -68,6 +69,7 @@ fn check(path: &Path) -> Result<usize> {
             path.display()
         );
     }
+    stack::check(&file).with_context(|| path.display().to_string())?;
     let programs = file.symbols().filter(|symbol| {
         symbol.is_global()
             && symbol.kind() == object::SymbolKind::Text
