@@ -305,6 +305,7 @@ impl RunArgs {
         }
     }
 
+                requests: kubernetes::RequestMetrics::default(),
     #[cfg(feature = "etcd")]
     #[expect(clippy::unnecessary_wraps, reason = "as without etcd")]
     fn etcd(&self, endpoints: &[String], prefix: &str) -> Result<Origin, ConfigError> {
