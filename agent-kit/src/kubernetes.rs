@@ -2,6 +2,7 @@
 //! a watch that tells everything, then changes, whatever happens to the server.
 
 mod connect;
+mod requests;
 
 use std::{error::Error, fmt::Debug, path::PathBuf, str::FromStr, time::Duration};
 
@@ -11,6 +12,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     runtime::watcher::{self, watcher},
 };
+pub use requests::RequestMetrics;
 use serde::de::DeserializeOwned;
 use tokio::{sync::mpsc::Sender, time::sleep};
 
@@ -26,6 +28,8 @@ pub struct Access {
     /// In place of the kubeconfig's, or of the address that a pod is told.
     pub url: Option<String>,
     pub flags: Flags,
+    /// Where requests are counted.
+    pub requests: RequestMetrics,
 }
 
 /// What an agent calls its flags.
@@ -58,7 +62,7 @@ impl Access {
         if let Some(proxy) = &config.proxy_url {
             return Err(AccessError::Proxy { url, proxy: proxy.to_string() });
         }
-        match connect::client(config) {
+        match connect::client(config, self.requests.clone()) {
             Ok(client) => Ok((client, url)),
             Err(err) => Err(AccessError::Client { url, reason: err.to_string() }),
         }
@@ -206,7 +210,8 @@ mod tests {
 
     async fn refusal(kubeconfig: Option<&str>, url: &str) -> String {
         let kubeconfig = kubeconfig.map(PathBuf::from);
-        let access = Access { kubeconfig, url: Some(url.into()), flags: FLAGS };
+        let (url, requests) = (Some(url.into()), RequestMetrics::default());
+        let access = Access { kubeconfig, url, flags: FLAGS, requests };
         access.open().await.err().map(|err| err.to_string()).unwrap_or_default()
     }
 

@@ -1,6 +1,6 @@
 //! The status server of an agent.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use axum::{
     Router,
@@ -16,24 +16,46 @@ const BIND_AGAIN: Duration = Duration::from_secs(5);
 /// Answers at an address for as long as the runtime lives, in which it needs to be called.
 /// `tell` is told why that is not possible at the moment, and nothing once it is.
 pub fn spawn(address: SocketAddr, router: Router, tell: impl Fn(Option<String>) + Send + 'static) {
-    tokio::spawn(async move {
-        loop {
-            match TcpListener::bind(address).await {
-                Ok(listener) => {
-                    debug!(%address, "listening");
-                    tell(None);
-                    if let Err(err) = axum::serve(listener, router.clone()).await {
-                        warn!(%address, %err, "the status server ended");
-                    }
-                }
-                Err(err) => {
-                    let again = BIND_AGAIN.as_secs();
-                    tell(Some(format!("cannot listen at {address}: {err}; tried every {again} s")));
+    tokio::spawn(serve(address, None, router, tell));
+}
+
+/// The same, for whom an address that is taken now is an error.
+pub async fn spawn_bound(
+    address: SocketAddr,
+    router: Router,
+    tell: impl Fn(Option<String>) + Send + 'static,
+) -> io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    tokio::spawn(serve(address, Some(listener), router, tell));
+    Ok(())
+}
+
+async fn serve(
+    address: SocketAddr,
+    mut bound: Option<TcpListener>,
+    router: Router,
+    tell: impl Fn(Option<String>),
+) {
+    loop {
+        let listener = match bound.take() {
+            Some(listener) => Ok(listener),
+            None => TcpListener::bind(address).await,
+        };
+        match listener {
+            Ok(listener) => {
+                debug!(%address, "listening");
+                tell(None);
+                if let Err(err) = axum::serve(listener, router.clone()).await {
+                    warn!(%address, %err, "the status server ended");
                 }
             }
-            sleep(BIND_AGAIN).await;
+            Err(err) => {
+                let again = BIND_AGAIN.as_secs();
+                tell(Some(format!("cannot listen at {address}: {err}; tried every {again} s")));
+            }
         }
-    });
+        sleep(BIND_AGAIN).await;
+    }
 }
 
 /// An answer that Prometheus reads.

@@ -1,5 +1,8 @@
 //! The command line, parsed once into values that can no longer be wrong.
 
+mod nodeport_addresses;
+mod server_address;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -15,12 +18,11 @@ pub use agent_kit::{
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
+pub use nodeport_addresses::NodePortAddresses;
 use serde::Serialize;
+pub use server_address::ServerAddress;
 
-use crate::{
-    kube_proxy::{flags::KubeProxyFlags, mapping::parse_socket},
-    source::Origin,
-};
+use crate::{kube_proxy::flags::KubeProxyFlags, source::Origin};
 
 /// Balances Kubernetes Services with eBPF, in place of kube-proxy.
 #[derive(Parser, Debug)]
@@ -176,9 +178,10 @@ pub struct RunArgs {
     /// where a backend is
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub cluster_cidr: Vec<IpNetwork>,
-    /// Where NodePorts answer: primary, all, localhost, or CIDRs; where these are of one family only,
-    /// at all addresses of the other
-    #[arg(long, value_name = "WHERE", default_value = "primary")]
+    /// Where NodePorts answer: primary, all, localhost, CIDRs, or several of these; where only CIDRs
+    /// of one family are given, at all addresses of the other [default: primary; with --config or
+    /// --proxy-mode as kube-proxy's in that mode]
+    #[arg(long, value_name = "WHERE", default_value_t, hide_default_value = true)]
     pub nodeport_addresses: NodePortAddresses,
     /// Devices toward the outside [default: those that hold the node addresses or a default
     /// route]
@@ -217,12 +220,13 @@ pub struct RunArgs {
     /// another size are made anew, and take the old ones' place once they are filled
     #[arg(long, value_name = "TABLE=ROWS", value_delimiter = ',', value_parser = parse_capacity)]
     pub capacity: Vec<(CapacityOf, u32)>,
-    /// Where /metrics, /healthz, /livez, /proxyMode, /configz and /status answer
-    #[arg(long, value_name = "ADDR:PORT", default_value_t = METRICS_ADDRESS, value_parser = metrics_address)]
-    pub metrics_bind_address: SocketAddr,
-    /// Where /healthz and /livez answer
-    #[arg(long, value_name = "ADDR:PORT", default_value_t = HEALTHZ_ADDRESS, value_parser = healthz_address)]
-    pub healthz_bind_address: SocketAddr,
+    /// Where /metrics, /healthz, /livez, /proxyMode, /configz, /status, /flagz and /statusz answer;
+    /// empty: nowhere
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = METRICS_ADDRESS.into(), value_parser = metrics_address)]
+    pub metrics_bind_address: ServerAddress,
+    /// Where /healthz and /livez answer; empty: nowhere else
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = HEALTHZ_ADDRESS.into(), value_parser = healthz_address)]
+    pub healthz_bind_address: ServerAddress,
     /// A KubeProxyConfiguration as kubeadm writes it; goes before flags that kube-proxy has too, but
     /// --hostname-override. The agent ends when it changes, to be started anew
     #[arg(long, value_name = "FILE")]
@@ -301,6 +305,7 @@ impl RunArgs {
                 kubeconfig: self.kubeconfig.clone(),
                 url: self.master.clone(),
                 flags: kubernetes::Flags { kubeconfig: "--kubeconfig", url: "--master" },
+                requests: kubernetes::RequestMetrics::default(),
             })),
         }
     }
@@ -385,37 +390,6 @@ fn etcd(text: &str) -> Result<Source, String> {
         ETCD_PREFIX.clone_into(&mut prefix);
     }
     Ok(Source::Etcd { endpoints, prefix })
-}
-
-/// Where NodePorts answer.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum NodePortAddresses {
-    Primary,
-    All,
-    Localhost,
-    Cidrs(Vec<IpNetwork>),
-}
-
-impl FromStr for NodePortAddresses {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "primary" => Ok(Self::Primary),
-            "all" => Ok(Self::All),
-            "localhost" => Ok(Self::Localhost),
-            _ => text
-                .split(',')
-                .map(|cidr| {
-                    cidr.parse().map_err(|_| {
-                        format!("{cidr:?} is none of primary, all, localhost or a CIDR")
-                    })
-                })
-                .collect::<Result<_, _>>()
-                .map(Self::Cidrs),
-        }
-    }
 }
 
 /// Which devices lead to pods.
@@ -543,12 +517,12 @@ impl CapacityOf {
     }
 }
 
-fn metrics_address(text: &str) -> Result<SocketAddr, String> {
-    parse_socket(text, METRICS_PORT)
+fn metrics_address(text: &str) -> Result<ServerAddress, String> {
+    ServerAddress::parse(text, METRICS_PORT)
 }
 
-fn healthz_address(text: &str) -> Result<SocketAddr, String> {
-    parse_socket(text, HEALTHZ_PORT)
+fn healthz_address(text: &str) -> Result<ServerAddress, String> {
+    ServerAddress::parse(text, HEALTHZ_PORT)
 }
 
 fn parse_capacity(text: &str) -> Result<(CapacityOf, u32), String> {
@@ -642,13 +616,6 @@ mod tests {
         ));
         #[cfg(not(feature = "etcd"))]
         assert!(whole.unwrap_err().contains("--source etcd"));
-    }
-
-    #[test]
-    fn node_port_addresses() {
-        assert_eq!("all".parse(), Ok(NodePortAddresses::All));
-        assert!("10.0.0.0/8,fd00::/8".parse::<NodePortAddresses>().is_ok());
-        assert!("10.0.0.0/40".parse::<NodePortAddresses>().is_err());
     }
 
     #[test]

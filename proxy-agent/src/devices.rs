@@ -8,11 +8,11 @@ use std::{
 
 use agent_kit::attach;
 use datapath::{address::Mac, device::Device};
-use ipnetwork::IpNetwork;
 
 use crate::{
     config::{NodePortAddresses, PodLink},
     desired::IpFamily,
+    leftovers::IPVS_DEVICE,
     netlink::{DeviceAddress, Link, Network},
 };
 
@@ -119,30 +119,35 @@ impl Roles {
 
 /// Addresses of this node at which NodePorts answer. CIDRs of one family say nothing of the other, so
 /// there it is all addresses, as with a CIDR of everything and as with kube-proxy
-/// (pkg/proxy/util/nodeport_addresses.go).
+/// (pkg/proxy/util/nodeport_addresses.go); a keyword beside them speaks for both.
 pub fn node_port_addresses(
     network: &Network,
     node_addresses: &[IpAddr],
     wanted: &NodePortAddresses,
 ) -> Vec<IpAddr> {
-    let is_any = |held: &&DeviceAddress| held.is_global && !held.address.is_loopback();
-    let is_in = |held: &&DeviceAddress, cidrs: &[IpNetwork]| {
+    let is_any = |held: &DeviceAddress| held.is_global && !held.address.is_loopback();
+    let is_in_cidrs = |held: &DeviceAddress| {
         let is_v4 = held.address.is_ipv4();
-        let mut of_family = cidrs.iter().filter(|cidr| cidr.is_ipv4() == is_v4);
-        if of_family.clone().all(|cidr| cidr.prefix() == 0) {
-            is_any(held)
-        } else {
-            of_family.any(|cidr| cidr.contains(held.address))
+        let mut of_family = wanted.cidrs.iter().filter(|cidr| cidr.is_ipv4() == is_v4).peekable();
+        if of_family.peek().is_none() {
+            return !wanted.cidrs.is_empty() && !wanted.has_keyword() && is_any(held);
         }
+        of_family.any(|cidr| match cidr.prefix() {
+            0 => is_any(held),
+            _ => cidr.contains(held.address),
+        })
     };
-    let held = network.addresses.iter();
-    let answering: Vec<&DeviceAddress> = match wanted {
-        NodePortAddresses::Primary => return node_addresses.to_vec(),
-        NodePortAddresses::All => held.filter(is_any).collect(),
-        NodePortAddresses::Localhost => held.filter(|held| held.address.is_loopback()).collect(),
-        NodePortAddresses::Cidrs(cidrs) => held.filter(|held| is_in(held, cidrs)).collect(),
+    let answers = |held: &&DeviceAddress| {
+        wanted.all && is_any(held)
+            || wanted.localhost && held.address.is_loopback()
+            || is_in_cidrs(held)
     };
-    let mut addresses: Vec<IpAddr> = answering.iter().map(|held| held.address).collect();
+    // What kube-proxy may have left holds every cluster IP, and is none of the node's own.
+    let of_ipvs = network.links.iter().find(|link| link.name == IPVS_DEVICE).map(|link| link.index);
+    let own = network.addresses.iter().filter(|held| Some(held.ifindex) != of_ipvs);
+    let answering = own.filter(answers).map(|held| held.address);
+    let primary = node_addresses.iter().copied().filter(|_| wanted.primary);
+    let mut addresses: Vec<IpAddr> = primary.chain(answering).collect();
     addresses.sort();
     addresses.dedup();
     addresses
@@ -155,21 +160,21 @@ pub fn health_check_addresses(
     network: &Network,
     wanted: &NodePortAddresses,
 ) -> Option<Vec<IpAddr>> {
-    match wanted {
-        NodePortAddresses::Primary | NodePortAddresses::All => None,
-        NodePortAddresses::Localhost | NodePortAddresses::Cidrs(_) => {
-            let mut addresses = node_port_addresses(network, &[], wanted);
-            if let NodePortAddresses::Cidrs(cidrs) = wanted {
-                addresses.retain(|address| cidrs.iter().any(|cidr| cidr.contains(*address)));
-            }
-            // Without their device nobody can listen at them.
-            addresses.retain(|address| match address {
-                IpAddr::V4(_) => true,
-                IpAddr::V6(address) => !address.is_unicast_link_local(),
-            });
-            Some(addresses)
-        }
+    if wanted.primary || wanted.all {
+        return None;
     }
+    let is_written = |address: &IpAddr| {
+        wanted.localhost && address.is_loopback()
+            || wanted.cidrs.iter().any(|cidr| cidr.contains(*address))
+    };
+    // Without their device nobody can listen at them.
+    let has_device = |address: &IpAddr| match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    let mut addresses = node_port_addresses(network, &[], wanted);
+    addresses.retain(|address| is_written(address) && !has_device(address));
+    Some(addresses)
 }
 
 fn uplinks(network: &Network, wish: &Wish, roles: &mut Roles) -> BTreeSet<u32> {
@@ -391,18 +396,33 @@ mod tests {
 
     #[test]
     fn node_ports_answer_where_asked() {
+        let mut network = node();
+        for address in ["127.0.0.1", "::1"] {
+            network.addresses.push(DeviceAddress { is_global: false, ..held(1, address) });
+        }
+        network.links.push(link(7, "kube-ipvs0"));
+        network.addresses.push(held(7, "10.96.0.1"));
         let at = |wanted: &str| {
             let primary = ["192.0.2.1".parse().unwrap()];
-            let addresses = node_port_addresses(&node(), &primary, &wanted.parse().unwrap());
+            let addresses = node_port_addresses(&network, &primary, &wanted.parse().unwrap());
             addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(at("primary"), "192.0.2.1");
-        assert_eq!(at("all"), "10.1.0.1 10.9.9.9 192.0.2.1 2001:db8::1");
-        assert_eq!(at("localhost"), "");
-        assert_eq!(at("10.0.0.0/8"), "10.1.0.1 10.9.9.9 2001:db8::1");
-        assert_eq!(at("2001:db9::/32"), "10.1.0.1 10.9.9.9 192.0.2.1");
-        assert_eq!(at("10.0.0.0/8,2001:db9::/32"), "10.1.0.1 10.9.9.9");
-        assert_eq!(at("0.0.0.0/0"), at("all"));
+        let all = "10.1.0.1 10.9.9.9 192.0.2.1 2001:db8::1";
+        for (wanted, addresses) in [
+            ("primary", "192.0.2.1"),
+            ("all", all),
+            ("localhost", "127.0.0.1 ::1"),
+            ("10.0.0.0/8", "10.1.0.1 10.9.9.9 2001:db8::1"),
+            ("2001:db9::/32", "10.1.0.1 10.9.9.9 192.0.2.1"),
+            ("10.0.0.0/8,2001:db9::/32", "10.1.0.1 10.9.9.9"),
+            ("0.0.0.0/0", all),
+            ("primary,localhost", "127.0.0.1 192.0.2.1 ::1"),
+            ("primary,10.1.0.0/16", "10.1.0.1 192.0.2.1"),
+            ("all,127.0.0.0/8", "10.1.0.1 10.9.9.9 127.0.0.1 192.0.2.1 2001:db8::1"),
+            ("0.0.0.0/0,127.0.0.0/8,2001:db9::/32", "10.1.0.1 10.9.9.9 127.0.0.1 192.0.2.1"),
+        ] {
+            assert_eq!(at(wanted), addresses, "{wanted}");
+        }
     }
 
     #[test]
@@ -413,6 +433,10 @@ mod tests {
         assert_eq!([at("primary"), at("all")], [None, None]);
         assert_eq!(at("192.0.2.0/24,::/0").unwrap().len(), 2);
         assert_eq!(at("localhost"), Some(Vec::new()));
+        assert_eq!([at("primary,localhost"), at("all,127.0.0.0/8")], [None, None]);
+        network.addresses.push(DeviceAddress { is_global: false, ..held(1, "127.0.0.1") });
+        let at = |wanted: &str| health_check_addresses(&network, &wanted.parse().unwrap());
+        assert_eq!(at("localhost,10.1.0.0/16").unwrap().len(), 2);
     }
 
     #[test]

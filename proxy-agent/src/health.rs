@@ -1,6 +1,7 @@
 //! The status server: metrics and state on one address, health on another, as kube-proxy.
 
 use std::{
+    io,
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -21,14 +22,30 @@ use axum::{
 use serde_json::{Value, json};
 
 use crate::{
+    config::ServerAddress,
     events::{Events, Happening},
+    kube_proxy::flags::{HEALTHZ_BIND_ADDRESS, METRICS_BIND_ADDRESS},
     metrics::Metrics,
     status::{self, Board, Problem, attachments},
+    zpages,
 };
 
 /// Changes that have waited this long to be programmed make the agent unhealthy: twice
 /// kube-proxy's sync period.
 const STALE: Duration = Duration::from_mins(1);
+
+/// All that is asked at the address of metrics.
+const PATHS: &[&str] = &[
+    "/configz",
+    "/flagz",
+    "/healthz",
+    "/livez",
+    "/metrics",
+    "/metrics/slis",
+    "/proxyMode",
+    "/status",
+    "/statusz",
+];
 
 /// What the answers are made of.
 #[derive(Clone)]
@@ -43,31 +60,68 @@ pub struct Answers {
     pub events: Events,
 }
 
+/// Where to answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Addresses {
+    pub metrics: ServerAddress,
+    pub healthz: ServerAddress,
+    /// One that is taken is an error, and not tried again.
+    pub must_bind: bool,
+}
+
+/// Why that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{flag}: cannot listen at {address}: {source}; give another address, end what has taken it, or \
+     leave bindAddressHardFail out to have it tried again"
+)]
+pub struct BindError {
+    flag: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+}
+
 /// Answers at both addresses for as long as the runtime lives.
-pub fn serve(metrics: SocketAddr, healthz: SocketAddr, answers: &Answers) {
+pub async fn serve(addresses: Addresses, answers: &Answers) -> Result<(), BindError> {
+    let Addresses { metrics, healthz, must_bind } = addresses;
     let health = Router::new().route("/healthz", get(healthz_answer)).route("/livez", get(livez));
     let all = health
         .clone()
         .route("/metrics", get(metrics_text))
+        .route("/metrics/slis", get(slis))
         .route("/proxyMode", get(proxy_mode))
         .route("/configz", get(configz))
-        .route("/status", get(status_answer));
-    listen("--metrics-bind-address", metrics, all, answers, Happening::NoMetrics);
-    if healthz != metrics {
-        listen("--healthz-bind-address", healthz, health, answers, Happening::NoHealth);
+        .route("/status", get(status_answer))
+        .route("/flagz", get(flagz))
+        .route("/statusz", get(statusz));
+    let flags = [METRICS_BIND_ADDRESS, HEALTHZ_BIND_ADDRESS];
+    let happenings: [fn(String) -> Happening; 2] = [Happening::NoMetrics, Happening::NoHealth];
+    let healthz = healthz.0.filter(|healthz| Some(*healthz) != metrics.0);
+    for (((address, router), flag), happening) in
+        [(metrics.0, all), (healthz, health)].into_iter().zip(flags).zip(happenings)
+    {
+        let Some(address) = address else { continue };
+        let router = router.with_state(answers.clone());
+        let tell = teller(flag, answers, happening);
+        if must_bind {
+            let bound = server::spawn_bound(address, router, tell).await;
+            bound.map_err(|source| BindError { flag, address, source })?;
+        } else {
+            server::spawn(address, router, tell);
+        }
     }
+    Ok(())
 }
 
-fn listen(
+/// Takes down why there is no server at the moment.
+fn teller(
     flag: &'static str,
-    address: SocketAddr,
-    router: Router<Answers>,
     answers: &Answers,
     happening: fn(String) -> Happening,
-) {
+) -> impl Fn(Option<String>) + Send + use<> {
     let (board, events) = (Arc::clone(&answers.board), answers.events.clone());
     let is_told = AtomicBool::new(false);
-    server::spawn(address, router.with_state(answers.clone()), move |trouble| {
+    move |trouble| {
         // It is tried again and again, and told once.
         let was_told = is_told.swap(trouble.is_some(), Ordering::Relaxed);
         if let (Some(why), false) = (&trouble, was_told) {
@@ -75,7 +129,7 @@ fn listen(
         }
         let problem = trouble.map(|message| Problem::new(Problem::NODE, flag, message));
         board.set_problems(flag, problem.into_iter().collect());
-    });
+    }
 }
 
 /// Whether changes have waited too long to be programmed.
@@ -137,6 +191,19 @@ async fn metrics_text(State(answers): State<Answers>) -> Response {
         Ok(text) => server::metrics(text),
         Err(err) => (StatusCode::INTERNAL_SERVER_ERROR, err.to_string()).into_response(),
     }
+}
+
+async fn slis(State(answers): State<Answers>) -> Response {
+    server::metrics(answers.metrics.slis())
+}
+
+async fn flagz(State(answers): State<Answers>) -> String {
+    zpages::flagz(&answers.config)
+}
+
+async fn statusz(State(answers): State<Answers>) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    zpages::statusz(version, jiff::Timestamp::now(), answers.board.age(), PATHS)
 }
 
 async fn configz(State(answers): State<Answers>) -> Json<Value> {

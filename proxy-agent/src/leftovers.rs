@@ -22,7 +22,7 @@ const IPTABLES: [[&str; 3]; 2] = [
 ];
 
 /// The device that kube-proxy binds Services' addresses to in IPVS mode.
-const DEVICE: &str = "kube-ipvs0";
+pub const IPVS_DEVICE: &str = "kube-ipvs0";
 
 /// Sets of IPVS mode (pkg/proxy/ipvs/ipset.go); those of IPv6 begin with KUBE-6-.
 const SETS: &[&str] = &[
@@ -129,7 +129,7 @@ fn sets(removed: &mut Vec<Leftover>) -> Result<(), LeftoverError> {
 /// Asks the kernel: /sys may show another network namespace.
 fn has_device() -> bool {
     let socket = socket(AddressFamily::INET, SocketType::DGRAM, None);
-    socket.is_ok_and(|socket| name_to_index(socket, DEVICE).is_ok())
+    socket.is_ok_and(|socket| name_to_index(socket, IPVS_DEVICE).is_ok())
 }
 
 fn ip() -> Result<PathBuf, LeftoverError> {
@@ -146,7 +146,8 @@ fn virtual_servers(removed: &mut Vec<Leftover>) -> Result<(), LeftoverError> {
     }
     let missing = LeftoverError::Missing { what: "a virtual server of IPVS", tool: "ipvsadm" };
     let ipvsadm = find("ipvsadm").ok_or(missing)?;
-    let addresses = ipvs::addresses(&run(&ip()?, &["-o", "address", "show", "dev", DEVICE], None)?);
+    let addresses =
+        ipvs::addresses(&run(&ip()?, &["-o", "address", "show", "dev", IPVS_DEVICE], None)?);
     let save = run(&ipvsadm, &["--save", "--numeric"], None)?;
     for (protocol, address) in ipvs::virtual_servers(&save, &addresses) {
         run(&ipvsadm, &["-D", &protocol, &address], None)?;
@@ -157,8 +158,8 @@ fn virtual_servers(removed: &mut Vec<Leftover>) -> Result<(), LeftoverError> {
 
 fn device(removed: &mut Vec<Leftover>) -> Result<(), LeftoverError> {
     if has_device() {
-        run(&ip()?, &["link", "delete", "dev", DEVICE], None)?;
-        removed.push(Leftover { by: "device".into(), what: DEVICE.into() });
+        run(&ip()?, &["link", "delete", "dev", IPVS_DEVICE], None)?;
+        removed.push(Leftover { by: "device".into(), what: IPVS_DEVICE.into() });
     }
     Ok(())
 }

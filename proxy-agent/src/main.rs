@@ -2,17 +2,23 @@
 //! (0 success, 1 failure, 2 bad usage).
 
 use std::{
+    fs,
     io::{self, Write},
+    path::Path,
     process::ExitCode,
 };
 
-use agent_kit::{finding, log, output::print};
-use anyhow::{Context, Result};
+use agent_kit::{
+    finding, log,
+    output::{Output, print},
+};
+use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use proxy_agent::{
     check, cleanup,
     config::{Cli, Command, ConfigError, RunArgs},
-    kube_proxy::{self, KubeProxyError},
+    init,
+    kube_proxy::{self, KubeProxyConfig, KubeProxyError, flags::Errand},
     object,
     run::{self, RunError},
     show,
@@ -76,6 +82,19 @@ fn execute(cli: Cli) -> Result<ExitCode> {
 
 fn agent(mut args: RunArgs) -> Result<ExitCode> {
     let kube_proxy = kube_proxy::resolve(&mut args)?;
+    match &kube_proxy.errand {
+        Some(Errand::WriteConfig(path)) => return write_config(&kube_proxy, &args, path),
+        Some(Errand::Cleanup) => {
+            let removed = cleanup::cleanup_kube_proxy(
+                &args.pins.bpffs,
+                args.nat_ports,
+                &args.reserved_ports,
+            )?;
+            return print(Output::Table, &removed, cleanup::print);
+        }
+        Some(Errand::Init) => return print(Output::Table, &init::init(&args)?, init::print),
+        None => {}
+    }
     args.validate()?;
     log::init(args.log_format, args.verbose, "proxy_agent");
     return_memory_at_once();
@@ -90,6 +109,15 @@ fn agent(mut args: RunArgs) -> Result<ExitCode> {
     // Nobody waits for a sweep or a wait that is under way.
     runtime.shutdown_background();
     result?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_config(kube_proxy: &KubeProxyConfig, args: &RunArgs, path: &Path) -> Result<ExitCode> {
+    let file = path.display();
+    let text = kube_proxy.to_file(args)?;
+    fs::write(path, text)
+        .map_err(|err| anyhow!("--write-config-to: cannot write {file}: {err}"))?;
+    writeln!(io::stdout(), "wrote {file}; proxy-agent run --config {file} runs with it")?;
     Ok(ExitCode::SUCCESS)
 }
 

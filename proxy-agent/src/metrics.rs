@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_kit::{array::ArrayView, process::ProcessMetrics};
+use agent_kit::{array::ArrayView, kubernetes::RequestMetrics, process::ProcessMetrics};
 use datapath::service::ServiceCounters;
 use prometheus_client::{
     collector::Collector,
@@ -24,9 +24,10 @@ use prometheus_client::{
 };
 
 use crate::{
-    apply::audit::TABLES,
+    apply::{Refusal, audit::TABLES},
     desired::IpFamily,
     show::{self, Counters},
+    stale::Ended,
     status::{Board, Problem, unix_seconds},
     told::{NoLocal, Told, Trigger},
 };
@@ -60,6 +61,40 @@ pub struct Metrics {
     healthz: Family<Labels, Counter>,
     livez: Family<Labels, Counter>,
     audit_repairs: Family<Labels, Counter>,
+    stale_duration: Family<Labels, Histogram>,
+    stale_ended: Family<Labels, Counter>,
+    sync_failures: Family<Labels, Counter>,
+    cleanup_failures: Family<Labels, Counter>,
+    checks: Checks,
+}
+
+/// What is asked of health, as Kubernetes' components tell it (component-base/metrics/prometheus/slis).
+#[derive(Debug, Default)]
+struct Checks {
+    last: Family<Labels, Gauge>,
+    total: Family<Labels, Counter>,
+    registry: Registry,
+}
+
+impl Checks {
+    fn registered() -> Self {
+        let mut checks = Self::default();
+        let last = "Whether the last answer was good";
+        checks.registry.register("kubernetes_healthcheck", last, checks.last.clone());
+        let total = "Answers by whether they were good";
+        checks.registry.register("kubernetes_healthchecks", total, checks.total.clone());
+        checks
+    }
+
+    fn answered(&self, path: &str, is_good: bool) {
+        // kube-proxy's one check, which is always called so.
+        let kind = path.trim_start_matches('/').to_owned();
+        let check: Labels = vec![("name", "ping".to_owned()), ("type", kind)];
+        self.last.get_or_create(&check).set(is_good.into());
+        let status = if is_good { "success" } else { "error" };
+        let check = [("status", status.to_owned())].into_iter().chain(check).collect();
+        self.total.get_or_create(&check).inc();
+    }
 }
 
 /// Changes of objects, as kube-proxy counts them.
@@ -95,7 +130,12 @@ fn fine_seconds() -> Histogram {
 }
 
 impl Metrics {
-    pub fn new(maps: &Path, services: ArrayView<ServiceCounters>, board: Arc<Board>) -> Self {
+    pub fn new(
+        maps: &Path,
+        services: ArrayView<ServiceCounters>,
+        board: Arc<Board>,
+        requests: &RequestMetrics,
+    ) -> Self {
         let mut registry = Registry::default();
         let metrics = Self {
             sync_duration: fine_seconds(),
@@ -114,6 +154,11 @@ impl Metrics {
             healthz: Family::default(),
             livez: Family::default(),
             audit_repairs: Family::default(),
+            stale_duration: Family::new_with_constructor(seconds),
+            stale_ended: Family::default(),
+            sync_failures: Family::default(),
+            cleanup_failures: Family::default(),
+            checks: Checks::registered(),
             registry: Registry::default(),
         };
         registry.register(
@@ -194,9 +239,39 @@ impl Metrics {
             "Rows that were not as the agent had written them",
             metrics.audit_repairs.clone(),
         );
+        registry.register(
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+            "Time to end flows and sockets whose endpoint serves no more",
+            metrics.stale_duration.clone(),
+        );
+        for (name, help, counter) in [
+            (
+                "kubeproxy_conntrack_reconciler_deleted_entries",
+                "Flows and sockets that were ended because their endpoint serves no more",
+                &metrics.stale_ended,
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_nftables_sync_failures",
+                "Times that not all of a difference could be written into the tables",
+                &metrics.sync_failures,
+            ),
+            (
+                "kubeproxy_sync_proxy_rules_nftables_cleanup_failures",
+                "Times that what was taken out of the tables could not be given free",
+                &metrics.cleanup_failures,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+        requests.register(&mut registry);
         for family in families() {
             // Told before there is anything to tell.
             drop(metrics.network_programming.get_or_create(&family));
+            drop(metrics.stale_duration.get_or_create(&family));
+            for counter in [&metrics.stale_ended, &metrics.sync_failures, &metrics.cleanup_failures]
+            {
+                drop(counter.get_or_create(&family));
+            }
         }
         metrics.no_local(NoLocal::default());
         registry.register_collector(Box::new(ProcessMetrics));
@@ -275,18 +350,53 @@ impl Metrics {
         self.audit_repairs.get_or_create(&vec![("table", table.to_owned())]).inc();
     }
 
+    /// Flows whose endpoint serves no more were looked for, first of IPv4.
+    pub fn stale_ended(&self, ended: [Ended; 2], duration: Duration) {
+        for (family, ended) in families().iter().zip(ended) {
+            self.stale_duration.get_or_create(family).observe(duration.as_secs_f64());
+            self.stale_ended.get_or_create(family).inc_by(ended.flows + ended.sockets);
+        }
+    }
+
+    /// This of a difference could not be written.
+    pub fn refused(&self, refusals: &[Refusal]) {
+        for (family, other) in families().iter().zip(["6", "4"]) {
+            // Tables that are not one family's are both's.
+            if refusals.iter().any(|refusal| !refusal.table.ends_with(other)) {
+                self.sync_failures.get_or_create(family).inc();
+            }
+        }
+    }
+
+    /// What was taken out of the tables cannot be used again yet.
+    pub fn not_cleaned(&self) {
+        for family in families() {
+            self.cleanup_failures.get_or_create(&family).inc();
+        }
+    }
+
     pub fn answered(&self, path: &str, code: u16) {
+        self.checks.answered(path, code == 200);
         let counters = if path == "/livez" { &self.livez } else { &self.healthz };
         counters.get_or_create(&vec![("code", code.to_string())]).inc();
     }
 
     /// The text of `/metrics`.
     pub fn text(&self) -> String {
-        let mut text = String::new();
-        // Writing to a string cannot fail.
-        let _ = encode(&mut text, &self.registry);
-        text
+        text(&self.registry)
     }
+
+    /// The text of `/metrics/slis`.
+    pub fn slis(&self) -> String {
+        text(&self.checks.registry)
+    }
+}
+
+fn text(registry: &Registry) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = encode(&mut text, registry);
+    text
 }
 
 fn families() -> [Labels; 2] {

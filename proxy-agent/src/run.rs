@@ -14,6 +14,7 @@ use agent_kit::{
     barrier::Barrier,
     code,
     embedded::LoadError,
+    kubernetes::RequestMetrics,
     link::Links,
     mount,
     netfilter::{self, RuleNotices},
@@ -54,7 +55,7 @@ use crate::{
     service_networks::ServiceNetworks,
     serving::Ending,
     settings,
-    source::{self, Feed, Source, node_addresses},
+    source::{self, Feed, Origin, Source, node_addresses},
     stale::{self, Ended, StaleError},
     status::{Board, Problem},
 };
@@ -93,6 +94,8 @@ pub enum RunError {
     #[error("--config: {0} says something else now; the agent ends, to be started anew with it")]
     ConfigChanged(PathBuf),
     #[error(transparent)]
+    Bind(#[from] health::BindError),
+    #[error(transparent)]
     Source(#[from] source::OpenError),
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -108,8 +111,14 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     let mut hangup = signal(SignalKind::hangup()).map_err(RunError::Node)?;
     let config = serde_json::to_value(&args).unwrap_or_default();
     info!(version = env!("CARGO_PKG_VERSION"), %config, "starting");
-    for warning in &kube_proxy.warnings {
+    for warning in &kube_proxy.told.warnings {
         warn!("{warning}");
+    }
+    for note in &kube_proxy.told.notes {
+        info!("{note}");
+    }
+    if let Some(score) = kube_proxy.oom_score_adj() {
+        adjust_oom_score(score);
     }
 
     // The source reads its files while the kernel verifies the programs.
@@ -118,20 +127,26 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
         OnRemovedEndpoint::Keep => Ending::Udp,
         OnRemovedEndpoint::Reset => Ending::UdpAndTcp,
     };
+    let requests = match &origin {
+        Origin::Kubernetes(access) => access.requests.clone(),
+        _ => RequestMetrics::default(),
+    };
     let source = Source::open(origin, node_name(&args), args.algorithm.into(), ending).await?;
-    let mut agent = Agent::new(args, Arc::clone(&board), source)?;
-    health::serve(
-        agent.args.metrics_bind_address,
-        agent.args.healthz_bind_address,
-        &health::Answers {
-            board: Arc::clone(&board),
-            metrics: Arc::clone(&agent.metrics),
-            config,
-            kube_proxy: kube_proxy.in_force(&agent.args, &node_name(&agent.args)),
-            bpffs: agent.args.pins.bpffs.clone(),
-            events: agent.source.events().clone(),
-        },
-    );
+    let mut agent = Agent::new(args, Arc::clone(&board), source, &requests)?;
+    let addresses = health::Addresses {
+        metrics: agent.args.metrics_bind_address,
+        healthz: agent.args.healthz_bind_address,
+        must_bind: kube_proxy.must_bind(),
+    };
+    let answers = health::Answers {
+        board: Arc::clone(&board),
+        metrics: Arc::clone(&agent.metrics),
+        config,
+        kube_proxy: kube_proxy.in_force(&agent.args, &node_name(&agent.args)),
+        bpffs: agent.args.pins.bpffs.clone(),
+        events: agent.source.events().clone(),
+    };
+    health::serve(addresses, &answers).await?;
     agent.source.events().tell(Happening::Started);
 
     let mut netlink = Netlink::open()?;
@@ -166,7 +181,9 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
             Some(()) = netlink.changed() => agent.list_devices(&netlink).await,
             Ok(result) = finished(&mut agent.waiting) => agent.wait_ended(&result),
             () = until(agent.pod_cgroups.next_look()) => agent.leave_pods_out(true),
-            Ok(result) = finished(&mut agent.ending) => agent.stale_ended(result),
+            Ok((result, duration)) = finished(&mut agent.ending) => {
+                agent.stale_ended(result, duration);
+            }
             _ = retry.tick() => {
                 agent.look_at_netfilter();
                 if let Some(path) = kube_proxy.changed() {
@@ -201,6 +218,17 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     agent.leave_bridges();
     info!("stopping; what is programmed stays in force (`proxy-agent cleanup` removes it)");
     Ok(())
+}
+
+/// As kube-proxy does, but only if it was asked for: without this process, traffic goes on.
+fn adjust_oom_score(score: i64) {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    if let Err(err) = std::fs::write(FILE, score.to_string()) {
+        warn!(
+            "oomScoreAdj: cannot write {score} to {FILE}: {err}; to lower it takes \
+             CAP_SYS_RESOURCE, or whoever starts the agent sets it"
+        );
+    }
 }
 
 fn ticks(period: Duration) -> tokio::time::Interval {
@@ -267,7 +295,7 @@ struct Agent {
     sweep: Arc<Sweep>,
     waiting: Option<JoinHandle<io::Result<()>>>,
     /// Flows being ended whose endpoint serves no more.
-    ending: Option<JoinHandle<Result<Ended, StaleError>>>,
+    ending: Option<JoinHandle<(Result<[Ended; 2], StaleError>, Duration)>>,
     /// Connections being counted.
     counting: Option<JoinHandle<Result<(), LoadsError>>>,
     /// Whether there may be counts of connections to keep right.
@@ -286,7 +314,12 @@ struct Agent {
 }
 
 impl Agent {
-    fn new(args: RunArgs, board: Arc<Board>, source: Source) -> Result<Self, RunError> {
+    fn new(
+        args: RunArgs,
+        board: Arc<Board>,
+        source: Source,
+        requests: &RequestMetrics,
+    ) -> Result<Self, RunError> {
         let (loaded, claim) = object::load(&args.pins.bpffs, &args.capacities())?;
         if !loaded.remade.is_empty() {
             let tables = loaded.remade.join(", ");
@@ -294,7 +327,8 @@ impl Agent {
         }
         let barrier = Arc::new(Barrier::new().map_err(RunError::Barrier)?);
         let tables = Tables::open(&loaded.maps)?;
-        let metrics = Metrics::new(&loaded.maps, tables.counters.view(), Arc::clone(&board));
+        let metrics =
+            Metrics::new(&loaded.maps, tables.counters.view(), Arc::clone(&board), requests);
         let applier = Applier::adopt(tables, barrier)?;
         let links = Links::new(object::pins(&args.pins.bpffs).links());
         let devices = attach::Devices::new(
@@ -605,7 +639,11 @@ impl Agent {
         }
         let duration = began.elapsed();
         let fill = self.applier.fill();
-        self.board.set_problems("tables", report::tables(&self.applier.refusals(), &fill));
+        let refusals = self.applier.refusals();
+        if is_due {
+            self.metrics.refused(&refusals);
+        }
+        self.board.set_problems("tables", report::tables(&refusals, &fill));
         let mut state = self.board.state();
         if is_due {
             debug!(changes, ?duration, "tables written");
@@ -714,6 +752,7 @@ impl Agent {
     fn wait_ended(&mut self, result: &io::Result<()>) {
         if let Err(err) = result {
             warn!(%err, "cannot wait for running programs");
+            self.metrics.not_cleaned();
         }
         self.applier.wait_ended(result);
     }
@@ -732,14 +771,19 @@ impl Agent {
             return;
         }
         let maps = self.loaded.maps.clone();
-        self.ending = Some(tokio::task::spawn_blocking(move || stale::end(&maps, &serving)));
+        self.ending = Some(tokio::task::spawn_blocking(move || {
+            let began = Instant::now();
+            (stale::end(&maps, &serving), began.elapsed())
+        }));
     }
 
-    fn stale_ended(&mut self, result: Result<Ended, StaleError>) {
+    fn stale_ended(&mut self, result: Result<[Ended; 2], StaleError>, duration: Duration) {
         let problem = match result {
             Ok(ended) => {
-                if ended != Ended::default() {
-                    let Ended { flows, sockets } = ended;
+                self.metrics.stale_ended(ended, duration);
+                let [v4, v6] = ended;
+                let (flows, sockets) = (v4.flows + v6.flows, v4.sockets + v6.sockets);
+                if flows + sockets > 0 {
                     info!(flows, sockets, "ended what clients had with endpoints that are gone");
                 }
                 None

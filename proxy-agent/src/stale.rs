@@ -34,7 +34,7 @@ pub enum StaleError {
     Sockets(io::Error),
 }
 
-/// How many were ended.
+/// How many of a family were ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Ended {
     pub flows: u64,
@@ -42,15 +42,17 @@ pub struct Ended {
 }
 
 /// Ends what must not stay. The tables must already say which endpoints there are; what programs
-/// do that have read them before is waited for.
+/// do that have read them before is waited for. First comes what was of IPv4.
 ///
 /// # Errors
 /// Where some could not be ended; the others were.
-pub fn end(maps: &Path, serving: &Serving) -> Result<Ended, StaleError> {
+pub fn end(maps: &Path, serving: &Serving) -> Result<[Ended; 2], StaleError> {
     Barrier::new().and_then(|barrier| barrier.wait()).map_err(StaleError::Barrier)?;
-    let flows = flows::<Ipv4>(maps, ["PENDING4", "FLOWS4"], serving)?
-        + flows::<Ipv6>(maps, ["PENDING6", "FLOWS6"], serving)?;
-    Ok(Ended { flows, sockets: sockets(maps, serving)? })
+    let flows4 = flows::<Ipv4>(maps, ["PENDING4", "FLOWS4"], serving)?;
+    let flows6 = flows::<Ipv6>(maps, ["PENDING6", "FLOWS6"], serving)?;
+    let [sockets4, sockets6] = sockets(maps, serving)?;
+    let v4 = Ended { flows: flows4, sockets: sockets4 };
+    Ok([v4, Ended { flows: flows6, sockets: sockets6 }])
 }
 
 /// The flows of a family, in `PENDING` before `FLOWS`, where rows go to that are answered meanwhile.
@@ -134,21 +136,23 @@ fn place<A: Into<IpAddr>>(place: flow::Place<A>) -> Place {
     (place.addr.into(), place.port.get())
 }
 
-/// Sockets of this network namespace.
-fn sockets(maps: &Path, serving: &Serving) -> Result<u64, StaleError> {
+/// Sockets of this network namespace, by the family of what they were given.
+fn sockets(maps: &Path, serving: &Serving) -> Result<[u64; 2], StaleError> {
     let (v4, v6) = (MapTable::open(maps, "SOCKETS4")?, MapTable::open(maps, "SOCKETS6")?);
     let mut diag = SocketDiag::open().map_err(StaleError::Sockets)?;
-    let mut ended = 0;
+    let mut ended = [0; 2];
     for proto in [protocol::UDP, protocol::TCP].into_iter().filter(|&proto| serving.ends(proto)) {
         for found in diag.connected(proto).map_err(StaleError::Sockets)? {
             let cookie = found.cookie();
-            let is_stale = is_stale::<Ipv4>(&v4, cookie, proto, serving)?
-                || is_stale::<Ipv6>(&v6, cookie, proto, serving)?;
-            if !is_stale {
+            let family = if is_stale::<Ipv4>(&v4, cookie, proto, serving)? {
+                0
+            } else if is_stale::<Ipv6>(&v6, cookie, proto, serving)? {
+                1
+            } else {
                 continue;
-            }
+            };
             match diag.end(&found) {
-                Ok(()) => ended += 1,
+                Ok(()) => ended[family] += 1,
                 // Its process has let go of it meanwhile.
                 Err(err) if err.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(err) => return Err(StaleError::Sockets(err)),

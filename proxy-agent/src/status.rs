@@ -213,6 +213,11 @@ impl Board {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How long the agent has been running.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Replaces what one part has to complain about.
     pub fn set_problems(&self, origin: &'static str, problems: Vec<Problem>) {
         self.state().problems.set(origin, problems);
@@ -228,7 +233,7 @@ impl Board {
             node_addresses: state.node_addresses.clone(),
             service_networks: state.service_networks.clone(),
             pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            uptime_seconds: self.age().as_secs_f64(),
             source: Some(SourceStatus {
                 source: state.source.clone(),
                 is_synced: state.is_synced,

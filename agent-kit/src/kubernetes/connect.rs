@@ -12,13 +12,15 @@ use hyper_util::{
 use kube::{Client, Config, Error, client::ConfigExt};
 use tower::{BoxError, ServiceBuilder};
 
+use super::requests::{Counted, RequestMetrics};
+
 /// How long the other side may leave unacknowledged what it was sent.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A connection that is silent this long is asked whether it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// The client that kube would make, with other settings of TCP, and without proxies.
-pub(super) fn client(config: Config) -> Result<Client, Error> {
+pub(super) fn client(config: Config, metrics: RequestMetrics) -> Result<Client, Error> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(PATIENCE));
@@ -32,6 +34,7 @@ pub(super) fn client(config: Config) -> Result<Client, Error> {
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .map_err(BoxError::from)
+        .layer_fn(|inner| Counted { inner, metrics: metrics.clone() })
         .service(legacy::Client::builder(TokioExecutor::new()).build(connector));
     Ok(Client::new(service, config.default_namespace))
 }

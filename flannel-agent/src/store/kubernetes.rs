@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use agent_kit::kubernetes::{Access, Flags, follow};
+use agent_kit::kubernetes::{Access, Flags, RequestMetrics, follow};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
@@ -65,6 +65,7 @@ impl Kubernetes {
             kubeconfig: cluster.kubeconfig.clone(),
             url: cluster.url.clone(),
             flags: Flags { kubeconfig: "--kubeconfig-file", url: "--kube-api-url" },
+            requests: RequestMetrics::default(),
         };
         let opened = access.open().await;
         let (client, url) = opened.map_err(|err| StoreError::Refused(err.to_string()))?;

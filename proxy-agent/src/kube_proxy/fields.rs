@@ -25,7 +25,8 @@ pub enum Kind {
 /// What a field means here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Meaning {
-    /// It has its place among Millrace's own settings ([`super::mapping`]).
+    /// It has its place among Millrace's own settings ([`super::mapping`]), or is asked for by
+    /// its path ([`super::KubeProxyConfig`]).
     Mapped,
     /// None, and why; who sets it to something is told.
     None(&'static str),
@@ -54,14 +55,18 @@ const LOCAL_MODES: Kind =
 
 const PERIODS: Meaning = Meaning::None("a change is programmed when it is told");
 const MARKS: Meaning = Meaning::None("no mark of a packet is used to masquerade");
-const MASQUERADE: Meaning =
-    Meaning::None("only what would not come back to this node by itself is masqueraded");
-const CONNTRACK: Meaning =
-    Meaning::None("flows are kept in tables of Millrace's own, not in netfilter's");
+const MASQUERADE: Meaning = Meaning::None(
+    "a pod's connection to a ClusterIP keeps the pod's address, since its answers come back to this \
+     node by themselves; only what would not is masqueraded",
+);
+const NF_CONNTRACK: Meaning = Meaning::None(
+    "flows of Services are in tables of Millrace's own (--capacity flows=ROWS), and netfilter's is \
+     left as it is; where other rules need it, set net.netfilter.nf_conntrack_max",
+);
 const IPVS: Meaning = Meaning::None("IPVS is not used");
 const CLIENT: Meaning = Meaning::None("the client of the API server needs no tuning");
 const WINDOWS: Meaning = Meaning::None("this is Linux");
-const LOGGING: Meaning = Meaning::None("say -v or -vv on the command line for more");
+const UNBUFFERED: Meaning = Meaning::None("nothing is buffered");
 
 const fn field(path: &'static str, kind: Kind, default: &'static str, meaning: Meaning) -> Field {
     Field { path, flag: None, kind, default, meaning }
@@ -128,7 +133,7 @@ impl Field {
 }
 
 /// Go's spelling, which knows `0` too.
-fn duration(text: &str) -> Option<SignedDuration> {
+pub(super) fn duration(text: &str) -> Option<SignedDuration> {
     if text == "0" { Some(SignedDuration::ZERO) } else { text.parse().ok() }
 }
 
@@ -171,37 +176,42 @@ pub const FIELDS: &[Field] = &[
     field("clientConnection.burst", COUNT, "10", CLIENT).flag("kube-api-burst"),
     field("logging.format", Kind::Word(&["text", "json"]), r#""text""#, Meaning::Mapped)
         .flag("logging-format"),
-    field("logging.verbosity", COUNT, "0", LOGGING).flag("v"),
-    field("logging.vmodule", Kind::Anything, "[]", LOGGING).flag("vmodule"),
+    field("logging.verbosity", COUNT, "0", Meaning::Mapped).flag("v"),
+    field(
+        "logging.vmodule",
+        Kind::Anything,
+        "[]",
+        Meaning::None("there are no such files; set RUST_LOG, such as proxy_agent::apply=debug"),
+    )
+    .flag("vmodule"),
     field("logging.flushFrequency", Kind::Anything, r#""5s""#, Meaning::Fulfilled)
         .flag("log-flush-frequency"),
-    field("logging.options", Kind::Anything, "{}", LOGGING),
+    field("logging.options", Kind::Anything, "{}", UNBUFFERED),
     field("hostnameOverride", Kind::Text, r#""""#, Meaning::Mapped),
     field("bindAddress", Kind::Text, r#""0.0.0.0""#, Meaning::Mapped).flag("bind-address"),
     field("healthzBindAddress", Kind::Text, r#""0.0.0.0:10256""#, Meaning::Mapped),
     field("metricsBindAddress", Kind::Text, r#""127.0.0.1:10249""#, Meaning::Mapped),
+    field("bindAddressHardFail", Kind::Bool, "false", Meaning::Mapped)
+        .flag("bind-address-hard-fail"),
     field(
-        "bindAddressHardFail",
+        "enableProfiling",
         Kind::Bool,
         "false",
-        Meaning::None("an address that is taken is tried again every 5 s"),
+        Meaning::None("Go's profiles are not those of this program; /debug/pprof answers 404"),
     )
-    .flag("bind-address-hard-fail"),
-    field("enableProfiling", Kind::Bool, "false", Meaning::None("there is no such endpoint"))
-        .flag("profiling"),
+    .flag("profiling"),
     field("showHiddenMetricsForVersion", Kind::Text, r#""""#, Meaning::None("no metric is hidden"))
         .flag("show-hidden-metrics-for-version"),
-    field("mode", MODES, r#""iptables""#, Meaning::None("it is eBPF in each")).flag("proxy-mode"),
+    field("mode", MODES, r#""iptables""#, Meaning::Mapped).flag("proxy-mode"),
     field("iptables.masqueradeBit", BIT, "14", MARKS).flag("iptables-masquerade-bit"),
     field("iptables.masqueradeAll", Kind::Bool, "false", MASQUERADE).flag("masquerade-all"),
-    // What is not the default is what happens.
-    field("iptables.localhostNodePorts", Kind::Bool, "true", Meaning::Fulfilled)
+    field("iptables.localhostNodePorts", Kind::Bool, "true", Meaning::Mapped)
         .flag("iptables-localhost-nodeports"),
     field("iptables.syncPeriod", Kind::Duration, r#""30s""#, PERIODS).flag("iptables-sync-period"),
     field("iptables.minSyncPeriod", Kind::Duration, r#""1s""#, PERIODS)
         .flag("iptables-min-sync-period"),
     field("ipvs.syncPeriod", Kind::Duration, r#""30s""#, PERIODS).flag("ipvs-sync-period"),
-    field("ipvs.minSyncPeriod", Kind::Duration, r#""1s""#, PERIODS).flag("ipvs-min-sync-period"),
+    field("ipvs.minSyncPeriod", Kind::Duration, r#""0s""#, PERIODS).flag("ipvs-min-sync-period"),
     field("ipvs.scheduler", Kind::Text, r#""""#, Meaning::Mapped).flag("ipvs-scheduler"),
     field("ipvs.excludeCIDRs", Kind::Texts, "[]", IPVS).flag("ipvs-exclude-cidrs"),
     field("ipvs.strictARP", Kind::Bool, "false", IPVS).flag("ipvs-strict-arp"),
@@ -225,25 +235,51 @@ pub const FIELDS: &[Field] = &[
         .flag("pod-interface-name-prefix"),
     field("clusterCIDR", Kind::Text, r#""""#, Meaning::Mapped),
     field("nodePortAddresses", Kind::Texts, "[]", Meaning::Mapped),
+    field("oomScoreAdj", Kind::Number(-1000, 1000), "-999", Meaning::Mapped).flag("oom-score-adj"),
+    field("conntrack.maxPerCore", COUNT, "32768", NF_CONNTRACK).flag("conntrack-max-per-core"),
+    field("conntrack.min", COUNT, "131072", NF_CONNTRACK).flag("conntrack-min"),
+    // A test holds what is said of timeouts to those of the programs.
     field(
-        "oomScoreAdj",
-        Kind::Number(-1000, 1000),
-        "-999",
-        Meaning::None("traffic needs no agent; set it where the agent is started"),
+        "conntrack.tcpEstablishedTimeout",
+        Kind::Duration,
+        r#""24h""#,
+        Meaning::None("a connection through a Service is forgotten when it was idle for 24h"),
     )
-    .flag("oom-score-adj"),
-    field("conntrack.maxPerCore", COUNT, "32768", CONNTRACK).flag("conntrack-max-per-core"),
-    field("conntrack.min", COUNT, "131072", CONNTRACK).flag("conntrack-min"),
-    field("conntrack.tcpEstablishedTimeout", Kind::Duration, r#""24h""#, CONNTRACK)
-        .flag("conntrack-tcp-timeout-established"),
-    field("conntrack.tcpCloseWaitTimeout", Kind::Duration, r#""1h""#, CONNTRACK)
-        .flag("conntrack-tcp-timeout-close-wait"),
-    field("conntrack.tcpBeLiberal", Kind::Bool, "false", CONNTRACK)
-        .flag("conntrack-tcp-be-liberal"),
-    field("conntrack.udpTimeout", Kind::Duration, r#""0s""#, CONNTRACK)
-        .flag("conntrack-udp-timeout"),
-    field("conntrack.udpStreamTimeout", Kind::Duration, r#""0s""#, CONNTRACK)
-        .flag("conntrack-udp-timeout-stream"),
+    .flag("conntrack-tcp-timeout-established"),
+    field(
+        "conntrack.tcpCloseWaitTimeout",
+        Kind::Duration,
+        r#""1h""#,
+        Meaning::None(
+            "a connection through a Service that one side has closed is forgotten when it was idle \
+             for 1h",
+        ),
+    )
+    .flag("conntrack-tcp-timeout-close-wait"),
+    field(
+        "conntrack.tcpBeLiberal",
+        Kind::Bool,
+        "false",
+        Meaning::None(
+            "no segment through a Service is refused for its sequence number; where other rules drop \
+             what is INVALID, set net.netfilter.nf_conntrack_tcp_be_liberal",
+        ),
+    )
+    .flag("conntrack-tcp-be-liberal"),
+    field(
+        "conntrack.udpTimeout",
+        Kind::Duration,
+        r#""0s""#,
+        Meaning::None("datagrams through a Service that nobody answers are forgotten after 30s"),
+    )
+    .flag("conntrack-udp-timeout"),
+    field(
+        "conntrack.udpStreamTimeout",
+        Kind::Duration,
+        r#""0s""#,
+        Meaning::None("answered datagrams through a Service are forgotten after 2m"),
+    )
+    .flag("conntrack-udp-timeout-stream"),
     field(
         "configSyncPeriod",
         Kind::Duration,
@@ -257,6 +293,7 @@ pub const FIELDS: &[Field] = &[
 
 #[cfg(test)]
 mod tests {
+    use datapath::flow::timeout_sec;
     use serde_json::json;
 
     use super::*;
@@ -277,6 +314,21 @@ mod tests {
             let mut others = FIELDS[nth + 1..].iter();
             assert!(!others.any(|other| other.path == field.path
                 || (other.flag == field.flag && field.flag.is_some())));
+        }
+    }
+
+    /// What is said of the programs' timeouts.
+    #[test]
+    fn timeouts_are_told_as_they_are() {
+        for (path, seconds) in [
+            ("conntrack.tcpEstablishedTimeout", timeout_sec::TCP_ESTABLISHED),
+            ("conntrack.tcpCloseWaitTimeout", timeout_sec::TCP_HALF_CLOSED),
+            ("conntrack.udpTimeout", timeout_sec::UDP_UNANSWERED),
+            ("conntrack.udpStreamTimeout", timeout_sec::UDP_ANSWERED),
+        ] {
+            let Meaning::None(why) = find(path).unwrap().meaning else { panic!("{path}") };
+            let told = why.split(' ').next_back().and_then(duration);
+            assert_eq!(told, Some(SignedDuration::from_secs(seconds.into())), "{path}: {why}");
         }
     }
 

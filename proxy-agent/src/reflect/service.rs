@@ -1,7 +1,7 @@
 //! Services, with the defaults that the API server fills in, because manifests in a directory
 //! have met none.
 
-use std::{collections::HashSet, net::IpAddr, sync::Arc};
+use std::{collections::HashSet, fmt::Display, net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
 
@@ -38,7 +38,7 @@ pub(super) fn service(document: Document, report: &mut Report) -> Option<Object>
         ports: ports(&spec, report),
         external_ips: external_ips(&spec, &cluster_ips, report),
         load_balancer_ips: load_balancer_ips(ingress.as_deref(), &cluster_ips, report),
-        source_ranges: source_ranges(&spec, report),
+        source_ranges: source_ranges(&spec, &cluster_ips, report),
         internal_local: is_local("internal", spec.internal_traffic_policy.as_deref(), report),
         external_local: is_local("external", spec.external_traffic_policy.as_deref(), report),
         health_check_node_port: health_check_node_port(&spec, kind, report),
@@ -118,15 +118,24 @@ fn of_families(
     field: &str,
     report: &mut Report,
 ) -> Box<[IpAddr]> {
-    addresses.retain(|address| {
-        let kept = has_family(cluster_ips, IpFamily::of(address));
-        if !kept {
-            let message = format!("{address} is left out: the Service has no such family");
-            report.note(ProblemKind::Ignored, field, message);
-        }
-        kept
-    });
+    addresses.retain(|address| is_of_families(address, address, cluster_ips, field, report));
     addresses.into()
+}
+
+/// Whether something counts that is of an address' family; tells if not.
+fn is_of_families(
+    what: &dyn Display,
+    address: &IpAddr,
+    cluster_ips: &[IpAddr],
+    field: &str,
+    report: &mut Report,
+) -> bool {
+    let counts = has_family(cluster_ips, IpFamily::of(address));
+    if !counts {
+        let message = format!("{what} is left out: the Service has no such family");
+        report.note(ProblemKind::Ignored, field, message);
+    }
+    counts
 }
 
 fn has_family(cluster_ips: &[IpAddr], family: IpFamily) -> bool {
@@ -150,12 +159,14 @@ fn load_balancer_ips(
     of_families(addresses, cluster_ips, field, report)
 }
 
-fn source_ranges(spec: &Spec, report: &mut Report) -> Box<[IpNetwork]> {
+fn source_ranges(spec: &Spec, cluster_ips: &[IpAddr], report: &mut Report) -> Box<[IpNetwork]> {
     let texts = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
     let texts = texts.iter().enumerate();
     texts
         .filter_map(|(index, text)| {
-            report.network(&format!("spec.loadBalancerSourceRanges[{index}]"), text)
+            let field = format!("spec.loadBalancerSourceRanges[{index}]");
+            let range = report.network(&field, text)?;
+            is_of_families(&range, &range.ip(), cluster_ips, &field, report).then_some(range)
         })
         .collect()
 }

@@ -135,14 +135,21 @@ fn sctp_is_a_protocol_like_the_others() {
 
 #[test]
 fn what_belongs_to_no_family_of_the_service_is_left_out() {
-    let text = service_text("{clusterIP: 10.0.0.1, externalIPs: [192.0.2.1, '2001:db8::1']}");
-    assert_eq!(
-        outline(&text),
-        [
-            "Service default/web: good",
-            "ignored Service default/web: spec.externalIPs: 2001:db8::1 is left out: the Service has no such family",
-        ]
-    );
+    let spec = "{clusterIP: 10.0.0.1, externalIPs: [192.0.2.1, '2001:db8::1'], \
+                loadBalancerSourceRanges: ['2001:db8::/32', 192.0.2.0/24]}";
+    let ingress = "status: {loadBalancer: {ingress: [{ip: '2001:db8::2'}]}}\n";
+    let left_out = [
+        "spec.externalIPs: 2001:db8::1",
+        "status.loadBalancer.ingress: 2001:db8::2",
+        "spec.loadBalancerSourceRanges[0]: 2001:db8::/32",
+    ];
+    let left_out = left_out.map(|what| {
+        format!("ignored Service default/web: {what} is left out: the Service has no such family")
+    });
+    let mut told = outline(&(service_text(spec) + ingress));
+    assert_eq!(told.remove(0), "Service default/web: good");
+    assert_eq!(told, left_out);
+    assert_eq!(service(spec).source_ranges.len(), 1);
 }
 
 #[test]

@@ -9,15 +9,16 @@ use std::{
 };
 
 use lab::{
-    agent::SocketLb,
+    agent::{Agent, SocketLb},
     manifests::{Port, Service, Slice},
+    peer::Protocol,
 };
 use serde_json::json;
 
 use crate::{
     cluster::{Cluster, Plan, eventually, ok},
     exposition,
-    service::{Family, PORT, TARGET, expose, name},
+    service::{Family, PORT, TARGET, Target, expose, name},
 };
 
 const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
@@ -69,8 +70,62 @@ fn names_types_and_labels_are_those_of_the_document() {
     for (name, found) in &told {
         assert_eq!(documented.get(name), Some(found), "{name}");
     }
-    let missing: Vec<_> = documented.keys().filter(|name| !told.contains_key(*name)).collect();
+    // Nobody asks an API server here; a test of the client has these.
+    let is_missing =
+        |name: &&String| !told.contains_key(*name) && !name.starts_with("rest_client_");
+    let missing: Vec<_> = documented.keys().filter(is_missing).collect();
     assert_eq!(missing, [""; 0], "{text}");
+}
+
+#[test]
+fn paths_are_those_of_kubernetes_components() {
+    let cluster = Plan::single(SocketLb::On).up(&[expose(10, &["pod1a"])]);
+    let get = |path: &str| ok(cluster.agents[0].status(path));
+    ok(cluster.agents[0].health("/livez"));
+    let (code, text) = get("/metrics/slis");
+    let samples = ok(exposition::parse(&text));
+    let value = |name: &str, kind: &str| {
+        let is_it =
+            |sample: &&exposition::Sample| sample.name == name && sample.labels["type"] == kind;
+        samples.iter().find(is_it).map(|sample| (sample.value, sample.labels["name"].clone()))
+    };
+    assert_eq!(code, 200);
+    for kind in ["healthz", "livez"] {
+        assert_eq!(value("kubernetes_healthcheck", kind), Some((1.0, "ping".into())), "{text}");
+        assert!(
+            value("kubernetes_healthchecks_total", kind).is_some_and(|it| it.0 >= 1.0),
+            "{text}"
+        );
+    }
+    let (code, text) = get("/flagz");
+    assert_eq!(code, 200);
+    assert!(
+        text.contains("\nproxy-agent flagz\n") && text.contains("\nuplink=[\"eth0\"]\n"),
+        "{text}"
+    );
+    let (code, text) = get("/statusz");
+    assert_eq!(code, 200);
+    assert!(text.contains("\nUp: 0 hr 00 min ") && text.contains("/statusz"), "{text}");
+    for path in ["/debug/pprof", "/debug/flags/v"] {
+        assert_eq!(get(path).0, 404, "{path}");
+    }
+}
+
+#[test]
+fn flows_that_were_ended_are_counted() {
+    let cluster = Plan::single(SocketLb::Off).up(&[expose(10, &["pod1a"])]);
+    let metric = |name: &str| {
+        let name = format!("kubeproxy_conntrack_reconciler_{name}");
+        cluster.metric(&name, &[("ip_family", "IPv4")])
+    };
+    let target = Target::NodePort("node1", 10).address(&cluster.lab, Family::V4);
+    let answer = cluster.ask("client", Protocol::Udp, target);
+    assert_eq!(answer.name(), Some("pod1a"), "{answer:?}");
+    assert_eq!(metric("deleted_entries_total"), 0.0);
+    let rounds = metric("sync_duration_seconds_count");
+    cluster.publish(&expose(10, &["pod1b"]));
+    eventually("the flow is ended", || (metric("deleted_entries_total") == 1.0).then_some(()));
+    assert!(metric("sync_duration_seconds_count") > rounds);
 }
 
 /// A Service's EndpointSlice that says when its pods changed.
@@ -129,4 +184,20 @@ fn changes_are_counted_as_kube_proxy_counts_them() {
     // The time is written in whole seconds.
     assert!(programming("sum", "IPv4") < 3.0, "{}", programming("sum", "IPv4"));
     assert_eq!(programming("count", "IPv6"), 0.0);
+}
+
+#[test]
+fn what_cannot_be_written_is_counted() {
+    let plan = Plan::single(SocketLb::Host).extra(&["--capacity=frontends=1"]);
+    let options = plan.options();
+    let mut cluster = plan.without_agents(&[expose(10, &["pod1a"])]);
+    cluster.agents.push(ok(Agent::start(&cluster.lab, "node1", options)));
+    for family in ["IPv4", "IPv6"] {
+        let failures = |of: &str| {
+            let name = format!("kubeproxy_sync_proxy_rules_nftables_{of}_failures_total");
+            cluster.metric(&name, &[("ip_family", family)])
+        };
+        eventually("a table is full", || (failures("sync") > 0.0).then_some(()));
+        assert_eq!(failures("cleanup"), 0.0);
+    }
 }

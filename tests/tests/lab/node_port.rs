@@ -1,6 +1,6 @@
 //! NodePorts from outside, and from the node's own pods and processes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lab::{
     agent::SocketLb,
@@ -21,6 +21,7 @@ both! {
     a_node_port_is_held_by_no_socket,
     a_process_on_the_port_is_shadowed,
     node_ports_answer_where_cidrs_say,
+    node_ports_answer_at_the_primary_addresses_and_at_localhost,
 }
 
 fn client_reaches_node_port_with_local_backend_and_keeps_its_address(mode: SocketLb) {
@@ -110,4 +111,19 @@ fn node_ports_answer_where_cidrs_say(mode: SocketLb) {
         let answer = cluster.ask(from, Protocol::Tcp, primary(Family::V4));
         assert!(answer.is_refused(), "{from}: {answer:?}");
     }
+}
+
+fn node_ports_answer_at_the_primary_addresses_and_at_localhost(mode: SocketLb) {
+    let cluster = Plan::single(mode)
+        .extra(&["--nodeport-addresses=primary,localhost"])
+        .up(&[expose(10, &["pod1b"])]);
+    cluster.answers("client", Target::NodePort("node1", 10), &["pod1b"]);
+    cluster.answers("node1", Target::NodePort("node1", 10), &["pod1b"]);
+    let at = |address: IpAddr| SocketAddr::from((address, node_port(10)));
+    for localhost in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+        let answer = cluster.ask("node1", Protocol::Tcp, at(localhost));
+        assert_eq!(answer.name(), Some("pod1b"), "{localhost}: {answer:?}");
+    }
+    let answer = cluster.ask("node1", Protocol::Tcp, at(Ipv4Addr::new(10, 244, 1, 1).into()));
+    assert!(answer.is_refused(), "{answer:?}");
 }
