@@ -25,6 +25,7 @@ use prometheus_client::{
 
 use crate::{
     apply::audit::TABLES,
+    attach,
     desired::IpFamily,
     show::{self, Counters},
     status::{Board, Problem, unix_seconds},
@@ -60,6 +61,8 @@ pub struct Metrics {
     healthz: Family<Labels, Counter>,
     livez: Family<Labels, Counter>,
     audit_repairs: Family<Labels, Counter>,
+    attachment_repairs: Family<Labels, Counter>,
+    pin_repairs: Counter,
 }
 
 /// Changes of objects, as kube-proxy counts them.
@@ -114,6 +117,8 @@ impl Metrics {
             healthz: Family::default(),
             livez: Family::default(),
             audit_repairs: Family::default(),
+            attachment_repairs: Family::default(),
+            pin_repairs: Counter::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -194,6 +199,16 @@ impl Metrics {
             "Rows that were not as the agent had written them",
             metrics.audit_repairs.clone(),
         );
+        registry.register(
+            "millrace_attachment_repairs",
+            "Programs that another hand had taken off their hooks, and that are on again",
+            metrics.attachment_repairs.clone(),
+        );
+        registry.register(
+            "millrace_pin_repairs",
+            "Pins of tables and links that another hand had removed, and that are there again",
+            metrics.pin_repairs.clone(),
+        );
         for family in families() {
             // Told before there is anything to tell.
             drop(metrics.network_programming.get_or_create(&family));
@@ -203,6 +218,9 @@ impl Metrics {
         for table in TABLES {
             // Told as 0 from the start.
             drop(metrics.audit_repairs.get_or_create(&vec![("table", table.to_owned())]));
+        }
+        for program in attach::programs() {
+            drop(metrics.attachment_repairs.get_or_create(&program_label(program)));
         }
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
         registry.register("millrace_build", "The agent's version", build);
@@ -275,6 +293,16 @@ impl Metrics {
         self.audit_repairs.get_or_create(&vec![("table", table.to_owned())]).inc();
     }
 
+    /// A program was not on its hook, and is again.
+    pub fn mended(&self, program: &str) {
+        self.attachment_repairs.get_or_create(&program_label(program)).inc();
+    }
+
+    /// So many pins were gone, and are there again.
+    pub fn pinned(&self, count: usize) {
+        self.pin_repairs.inc_by(count as u64);
+    }
+
     pub fn answered(&self, path: &str, code: u16) {
         let counters = if path == "/livez" { &self.livez } else { &self.healthz };
         counters.get_or_create(&vec![("code", code.to_string())]).inc();
@@ -287,6 +315,10 @@ impl Metrics {
         let _ = encode(&mut text, &self.registry);
         text
     }
+}
+
+fn program_label(program: &str) -> Labels {
+    vec![("program", program.to_owned())]
 }
 
 fn families() -> [Labels; 2] {
