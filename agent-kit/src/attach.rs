@@ -1,12 +1,13 @@
-//! Programs on devices: loaded, attached, replaced behind their links or filters, and forgotten
-//! with the device that they were on.
+//! Programs on devices: loaded, attached, replaced behind their links or filters, attached again
+//! where another hand took them off, and forgotten with the device that they were on.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Mutex, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -15,8 +16,10 @@ use aya::{
 };
 
 use crate::{
+    audit::{Damage, Difference},
     bpf::{self, Place, attach_type},
     clsact::{self, Priority},
+    filter::{Filter, filters_of},
     link::{LinkError, Links, PinnedLink},
     program,
     reason::{chain, hint},
@@ -58,6 +61,16 @@ impl<R> Hook<R> {
         if self.is_ingress { TcAttachType::Ingress } else { TcAttachType::Egress }
     }
 
+    /// The kind of hook, as `status` has it.
+    pub fn name(&self, is_clsact: bool) -> &'static str {
+        match (is_clsact, self.is_ingress) {
+            (false, true) => "tcx ingress",
+            (false, false) => "tcx egress",
+            (true, true) => "clsact ingress",
+            (true, false) => "clsact egress",
+        }
+    }
+
     pub fn priority(&self) -> Priority {
         match (self.layer, self.is_ingress) {
             (Layer::Outer, true) | (Layer::Innermost, false) => Priority::First,
@@ -92,6 +105,12 @@ pub enum AttachError {
     Clsact { program: &'static str, device: String, source: ProgramError },
     #[error("cannot write device {ifindex} to table DEVICES: {source}")]
     Device { ifindex: u32, source: TableError },
+    #[error("cannot read table DEVICES: {0}")]
+    Rows(TableError),
+    #[error("cannot list the filters of devices: {0}")]
+    Filters(io::Error),
+    #[error("cannot tell which program {program} is: {source}")]
+    Id { program: &'static str, source: io::Error },
     #[error("cannot run {program}: {source}")]
     Run { program: &'static str, source: io::Error },
 }
@@ -200,15 +219,39 @@ pub struct Attachment<R, V> {
     pub device: V,
 }
 
+/// Filters are listed this often without a reason: there is word when they go. Links are looked at
+/// each time, since of them there is none.
+const LIST_FILTERS: Duration = Duration::from_mins(1);
+
 /// The devices as they are attached.
 pub struct Devices<R: 'static, V> {
     hooks: &'static [Hook<R>],
     links: Links,
     table: MapTable<u32, V>,
     attached: BTreeMap<u32, Attachment<R, V>>,
+    /// Devices that lost programs, and have not got them back.
+    lost: BTreeMap<u32, Lost<R>>,
     /// Devices that may still have programs of another role.
     changed: BTreeSet<u32>,
+    /// Devices that have a row, once it is known which.
+    rows: Option<BTreeSet<u32>>,
     uses_clsact: bool,
+    filters_listed: Option<Instant>,
+}
+
+/// A device that had programs and has lost some: it goes, or another hand took them off.
+struct Lost<R> {
+    name: String,
+    role: R,
+    programs: BTreeSet<&'static str>,
+}
+
+/// A program that another hand had taken off, and that is on again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mended {
+    pub device: String,
+    pub hook: &'static str,
+    pub program: &'static str,
 }
 
 /// What a round of attaching came to.
@@ -216,6 +259,11 @@ pub struct Devices<R: 'static, V> {
 pub struct Outcome {
     pub attached: Vec<String>,
     pub detached: Vec<String>,
+    pub mended: Vec<Mended>,
+    /// Links whose pins another hand had removed, and which are pinned again.
+    pub pinned: Vec<String>,
+    /// Rows of `DEVICES` that another hand had changed, and that are right again.
+    pub rows: Vec<Difference>,
     pub errors: Vec<AttachError>,
 }
 
@@ -226,8 +274,11 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
             links,
             table,
             attached: BTreeMap::new(),
+            lost: BTreeMap::new(),
             changed: BTreeSet::new(),
+            rows: None,
             uses_clsact: false,
+            filters_listed: None,
         }
     }
 
@@ -235,18 +286,29 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
         &self.attached
     }
 
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
     /// True if the kernel has no tcx (it came with 6.6).
     pub fn uses_clsact(&self) -> bool {
         self.uses_clsact
     }
 
-    /// Brings devices to their roles, by interface index. A device that fails is tried again the
-    /// next time. Where roles change, all that have the new ones are there before any that had the
-    /// old ones goes, and before a row says so: what is seen is seen twice for a moment, and not
-    /// never.
+    /// Has the next round look at filters, too.
+    pub fn look_at_filters(&mut self) {
+        self.filters_listed = None;
+    }
+
+    /// Brings devices to their roles, by interface index, also where another hand took a program
+    /// off. A device that fails is tried again the next time. Where roles change, all that have the
+    /// new ones are there before any that had the old ones goes, and before a row says so: what is
+    /// seen is seen twice for a moment, and not never.
     pub fn sync(&mut self, ebpf: &mut Ebpf, devices: &BTreeMap<u32, Attachment<R, V>>) -> Outcome {
         let mut outcome = Outcome::default();
-        self.forget(&mut outcome);
+        if let Err(err) = self.look(ebpf, &mut outcome) {
+            outcome.errors.push(err);
+        }
         let mut ready = Vec::new();
         for (&ifindex, wanted) in devices {
             if self.attached.get(&ifindex) == Some(wanted) {
@@ -264,7 +326,8 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
             match self.tell(ifindex, wanted, is_whole) {
                 Ok(true) => {
                     self.changed.insert(ifindex);
-                    if self.attached.insert(ifindex, wanted.clone()).is_none() {
+                    let before = self.attached.insert(ifindex, wanted.clone());
+                    if before.is_none() && !self.lost.contains_key(&ifindex) {
                         outcome.attached.push(wanted.name.clone());
                     }
                 }
@@ -275,7 +338,10 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
         if outcome.errors.is_empty() {
             self.shed(devices, &mut outcome);
         }
-        self.forget_rows(devices, &mut outcome);
+        self.find_again(devices, &mut outcome);
+        if let Err(err) = self.mend_rows(devices, &mut outcome) {
+            outcome.errors.push(err);
+        }
         outcome
     }
 
@@ -341,23 +407,88 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
         Ok(())
     }
 
-    /// Drops pins of devices that are gone.
-    fn forget(&mut self, outcome: &mut Outcome) {
-        let pinned = match self.links.list() {
-            Ok(pinned) => pinned,
-            Err(err) => return outcome.errors.push(err.into()),
-        };
-        self.miss(&pinned, outcome);
-        for link in pinned.iter().filter(|link| !link.is_attached()) {
-            let Some((_, ifindex)) = parse_pin(self.hooks, &link.name) else { continue };
-            if let Err(err) = self.links.detach(&link.name) {
-                outcome.errors.push(err.into());
+    /// Tells which of the devices that had programs have got all of them back, and which are gone.
+    fn find_again(&mut self, devices: &BTreeMap<u32, Attachment<R, V>>, outcome: &mut Outcome) {
+        let (hooks, attached, uses_clsact) = (self.hooks, &self.attached, self.uses_clsact);
+        self.lost.retain(|ifindex, lost| {
+            if attached.get(ifindex).is_some_and(|now| now.role == lost.role) {
+                let is_back = |hook: &&Hook<R>| {
+                    hook.role == lost.role && lost.programs.contains(hook.program)
+                };
+                outcome.mended.extend(hooks.iter().filter(is_back).map(|hook| Mended {
+                    device: lost.name.clone(),
+                    hook: hook.name(uses_clsact),
+                    program: hook.program,
+                }));
+                return false;
             }
-            // A device of the same index that is new must be attached to anew.
-            if let Some(attachment) = self.attached.remove(&ifindex) {
-                outcome.detached.push(attachment.name);
+            let is_wanted = devices.contains_key(ifindex);
+            if !is_wanted {
+                outcome.detached.push(lost.name.clone());
+            }
+            is_wanted && !attached.contains_key(ifindex)
+        });
+    }
+
+    /// Forgets devices that lack one of their programs, so that they are attached to again, and
+    /// drops pins that lead to nothing.
+    fn look(&mut self, ebpf: &Ebpf, outcome: &mut Outcome) -> Result<(), AttachError> {
+        outcome.pinned = self.links.restore()?;
+        let pinned = self.links.list()?;
+        for link in pinned.iter().filter(|link| !link.is_attached()) {
+            if parse_pin(self.hooks, &link.name).is_some() {
+                self.links.detach(&link.name)?;
             }
         }
+        if self.attached.is_empty() {
+            return Ok(());
+        }
+        let mut ids = HashMap::new();
+        for Hook { program, .. } in self.hooks {
+            let id = bpf::program_id(program_fd(ebpf, program)?);
+            ids.insert(*program, id.map_err(|source| AttachError::Id { program, source })?);
+        }
+        if !self.uses_clsact {
+            let links: HashMap<&str, &PinnedLink> =
+                pinned.iter().map(|link| (link.name.as_str(), link)).collect();
+            self.lose(|hook, ifindex, _| {
+                links.get(hook.pin_name(ifindex).as_str()).is_some_and(|link| {
+                    link.info.ifindex == ifindex && link.info.program_id == ids[hook.program]
+                })
+            });
+        } else if self.filters_listed.is_none_or(|at| at.elapsed() >= LIST_FILTERS) {
+            let devices = self.attached.iter().map(|(ifindex, on)| (*ifindex, on.name.as_str()));
+            let filters = filters_of(devices).map_err(AttachError::Filters)?;
+            self.filters_listed = Some(Instant::now());
+            let on: HashMap<(&str, bool, u16), &Filter> = filters
+                .iter()
+                .map(|filter| {
+                    ((filter.device.as_str(), filter.is_ingress, filter.priority), filter)
+                })
+                .collect();
+            self.lose(|hook, _, device| {
+                let at = (device, hook.is_ingress, hook.priority() as u16);
+                on.get(&at).is_some_and(|filter| filter.program_id == ids[hook.program])
+            });
+        }
+        Ok(())
+    }
+
+    /// Has devices count as lost where the program of a hook of theirs is not on, as `is_on` tells
+    /// of a device's index and name.
+    fn lose(&mut self, is_on: impl Fn(&Hook<R>, u32, &str) -> bool) {
+        let hooks = self.hooks;
+        let lost = &mut self.lost;
+        self.attached.retain(|&ifindex, on| {
+            let own = hooks.iter().filter(|hook| hook.role == on.role);
+            let missing = own.filter(|hook| !is_on(hook, ifindex, &on.name));
+            let programs: BTreeSet<_> = missing.map(|hook| hook.program).collect();
+            let is_whole = programs.is_empty();
+            if !is_whole {
+                lost.insert(ifindex, Lost { name: on.name.clone(), role: on.role, programs });
+            }
+            is_whole
+        });
     }
 
     /// Takes off what devices have from other roles, or from one where they have none now.
@@ -400,38 +531,43 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
         }
     }
 
-    fn forget_rows(&mut self, devices: &BTreeMap<u32, Attachment<R, V>>, outcome: &mut Outcome) {
-        let rows = self.table.rows().unwrap_or_default();
-        for (ifindex, _) in rows.iter().filter(|(ifindex, _)| !devices.contains_key(ifindex)) {
-            match self.table.remove(ifindex) {
-                Ok(()) | Err(TableError::Missing) => {}
-                Err(source) => {
-                    outcome.errors.push(AttachError::Device { ifindex: *ifindex, source });
-                }
-            }
-        }
-    }
-}
-
-impl<R: Copy + Eq, V> Devices<R, V> {
-    /// Forgets devices whose links another hand has removed, so that they are attached to again.
-    fn miss(&mut self, pinned: &[PinnedLink], outcome: &mut Outcome) {
-        if self.uses_clsact {
-            return;
-        }
-        let is_pinned = |hook: &Hook<R>, ifindex| {
-            let name = hook.pin_name(ifindex);
-            pinned.iter().any(|link| link.name == name)
+    /// Removes rows of devices that have no programs, and puts right what another hand changed.
+    fn mend_rows(
+        &mut self,
+        devices: &BTreeMap<u32, Attachment<R, V>>,
+        outcome: &mut Outcome,
+    ) -> Result<(), AttachError> {
+        let found: BTreeMap<u32, V> =
+            self.table.rows().map_err(AttachError::Rows)?.into_iter().collect();
+        let mut differ = |key: String, damage| {
+            outcome.rows.push(Difference { table: "DEVICES", key, damage });
         };
-        let hooks = self.hooks;
-        self.attached.retain(|&ifindex, attachment| {
-            let mut own = hooks.iter().filter(|hook| hook.role == attachment.role);
-            let is_whole = own.all(|hook| is_pinned(hook, ifindex));
-            if !is_whole {
-                outcome.detached.push(attachment.name.clone());
+        let mut rows: BTreeSet<u32> = found.keys().copied().collect();
+        for (&ifindex, on) in self.attached.iter().filter(|(index, _)| devices.contains_key(index))
+        {
+            let damage = match found.get(&ifindex) {
+                Some(row) if *row == on.device => continue,
+                Some(_) => Damage::Changed,
+                None => Damage::Missing,
+            };
+            let failed = |source| AttachError::Device { ifindex, source };
+            self.table.insert(&ifindex, &on.device).map_err(failed)?;
+            rows.insert(ifindex);
+            differ(on.name.clone(), damage);
+        }
+        for &ifindex in found.keys().filter(|index| !devices.contains_key(index)) {
+            match self.table.remove(&ifindex) {
+                Ok(()) | Err(TableError::Missing) => {}
+                Err(source) => return Err(AttachError::Device { ifindex, source }),
             }
-            is_whole
-        });
+            rows.remove(&ifindex);
+            // What there was before this process is the last one's.
+            if self.rows.as_ref().is_some_and(|known| !known.contains(&ifindex)) {
+                differ(format!("device {ifindex}"), Damage::Foreign);
+            }
+        }
+        self.rows = Some(rows);
+        Ok(())
     }
 }
 

@@ -332,6 +332,17 @@ pub const LINK_TYPE_CGROUP: u32 = 3;
 /// `BPF_LINK_TYPE_TCX`.
 pub const LINK_TYPE_TCX: u32 = 11;
 
+impl LinkInfo {
+    /// False once the device or cgroup is gone, or somebody detached the link.
+    pub fn is_attached(&self) -> bool {
+        match self.link_type {
+            LINK_TYPE_TCX => self.ifindex != 0,
+            LINK_TYPE_CGROUP => self.cgroup != 0,
+            _ => true,
+        }
+    }
+}
+
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     // `struct bpf_link_info`: type, id, prog_id, padding, then by type `{ ifindex,
     // attach_type }` or `{ cgroup_id: u64, attach_type }`.

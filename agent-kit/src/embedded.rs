@@ -50,6 +50,22 @@ impl Embedded {
         Ok(pins.claim()?)
     }
 
+    /// Makes the pins again that somebody else removed meanwhile, and the place for them; gives the
+    /// names of the tables. Links are pinned again where devices are looked at.
+    pub fn restore<'a>(
+        &self,
+        bpffs: &Path,
+        pins: &Pins,
+        loaded: &'a Loaded,
+        claim: &mut File,
+    ) -> Result<Vec<&'a str>, LoadError> {
+        if !pins.is_here(claim) {
+            mount::provide_bpffs(bpffs)?;
+            *claim = pins.claim_again()?;
+        }
+        Ok(loaded.restore()?)
+    }
+
     /// Loads the object with its maps pinned, and has the kernel verify its programs. `shared` as
     /// in [`Request::shared`].
     pub fn load(

@@ -1,11 +1,13 @@
 //! Which of our `clsact` filters are on the devices of this network namespace, as the kernel
-//! lists them (`RTM_GETTFILTER`, include/uapi/linux/rtnetlink.h).
+//! lists them (`RTM_GETTFILTER`, include/uapi/linux/rtnetlink.h), and its word that some were
+//! removed.
 
 use std::{ffi::CStr, io};
 
 use crate::{
     clsact::HANDLE,
-    dump::{Dump, attribute, text, u32_at},
+    dump::{Dump, attribute, text, u16_at, u32_at},
+    notice::Word,
 };
 
 /// A filter of ours.
@@ -20,7 +22,9 @@ pub struct Filter {
     pub program_id: u32,
 }
 
+const RTM_DELQDISC: u16 = 37;
 const RTM_NEWTFILTER: u16 = 44;
+const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
 /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, and the same of egress.
 const PARENTS: [(bool, u32); 2] = [(true, 0xffff_fff2), (false, 0xffff_fff3)];
@@ -28,19 +32,26 @@ const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_ID: u16 = 11;
+/// `RTNLGRP_TC`, as a bit of a socket's groups.
+const TC_GROUP: u32 = 1 << 3;
 /// `struct tcmsg`.
 const TCMSG: usize = 20;
 
 /// All of ours, device by device.
 pub fn filters() -> io::Result<Vec<Filter>> {
+    filters_of(devices().iter().map(|(ifindex, name)| (*ifindex, name.as_str())))
+}
+
+/// Those of ours that are on these devices, by index and name.
+pub fn filters_of<'a>(devices: impl Iterator<Item = (u32, &'a str)>) -> io::Result<Vec<Filter>> {
     let mut dump = Dump::open(None)?;
     let mut filters = Vec::new();
-    for (ifindex, device) in devices() {
+    for (ifindex, device) in devices {
         for (is_ingress, parent) in PARENTS {
             dump.ask(RTM_GETTFILTER, &request(ifindex, parent), RTM_NEWTFILTER, |message| {
                 let found = filter(message);
                 filters.extend(found.map(|filter| Filter {
-                    device: device.clone(),
+                    device: device.into(),
                     is_ingress,
                     ..filter
                 }));
@@ -48,6 +59,16 @@ pub fn filters() -> io::Result<Vec<Filter>> {
         }
     }
     Ok(filters)
+}
+
+/// Word that filters, or what they hang on, were removed. Needs a tokio runtime.
+pub fn notices() -> io::Result<Word> {
+    Word::of(None, TC_GROUP, is_removal)
+}
+
+/// What is added is mostly our own doing. A datagram tells one thing.
+fn is_removal(message: &[u8]) -> bool {
+    u16_at(message, 4).is_some_and(|kind| matches!(kind, RTM_DELQDISC | RTM_DELTFILTER))
 }
 
 /// Index and name of each device.

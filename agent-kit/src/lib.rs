@@ -11,10 +11,12 @@
 pub mod array;
 pub mod ask;
 pub mod attach;
+pub mod audit;
 pub mod barrier;
 pub mod bpf;
 pub mod clsact;
 pub mod code;
+pub mod descriptor;
 pub mod drops;
 pub mod dump;
 pub mod embedded;

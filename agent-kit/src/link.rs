@@ -2,15 +2,21 @@
 //! process puts its own programs behind the same links, between two packets.
 //!
 //! When a device or a cgroup goes, the kernel takes the program off and leaves the pin behind:
-//! such a link shows no target, also when the device's index has been given to another.
+//! such a link shows no target, also when the device's index has been given to another. So does one
+//! that somebody detached.
+//!
+//! A link lives as long as its pin or a descriptor of it. The process keeps descriptors, so that
+//! programs stay where they are when somebody removes their pins, and pins them again.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
@@ -56,26 +62,54 @@ pub struct PinnedLink {
 }
 
 impl PinnedLink {
-    /// False once the device or cgroup is gone.
+    /// False once the device or cgroup is gone, or somebody detached the link.
     pub fn is_attached(&self) -> bool {
-        match self.info.link_type {
-            LINK_TYPE_TCX => self.info.ifindex != 0,
-            LINK_TYPE_CGROUP => self.info.cgroup != 0,
-            _ => true,
-        }
+        self.info.is_attached()
     }
 }
 
-/// The directory of pinned links.
+/// The directory of pinned links. Clones are one.
 #[derive(Clone, Debug)]
 pub struct Links {
     dir: PathBuf,
+    /// Those that this process attached, or went on with.
+    held: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
 }
 
 impl Links {
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { dir, held: Arc::default() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, OwnedFd>> {
+        // Whole entries come and go, whatever panics elsewhere.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pins again what somebody else unpinned meanwhile; gives the names. What has no target any
+    /// more is let go of.
+    pub fn restore(&self) -> Result<Vec<String>, LinkError> {
+        let mut restored = Vec::new();
+        self.held().retain(|name, link| {
+            if self.path(name).symlink_metadata().is_ok() {
+                return true;
+            }
+            let is_attached = bpf::link_info(link.as_fd()).is_ok_and(|info| info.is_attached());
+            if is_attached {
+                restored.push(name.clone());
+            }
+            is_attached
+        });
+        for name in &restored {
+            let path = self.path(name);
+            let pinned = fs::create_dir_all(&self.dir).and_then(|()| match self.held().get(name) {
+                Some(link) => bpf::obj_pin(link.as_fd(), &path),
+                None => Ok(()),
+            });
+            pinned.map_err(|source| LinkError::Pin { path, source })?;
+        }
+        Ok(restored)
     }
 
     /// Where a link of this name is pinned.
@@ -159,7 +193,7 @@ impl Links {
         name: &str,
         program: BorrowedFd<'_>,
         is_target: impl Fn(&LinkInfo) -> bool,
-        create: impl FnOnce() -> Result<std::os::fd::OwnedFd, LinkError>,
+        create: impl FnOnce() -> Result<OwnedFd, LinkError>,
     ) -> Result<PinnedLink, LinkError> {
         let path = self.path(name);
         let pin_error = |source| LinkError::Pin { path: path.clone(), source };
@@ -171,6 +205,7 @@ impl Links {
                         .map_err(|source| LinkError::Update { pin: name.into(), source })?;
                 }
                 let info = info(link.as_fd())?;
+                self.held().insert(name.into(), link);
                 return Ok(PinnedLink { name: name.into(), path, info });
             }
             Ok(_elsewhere) => fs::remove_file(&path).map_err(pin_error)?,
@@ -180,6 +215,7 @@ impl Links {
         let link = create()?;
         bpf::obj_pin(link.as_fd(), &path).map_err(pin_error)?;
         let info = info(link.as_fd())?;
+        self.held().insert(name.into(), link);
         Ok(PinnedLink { name: name.into(), path, info })
     }
 
@@ -192,8 +228,9 @@ impl Links {
         self.detach(name)
     }
 
-    /// Takes a program off, some time after this returns: the pin is all that holds the link.
+    /// Takes a program off, some time after this returns: nothing holds the link then.
     pub fn detach(&self, name: &str) -> Result<(), LinkError> {
+        self.held().remove(name);
         let path = self.path(name);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {

@@ -3,15 +3,14 @@
 //! them, which a packet that passes the IP stack by would never meet. A translator would then see
 //! one half of a connection, and the other side reset it.
 
-use std::{fs, io, os::fd::OwnedFd};
+use std::{fs, io};
 
-use rustix::{
-    io::Errno,
-    net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, netlink, recv, socket_with},
+use rustix::net::netlink;
+
+use crate::{
+    dump::{Dump, attribute, attribute_of, attributes, text},
+    notice::Word,
 };
-use tokio::io::unix::AsyncFd;
-
-use crate::dump::{Dump, attribute, attribute_of, attributes, text};
 
 /// `NFNL_SUBSYS_NFTABLES` in a message's kind, with `NFT_MSG_NEWCHAIN` and `NFT_MSG_GETCHAIN`
 /// (include/uapi/linux/netfilter/nf_tables.h).
@@ -199,47 +198,9 @@ fn family(number: u8) -> Option<&'static str> {
 }
 
 /// Word that nftables' rules changed. Needs a tokio runtime.
-pub struct RuleNotices(AsyncFd<OwnedFd>);
-
-impl RuleNotices {
-    pub fn open() -> io::Result<Self> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let protocol = Some(netlink::NETFILTER);
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
-        bind(&socket, &netlink::SocketAddrNetlink::new(0, NFTABLES_GROUP))?;
-        // SAFETY: an owned descriptor is open, and the same, for as long as it lives.
-        let socket = unsafe { AsyncFd::register(socket) };
-        Ok(Self(socket.map_err(io::Error::other)?))
-    }
-
-    /// Returns when rules may have changed. May be dropped half way: no word is lost by that.
-    pub async fn changed(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 4096];
-        loop {
-            let mut ready = self.0.readable().await?;
-            let mut any = false;
-            // What it says does not matter, nor that some of it was lost.
-            loop {
-                match recv(&self.0, &mut buffer, RecvFlags::TRUNC) {
-                    Ok(_) | Err(Errno::NOBUFS) => any = true,
-                    Err(Errno::AGAIN) => break,
-                    Err(err) => return Err(err.into()),
-                }
-            }
-            ready.clear_ready();
-            if any {
-                return Ok(());
-            }
-        }
-    }
-}
-
-/// Waits for word of changed rules; false if there will be none.
-pub async fn changed(notices: &mut Option<RuleNotices>) -> bool {
-    match notices {
-        Some(notices) => notices.changed().await.is_ok(),
-        None => std::future::pending().await,
-    }
+pub fn notices() -> io::Result<Word> {
+    // What it says does not matter.
+    Word::of(Some(netlink::NETFILTER), NFTABLES_GROUP, |_| true)
 }
 
 #[cfg(test)]

@@ -5,11 +5,17 @@
 //! they are of another make, it fills a fresh directory beside, puts its programs in place of
 //! the old ones, and only then turns the link: until then the old programs and maps work on,
 //! and a crash at any point leaves a whole set in force.
+//!
+//! Maps live as long as the programs that use them, and as the process that has them open: where
+//! somebody removes their pins, it pins them again.
 
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::{fd::AsFd, unix::fs::symlink},
+    os::{
+        fd::AsFd,
+        unix::fs::{MetadataExt, symlink},
+    },
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -80,10 +86,27 @@ impl Pins {
     /// a little for one that is just ending. The kernel lets go of the lock of a process that
     /// was killed.
     pub fn claim(&self) -> Result<fs::File, ObjectError> {
+        self.claim_within(PATIENCE)
+    }
+
+    /// The same at once, for a process that has waited.
+    pub fn claim_again(&self) -> Result<fs::File, ObjectError> {
+        self.claim_within(Duration::ZERO)
+    }
+
+    /// Whether what was claimed is still where others look for it.
+    #[must_use]
+    pub fn is_here(&self, claim: &fs::File) -> bool {
+        let place = |data: fs::Metadata| (data.dev(), data.ino());
+        let here = fs::metadata(&self.root).map(place);
+        here.is_ok_and(|here| claim.metadata().is_ok_and(|claimed| place(claimed) == here))
+    }
+
+    fn claim_within(&self, patience: Duration) -> Result<fs::File, ObjectError> {
         let fail = self.pin_error();
         fs::create_dir_all(&self.root).map_err(&fail)?;
         let root = fs::File::open(&self.root).map_err(&fail)?;
-        let give_up = Instant::now() + PATIENCE;
+        let give_up = Instant::now() + patience;
         loop {
             match flock(&root, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(root),
@@ -158,6 +181,8 @@ pub struct Loaded {
     /// The maps in force until [`Loaded::take_over`].
     pub replaces: Option<PathBuf>,
     pins: Pins,
+    /// Names of maps that are pinned in `maps`.
+    names: Vec<String>,
 }
 
 /// Creates what is missing, and loads.
@@ -220,7 +245,8 @@ pub fn load(request: &Request<'_>) -> Result<Loaded, ObjectError> {
     };
     let replaces = current.filter(|dir| *dir != maps);
     let first = replaces.is_none();
-    let loaded = Loaded { ebpf, maps, remade, replaces, pins: pins.clone() };
+    let names = wanted.into_keys().collect();
+    let loaded = Loaded { ebpf, maps, remade, replaces, pins: pins.clone(), names };
     if first {
         loaded.point().map_err(&fail)?;
     }
@@ -236,6 +262,29 @@ impl Loaded {
             fs::remove_dir_all(&old).map_err(&fail)?;
         }
         Ok(())
+    }
+
+    /// Pins again the maps that somebody else unpinned meanwhile; gives their names.
+    pub fn restore(&self) -> Result<Vec<&str>, ObjectError> {
+        let is_missing = |name: &&String| self.maps.join(name).symlink_metadata().is_err();
+        let missing: Vec<&String> = self.names.iter().filter(is_missing).collect();
+        if !missing.is_empty() {
+            fs::create_dir_all(&self.maps).map_err(self.pins.pin_error())?;
+        }
+        let mut restored = Vec::new();
+        for name in missing {
+            let Some(map) = self.ebpf.map(name) else { continue };
+            let path = self.maps.join(name);
+            map.pin(&path).map_err(|err| ObjectError::Pin {
+                path: path.clone(),
+                source: io::Error::other(chain(&err)),
+            })?;
+            restored.push(name.as_str());
+        }
+        if self.replaces.is_none() {
+            self.point().map_err(self.pins.pin_error())?;
+        }
+        Ok(restored)
     }
 
     /// Removes what was made beside the maps in force, if the programs are not to run.

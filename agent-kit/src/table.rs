@@ -12,7 +12,10 @@ use std::{
 
 use aya::Pod;
 
-use crate::bpf;
+use crate::{
+    audit::{Damage, compare},
+    bpf,
+};
 
 /// Why a table did not do as it was told.
 #[derive(Debug, thiserror::Error)]
@@ -77,23 +80,29 @@ pub trait Table<K, V>: Send {
     fn remove(&mut self, key: &K) -> Result<(), TableError>;
 }
 
-/// Has a table hold these rows and no others; what is too much goes first, to make room.
+/// Has a table hold these rows and no others; what is too much goes first, to make room. Gives what
+/// there was to do, which is another hand's doing where the rows were written before.
 ///
 /// # Errors
 /// At the first row that cannot be written or removed; those before it are.
-pub fn hold<K: Eq + Hash, V, S: BuildHasher>(
+pub fn hold<K: Copy + Eq + Hash, V: PartialEq, S: BuildHasher>(
     table: &mut impl Table<K, V>,
     wanted: &HashMap<K, V, S>,
-) -> Result<(), TableError> {
-    for (key, _) in table.rows()? {
-        if !wanted.contains_key(&key) {
-            match table.remove(&key) {
+) -> Result<Vec<(K, Damage)>, TableError> {
+    let found: HashMap<K, V> = table.rows()?.into_iter().collect();
+    let is_wanted = |key: &K, row: &V| wanted.get(key).map(|wanted| wanted == row);
+    let mut damaged = compare(wanted.keys().copied(), found, is_wanted);
+    damaged.sort_by_key(|(_, _, damage)| *damage != Damage::Foreign);
+    for (key, _, _) in &damaged {
+        match wanted.get(key) {
+            Some(row) => table.insert(key, row)?,
+            None => match table.remove(key) {
                 Ok(()) | Err(TableError::Missing) => {}
                 Err(err) => return Err(err),
-            }
+            },
         }
     }
-    wanted.iter().try_for_each(|(key, value)| table.insert(key, value))
+    Ok(damaged.into_iter().map(|(key, _, damage)| (key, damage)).collect())
 }
 
 /// A hash map in the kernel.
@@ -250,5 +259,21 @@ mod tests {
         assert!(matches!(table.insert(&2, &20), Err(TableError::Full)));
         assert!(matches!(table.remove(&2), Err(TableError::Missing)));
         assert_eq!(table.rows().unwrap(), [(1, 11)]);
+    }
+
+    #[test]
+    fn a_table_comes_to_hold_what_is_wanted_and_tells_what_it_was() {
+        let mut table = MemoryTable::new(3);
+        for (key, value) in [(1, 10), (2, 21), (4, 40)] {
+            table.insert(&key, &value).unwrap();
+        }
+        let wanted: HashMap<u32, u32> = [(1, 10), (2, 20), (3, 30)].into();
+        // The table is full: there is room for what is missing once what is foreign is gone.
+        let mut damaged = hold(&mut table, &wanted).unwrap();
+        damaged.sort_unstable();
+        assert_eq!(damaged, [(2, Damage::Changed), (3, Damage::Missing), (4, Damage::Foreign)]);
+        let rows: HashMap<u32, u32> = table.rows().unwrap().into_iter().collect();
+        assert_eq!(rows, wanted);
+        assert_eq!(hold(&mut table, &wanted).unwrap(), []);
     }
 }

@@ -29,6 +29,15 @@ pub fn proxy_marks(bpffs: &Path) -> PathBuf {
     bpffs.join("proxy/maps/MARKS")
 }
 
+/// Makes the pins again that another hand removed; gives the names of the tables.
+pub fn restore<'a>(
+    bpffs: &Path,
+    loaded: &'a Loaded,
+    claim: &mut File,
+) -> Result<Vec<&'a str>, LoadError> {
+    EMBEDDED.restore(bpffs, &pins(bpffs), loaded, claim)
+}
+
 /// Loads the object, with tables that nobody else may write while the file lives.
 pub fn load(bpffs: &Path) -> Result<(Loaded, File), LoadError> {
     let claim = EMBEDDED.claim(bpffs, &pins(bpffs))?;

@@ -128,18 +128,19 @@ impl Overlay {
         // Before: what changes meanwhile is found later.
         let marks = marks(bpffs);
         let (loaded, claim) = object::load(bpffs)?;
-        Self::new(bpffs, loaded, marks, claim)
+        let links = Links::new(object::pins(bpffs).links());
+        Self::new(bpffs, loaded, links, marks, claim)
     }
 
     fn new(
         bpffs: &Path,
         loaded: Loaded,
+        links: Links,
         marks: Option<u32>,
         claim: File,
     ) -> Result<Self, OverlayError> {
         let sweep = Arc::new(Sweep::new(&loaded.ebpf).map_err(LoadError::from)?);
         let tables = Tables::open(&loaded.maps)?;
-        let links = Links::new(object::pins(bpffs).links());
         let table = MapTable::open(&loaded.maps, "DEVICES")?;
         let ipv6_checksum_flags = kernel::ipv6_checksum_flags().map_err(OverlayError::Version)?;
         let devices = attach::Devices::new(&HOOKS, links, table);
@@ -174,25 +175,41 @@ impl Overlay {
         let marks = marks(&self.bpffs);
         let loaded = object::reload(&self.bpffs)?;
         let claim = self.claim.try_clone().map_err(OverlayError::Claim)?;
-        *self = Self::new(&self.bpffs.clone(), loaded, marks, claim)?;
+        let links = self.devices.links().clone();
+        *self = Self::new(&self.bpffs.clone(), loaded, links, marks, claim)?;
         Ok(())
     }
 
     /// Tells the programs what this node is; with `None` that they have nothing to do with
-    /// tunnels.
-    pub fn tell(&mut self, node: Option<&Node<'_>>) -> Result<(), TableError> {
+    /// tunnels. True if another hand had told them something else.
+    pub fn tell(&mut self, node: Option<&Node<'_>>) -> Result<bool, TableError> {
         let row = node.map(|node| row(node, self.ipv6_checksum_flags)).unwrap_or_default();
         self.tables.set_tunnel(&row)
     }
 
-    /// Tells the programs what is masqueraded.
-    pub fn masquerade(&mut self, policy: &Policy) -> Result<(), TableError> {
+    /// Tells the programs what is masqueraded. True if another hand had told them something else.
+    pub fn masquerade(&mut self, policy: &Policy) -> Result<bool, TableError> {
         self.tables.set_policy(policy)
     }
 
     /// The program that removes expired flows.
     pub fn sweep(&self) -> Arc<Sweep> {
         Arc::clone(&self.sweep)
+    }
+
+    /// True if the kernel has no tcx.
+    pub fn uses_clsact(&self) -> bool {
+        self.devices.uses_clsact()
+    }
+
+    /// Has the next round look at filters, too.
+    pub fn look_at_filters(&mut self) {
+        self.devices.look_at_filters();
+    }
+
+    /// Makes pins of tables again that another hand removed; gives the tables' names.
+    pub fn restore_pins(&mut self) -> Result<Vec<&str>, LoadError> {
+        object::restore(&self.bpffs, &self.loaded, &mut self.claim)
     }
 
     /// Brings programs to where they belong; from then on the maps are those in force.

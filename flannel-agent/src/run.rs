@@ -14,8 +14,8 @@ use std::{
 
 use agent_kit::{
     attach::AttachError,
-    netfilter::{self, RuleNotices},
-    notice::Notices,
+    descriptor, filter, netfilter,
+    notice::{Notices, word},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -102,6 +102,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     let mut signals = Signals::new()?;
     let config = serde_json::to_value(&args).unwrap_or_default();
     info!(version = env!("CARGO_PKG_VERSION"), %config, "starting");
+    descriptor::raise_limit();
     let board = Arc::new(Board::default());
     let metrics = Arc::new(Metrics::new(Arc::clone(&board)));
     let answers = health::Answers { board: Arc::clone(&board), metrics: Arc::clone(&metrics) };
@@ -123,16 +124,26 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sweeping: Option<JoinHandle<Result<(), AttachError>>> = None;
     // Where rules cannot be listened to, they are looked at now and then.
-    let mut rules = RuleNotices::open().ok().filter(|_| agent.overlay.is_some());
+    let mut rules = netfilter::notices().ok().filter(|_| agent.overlay.is_some());
+    let mut filters = None;
     let mut proxy = interval(PROXY);
     proxy.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        if filters.is_none() && agent.overlay.as_ref().is_some_and(Overlay::uses_clsact) {
+            filters = filter::notices().ok();
+        }
         let renewal = agent.renewal;
         tokio::select! {
             Some(event) = events.recv() => agent.take(event, &mut events).await,
-            true = netfilter::changed(&mut rules) => agent.sync(false).await,
+            true = word(&mut rules) => agent.sync(false).await,
+            true = word(&mut filters) => {
+                if let Some(overlay) = &mut agent.overlay {
+                    overlay.look_at_filters();
+                }
+                agent.sync(false).await;
+            }
             _ = proxy.tick() => {
                 if agent.overlay.as_ref().is_some_and(Overlay::is_outdated) {
                     agent.sync(false).await;

@@ -39,8 +39,8 @@ pub struct Tables {
     vteps4: MapTable<NetworkKey<Ipv4>, Vtep<Ipv4>>,
     vteps6: MapTable<NetworkKey<Ipv6>, Vtep<Ipv6>>,
     senders: MapTable<Sender, u32>,
-    tunnels: MapTable<u32, Tunnel>,
-    policies: MapTable<u32, Policy>,
+    tunnels: OneRow<Tunnel>,
+    policies: OneRow<Policy>,
     traffic: PerCpuArray<MapData, Traffic>,
 }
 
@@ -51,8 +51,8 @@ impl Tables {
             vteps4: MapTable::open(maps, "VTEPS4")?,
             vteps6: MapTable::open(maps, "VTEPS6")?,
             senders: MapTable::open(maps, "SENDERS")?,
-            tunnels: MapTable::open(maps, "TUNNELS")?,
-            policies: MapTable::open(maps, "POLICIES")?,
+            tunnels: OneRow::open(maps, "TUNNELS")?,
+            policies: OneRow::open(maps, "POLICIES")?,
             traffic: traffic(maps)?,
         })
     }
@@ -101,9 +101,9 @@ impl Tables {
         }
     }
 
-    /// Tells the programs what this node is.
-    pub fn set_tunnel(&mut self, tunnel: &Tunnel) -> Result<(), TableError> {
-        set(&mut self.tunnels, tunnel)
+    /// Tells the programs what this node is; true if another hand had told them something else.
+    pub fn set_tunnel(&mut self, tunnel: &Tunnel) -> Result<bool, TableError> {
+        self.tunnels.set(tunnel)
     }
 
     /// What programs carried past the tunnel's device, on all processors together.
@@ -119,18 +119,33 @@ impl Tables {
         sum
     }
 
-    /// Tells the programs what is masqueraded.
-    pub fn set_policy(&mut self, policy: &Policy) -> Result<(), TableError> {
-        set(&mut self.policies, policy)
+    /// Tells the programs what is masqueraded; true if another hand had told them something else.
+    pub fn set_policy(&mut self, policy: &Policy) -> Result<bool, TableError> {
+        self.policies.set(policy)
     }
 }
 
-/// Writes the one row of an array, unless it stands there: programs read it meanwhile.
-fn set<V: Pod + PartialEq>(table: &mut MapTable<u32, V>, row: &V) -> Result<(), TableError> {
-    if table.get(&0)?.as_ref() == Some(row) {
-        return Ok(());
+/// An array of one row.
+struct OneRow<V> {
+    table: MapTable<u32, V>,
+    /// As it was written last.
+    written: Option<V>,
+}
+
+impl<V: Pod + PartialEq> OneRow<V> {
+    fn open(maps: &Path, name: &str) -> Result<Self, OpenError> {
+        Ok(Self { table: MapTable::open(maps, name)?, written: None })
     }
-    table.insert(&0, row)
+
+    /// Writes the row, unless it stands there: programs read it meanwhile. True if what stands
+    /// there is not what was written last.
+    fn set(&mut self, row: &V) -> Result<bool, TableError> {
+        let found = self.table.get(&0)?;
+        if found.as_ref() != Some(row) {
+            self.table.insert(&0, row)?;
+        }
+        Ok(self.written.replace(*row).is_some_and(|written| found != Some(written)))
+    }
 }
 
 /// Adds the rows of one family.

@@ -18,6 +18,7 @@ use crate::{
     dist,
     error::{At, Error, Result},
     lab::Lab,
+    old_kernel,
     place::Place,
     process::{self, Process},
 };
@@ -51,6 +52,8 @@ impl SocketLb {
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     pub socket_lb: SocketLb,
+    /// Whether it is told its addresses by `--node-ip`, and not by its Node object.
+    pub is_told_node_ip: bool,
     /// `--source`, where it is not the lab's manifests.
     pub source: Option<String>,
     /// Further arguments; they come last, so they win.
@@ -64,6 +67,7 @@ impl Default for AgentOptions {
     fn default() -> Self {
         Self {
             socket_lb: SocketLb::On,
+            is_told_node_ip: true,
             source: None,
             extra: Vec::new(),
             binary: dist().join("proxy-agent"),
@@ -115,6 +119,7 @@ pub struct Agent {
     /// What subcommands are asked with.
     asking: Vec<String>,
     log: PathBuf,
+    is_refused_links: bool,
     process: Option<Process>,
 }
 
@@ -146,7 +151,9 @@ impl Agent {
             ("--metrics-bind-address", METRICS.into()),
             ("--healthz-bind-address", HEALTH.into()),
         ];
-        let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_string(), value]);
+        let is_used = |(flag, _): &(&str, String)| options.is_told_node_ip || *flag != "--node-ip";
+        let flags =
+            flags.into_iter().filter(is_used).flat_map(|(flag, value)| [flag.to_string(), value]);
         let arguments = flags.chain(options.extra.iter().cloned()).collect();
         let log = lab.directory(node).join("proxy-agent.log");
         Ok(Self {
@@ -158,6 +165,7 @@ impl Agent {
             variables: Vec::new(),
             asking: vec!["--bpffs".into(), bpffs.display().to_string()],
             log,
+            is_refused_links: false,
             process: None,
         })
     }
@@ -181,6 +189,7 @@ impl Agent {
             variables: Vec::new(),
             asking: Vec::new(),
             log: lab.directory(node).join("flannel-agent.log"),
+            is_refused_links: false,
             process: None,
         })
     }
@@ -203,11 +212,20 @@ impl Agent {
         self.variables.push((name, value.into()));
     }
 
+    /// Has it attach to devices as on a kernel before 6.6, from the next start on. The socket path
+    /// must be off: its links are older, and refused as well.
+    pub fn refuse_links(&mut self) {
+        self.is_refused_links = true;
+    }
+
     /// Starts the process without waiting for anything. Its log is appended to.
     pub fn launch(&mut self) -> Result<()> {
         let mut run = Command::new(&self.binary);
         run.arg("run").args(&self.arguments).envs(self.variables.iter().cloned());
         process::log_to(&mut run, &self.log)?;
+        if self.is_refused_links {
+            old_kernel::refuse_links(&mut run);
+        }
         self.process = Some(self.place.spawn(run)?);
         Ok(())
     }

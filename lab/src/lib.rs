@@ -26,6 +26,7 @@ pub mod machine;
 pub mod manifests;
 mod namespace;
 mod network;
+mod old_kernel;
 pub mod overlay;
 pub mod peer;
 mod place;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use agent_kit::{
     attach::{self, AttachError, Hook, Layer},
-    bpf::attach_type,
+    bpf::{self, attach_type},
     link::Links,
 };
 use aya::Ebpf;
@@ -50,6 +50,13 @@ const fn on_device(program: &'static str, role: Role, is_ingress: bool) -> Hook<
     Hook { program, role, is_ingress, layer: Layer::Outer }
 }
 
+/// Names of all programs that are put somewhere.
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    let of_sockets = SOCKET_HOOKS.map(|hook| hook.program);
+    let of_devices = DEVICE_HOOKS.map(|hook| hook.program);
+    of_sockets.into_iter().chain(of_devices)
+}
+
 /// Puts the socket path on a cgroup.
 pub fn attach_sockets(ebpf: &Ebpf, links: &Links, cgroup: &Path) -> Result<(), AttachError> {
     for hook in SOCKET_HOOKS {
@@ -57,6 +64,21 @@ pub fn attach_sockets(ebpf: &Ebpf, links: &Links, cgroup: &Path) -> Result<(), A
         links.attach_cgroup(hook.program, fd, cgroup, hook.attach_type)?;
     }
     Ok(())
+}
+
+/// Programs of the socket path that are not where they were put: another hand took them off, or
+/// their cgroup went.
+pub fn lost_sockets(ebpf: &Ebpf, links: &Links) -> Result<Vec<&'static str>, AttachError> {
+    let mut lost = Vec::new();
+    for SocketHook { program, .. } in SOCKET_HOOKS {
+        let id = bpf::program_id(attach::program_fd(ebpf, program)?);
+        let id = id.map_err(|source| AttachError::Id { program, source })?;
+        let link = links.get(program)?;
+        if !link.is_some_and(|link| link.is_attached() && link.info.program_id == id) {
+            lost.push(program);
+        }
+    }
+    Ok(lost)
 }
 
 /// Takes the socket path off, questions first.

@@ -69,7 +69,8 @@ pub fn count(maps: &Path, sets: &[Counted]) -> Result<(), LoadsError> {
         sockets::<Ipv6>(maps, "SOCKETS6", &mut add)?;
     }
     let rows: HashMap<u32, u64> = sets.iter().flat_map(|set| loads(set, &connections)).collect();
-    Ok(hold(&mut table, &rows)?)
+    hold(&mut table, &rows)?;
+    Ok(())
 }
 
 /// The rows for a set: what a backend has, it has in all its slots together, so that one of more

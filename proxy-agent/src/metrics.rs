@@ -25,6 +25,7 @@ use prometheus_client::{
 
 use crate::{
     apply::{Refusal, audit::TABLES},
+    attach,
     desired::IpFamily,
     show::{self, Counters},
     stale::Ended,
@@ -66,6 +67,8 @@ pub struct Metrics {
     sync_failures: Family<Labels, Counter>,
     cleanup_failures: Family<Labels, Counter>,
     checks: Checks,
+    attachment_repairs: Family<Labels, Counter>,
+    pin_repairs: Counter,
 }
 
 /// What is asked of health, as Kubernetes' components tell it (component-base/metrics/prometheus/slis).
@@ -159,6 +162,8 @@ impl Metrics {
             sync_failures: Family::default(),
             cleanup_failures: Family::default(),
             checks: Checks::registered(),
+            attachment_repairs: Family::default(),
+            pin_repairs: Counter::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -264,6 +269,16 @@ impl Metrics {
             registry.register(name, help, counter.clone());
         }
         requests.register(&mut registry);
+        registry.register(
+            "millrace_attachment_repairs",
+            "Programs that another hand had taken off their hooks, and that are on again",
+            metrics.attachment_repairs.clone(),
+        );
+        registry.register(
+            "millrace_pin_repairs",
+            "Pins of tables and links that another hand had removed, and that are there again",
+            metrics.pin_repairs.clone(),
+        );
         for family in families() {
             // Told before there is anything to tell.
             drop(metrics.network_programming.get_or_create(&family));
@@ -278,6 +293,9 @@ impl Metrics {
         for table in TABLES {
             // Told as 0 from the start.
             drop(metrics.audit_repairs.get_or_create(&vec![("table", table.to_owned())]));
+        }
+        for program in attach::programs() {
+            drop(metrics.attachment_repairs.get_or_create(&program_label(program)));
         }
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION").to_owned())]);
         registry.register("millrace_build", "The agent's version", build);
@@ -375,6 +393,16 @@ impl Metrics {
         }
     }
 
+    /// A program was not on its hook, and is again.
+    pub fn mended(&self, program: &str) {
+        self.attachment_repairs.get_or_create(&program_label(program)).inc();
+    }
+
+    /// So many pins were gone, and are there again.
+    pub fn pinned(&self, count: usize) {
+        self.pin_repairs.inc_by(count as u64);
+    }
+
     pub fn answered(&self, path: &str, code: u16) {
         self.checks.answered(path, code == 200);
         let counters = if path == "/livez" { &self.livez } else { &self.healthz };
@@ -397,6 +425,10 @@ fn text(registry: &Registry) -> String {
     // Writing to a string cannot fail.
     let _ = encode(&mut text, registry);
     text
+}
+
+fn program_label(program: &str) -> Labels {
+    vec![("program", program.to_owned())]
 }
 
 fn families() -> [Labels; 2] {

@@ -45,6 +45,15 @@ pub fn pins(bpffs: &Path) -> Pins {
     Pins::new(bpffs.join("proxy"))
 }
 
+/// Makes the pins again that another hand removed; gives the names of the tables.
+pub fn restore<'a>(
+    bpffs: &Path,
+    loaded: &'a Loaded,
+    claim: &mut File,
+) -> Result<Vec<&'a str>, LoadError> {
+    EMBEDDED.restore(bpffs, &pins(bpffs), loaded, claim)
+}
+
 /// Loads the object, with tables that nobody else may write while the file lives.
 pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<(Loaded, File), LoadError> {
     let pins = pins(bpffs);

@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_kit::table::{MapTable, OpenError, TableError, hold};
+use agent_kit::{
+    audit::{Difference, told},
+    table::{MapTable, OpenError, TableError, hold},
+};
 
 use crate::model::Pod;
 
@@ -80,6 +83,16 @@ impl PodCgroups {
             self.programmed = Some(rows);
         }
         Ok(())
+    }
+
+    /// Puts right what another hand changed, once anything was written.
+    ///
+    /// # Errors
+    /// Where the table cannot be read or written.
+    pub fn audit(&mut self) -> Result<Vec<Difference>, TableError> {
+        let Some(rows) = &self.programmed else { return Ok(Vec::new()) };
+        let cgroup = |id: u64| format!("cgroup {id}");
+        Ok(told("BYPASSCGROUPS", hold(&mut self.table, rows)?, cgroup))
     }
 
     fn find(&self) -> Result<HashMap<u64, Arc<Pod>>, PodCgroupsError> {

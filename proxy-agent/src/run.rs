@@ -10,14 +10,16 @@ use std::{
 };
 
 use agent_kit::{
-    attach::{AttachError, Sweep},
+    attach::{AttachError, Mended, Sweep},
+    audit::{Damage, Difference},
     barrier::Barrier,
-    code,
+    code, descriptor,
     embedded::LoadError,
+    filter,
     kubernetes::RequestMetrics,
     link::Links,
-    mount,
-    netfilter::{self, RuleNotices},
+    mount, netfilter,
+    notice::word,
     object::Loaded,
     ports::{self, ReserveError, SYSCTL},
     table::{MapTable, OpenError, Table, TableError},
@@ -31,12 +33,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
-    apply::{
-        Applier,
-        adopt::adopt,
-        audit::{Difference, Part},
-        tables::Tables,
-    },
+    apply::{Applier, adopt::adopt, audit::Part, tables::Tables},
     attach::{self, DEVICE_HOOKS},
     check,
     config::{ConfigError, OnRemovedEndpoint, PodLink, RunArgs, SocketLb},
@@ -120,6 +117,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     if let Some(score) = kube_proxy.oom_score_adj() {
         adjust_oom_score(score);
     }
+    descriptor::raise_limit();
 
     // The source reads its files while the kernel verifies the programs.
     let board = Arc::new(Board::default());
@@ -151,7 +149,8 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
 
     let mut netlink = Netlink::open()?;
     // Where rules cannot be listened to, they are looked at now and then.
-    let mut rules = RuleNotices::open().ok();
+    let mut rules = netfilter::notices().ok();
+    let mut filters = None;
     agent.look_at_netfilter();
     agent.list_devices(&netlink).await;
     let mut sweep = ticks(SWEEP);
@@ -164,11 +163,18 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     let mut parts = Part::ALL.into_iter().cycle();
     let mut sweeping: Option<JoinHandle<Result<(), AttachError>>> = None;
     loop {
+        if filters.is_none() && agent.devices.uses_clsact() {
+            filters = filter::notices().ok();
+        }
         agent.begin_wait();
         agent.end_stale();
         tokio::select! {
             Some(feed) = agent.source.next() => agent.take(feed),
-            true = netfilter::changed(&mut rules) => {
+            true = word(&mut filters) => {
+                agent.devices.look_at_filters();
+                agent.place();
+            }
+            true = word(&mut rules) => {
                 if agent.look_at_netfilter() {
                     agent.place();
                     agent.sync(0);
@@ -189,6 +195,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
                 if let Some(path) = kube_proxy.changed() {
                     return Err(RunError::ConfigChanged(path.into()));
                 }
+                agent.restore_pins();
                 agent.list_devices(&netlink).await;
                 agent.sync(0);
                 agent.guard_service_networks();
@@ -207,7 +214,10 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
             Ok(result) = finished(&mut agent.counting) => agent.loads_counted(result),
             _ = audit.tick() => agent.audit(parts.next()),
             Some(()) = hangup.recv() => {
-                info!("SIGHUP: comparing all tables with what was written");
+                info!("SIGHUP: comparing all tables with what was written, and looking for programs");
+                agent.restore_pins();
+                agent.devices.look_at_filters();
+                agent.list_devices(&netlink).await;
                 agent.audit(Part::ALL);
             }
             _ = look.tick() => agent.look_for_rules().await,
@@ -282,7 +292,7 @@ struct Agent {
     metrics: Arc<Metrics>,
     loaded: Loaded,
     /// Says that the tables are this process's to write.
-    _claim: std::fs::File,
+    claim: std::fs::File,
     applier: Applier,
     links: Links,
     devices: attach::Devices,
@@ -371,7 +381,7 @@ impl Agent {
             board,
             metrics: Arc::new(metrics),
             loaded,
-            _claim: claim,
+            claim,
             applier,
             links,
             devices,
@@ -511,8 +521,40 @@ impl Agent {
         }
     }
 
+    /// Makes pins of tables again that another hand removed: by them the next agent goes on with
+    /// what is there. Programs have their tables without.
+    fn restore_pins(&mut self) {
+        let restored = object::restore(&self.args.pins.bpffs, &self.loaded, &mut self.claim);
+        let problem = match restored {
+            Ok(tables) => {
+                if !tables.is_empty() {
+                    warn!(tables = tables.join(", "), "another hand removed pins; pinned again");
+                }
+                self.metrics.pinned(tables.len());
+                None
+            }
+            Err(err) => {
+                let message = format!(
+                    "pins are gone and cannot be made again: {err}. Traffic goes on; the next agent \
+                     would begin with empty tables and lose what is established"
+                );
+                Some(Problem::new(Problem::NODE, "--bpffs", message))
+            }
+        };
+        self.board.set_problems("pins", problem.into_iter().collect());
+    }
+
     fn attach(&mut self) {
         let outcome = self.devices.sync(&mut self.loaded.ebpf, &self.roles.devices);
+        if !outcome.pinned.is_empty() {
+            warn!(links = outcome.pinned.join(", "), "another hand removed pins; pinned again");
+            self.metrics.pinned(outcome.pinned.len());
+        }
+        for Mended { device, hook, program } in outcome.mended {
+            warn!(device, hook, program, "another hand took a program off; it is on again");
+            self.metrics.mended(program);
+        }
+        self.tell_repairs(&outcome.rows);
         for device in outcome.attached {
             info!(device, "attached");
         }
@@ -520,11 +562,9 @@ impl Agent {
             info!(device, "detached");
         }
         let mut problems = report::devices(&self.roles, &outcome.errors);
-        if !self.sockets_attached
-            && let Err(problem) = self.attach_sockets()
-        {
-            problems.push(problem);
-        }
+        let sockets =
+            if self.sockets_attached { self.mend_sockets() } else { self.attach_sockets() };
+        problems.extend(sockets.err());
         self.board.set_problems("devices", problems);
     }
 
@@ -535,17 +575,41 @@ impl Agent {
             attach::detach_sockets(&self.links)
                 .map_err(|err| problem("--socket-lb", err.to_string()))?;
         } else {
-            let root: PathBuf =
-                self.args.cgroup_root.clone().or_else(mount::cgroup2).ok_or_else(|| {
-                    let message = "no cgroup2 file system is mounted; mount one (mount -t \
-                                   cgroup2 none /sys/fs/cgroup) or name it";
-                    problem("--cgroup-root", message.into())
-                })?;
+            let root = self.cgroup_root()?;
             attach::attach_sockets(&self.loaded.ebpf, &self.links, &root)
                 .map_err(|err| problem("--cgroup-root", err.to_string()))?;
             info!(cgroup = %root.display(), "attached the socket path");
         }
         self.sockets_attached = true;
+        Ok(())
+    }
+
+    fn cgroup_root(&self) -> Result<PathBuf, Problem> {
+        self.args.cgroup_root.clone().or_else(mount::cgroup2).ok_or_else(|| {
+            let message = "no cgroup2 file system is mounted; mount one (mount -t cgroup2 none \
+                           /sys/fs/cgroup) or name it";
+            Problem::new(Problem::NODE, "--cgroup-root", message)
+        })
+    }
+
+    /// Puts programs of the socket path back that another hand took off.
+    fn mend_sockets(&self) -> Result<(), Problem> {
+        if self.args.socket_lb == SocketLb::Off {
+            return Ok(());
+        }
+        let problem =
+            |err: AttachError| Problem::new(Problem::NODE, "--cgroup-root", err.to_string());
+        let lost = attach::lost_sockets(&self.loaded.ebpf, &self.links).map_err(problem)?;
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let root = self.cgroup_root()?;
+        attach::attach_sockets(&self.loaded.ebpf, &self.links, &root).map_err(problem)?;
+        for program in lost {
+            let cgroup = root.display();
+            warn!(%cgroup, program, "another hand took a program off; it is on again");
+            self.metrics.mended(program);
+        }
         Ok(())
     }
 
@@ -722,20 +786,46 @@ impl Agent {
                     continue;
                 }
             };
-            for (nth, Difference { table, key, damage }) in differences.iter().enumerate() {
-                self.metrics.repaired(table);
-                if nth < AUDIT_LINES {
-                    warn!(table, key, %damage, "a row was not as written; repairing it");
-                }
-            }
-            if differences.len() > AUDIT_LINES {
-                warn!(?part, rows = differences.len(), "rows were not as written in all");
-            }
+            self.tell_repairs(&differences);
             repairs += differences.len();
             debug!(?part, so_far = ?began.elapsed(), "compared");
         }
+        self.audit_told();
         if repairs > 0 {
             self.sync(0);
+        }
+    }
+
+    /// The same of tables that are not the ledger's, which are so small that all are compared each
+    /// time. Those of devices are where devices are looked at.
+    fn audit_told(&mut self) {
+        let audits =
+            [self.audit_settings(), self.service_networks.audit(), self.pod_cgroups.audit()];
+        for audited in audits {
+            match audited {
+                Ok(differences) => self.tell_repairs(&differences),
+                Err(err) => warn!(%err, "cannot compare tables with what was written"),
+            }
+        }
+    }
+
+    fn audit_settings(&mut self) -> Result<Vec<Difference>, TableError> {
+        if self.settings.get(&0)? == Some(self.told) {
+            return Ok(Vec::new());
+        }
+        self.settings.insert(&0, &self.told)?;
+        Ok(vec![Difference { table: "SETTINGS", key: "0".into(), damage: Damage::Changed }])
+    }
+
+    fn tell_repairs(&self, differences: &[Difference]) {
+        for (nth, Difference { table, key, damage }) in differences.iter().enumerate() {
+            self.metrics.repaired(table);
+            if nth < AUDIT_LINES {
+                warn!(table, key, %damage, "a row was not as written; repairing it");
+            }
+        }
+        if differences.len() > AUDIT_LINES {
+            warn!(rows = differences.len(), "rows were not as written in all");
         }
     }
 

@@ -299,8 +299,7 @@ pub fn attachments(bpffs: &Path) -> Result<Vec<AttachmentStatus>, AttachmentsErr
             target,
             order: hook.map(|hook| order(hook.is_ingress)).unwrap_or_default(),
             hook: match hook {
-                Some(hook) if hook.is_ingress => "tcx ingress".into(),
-                Some(_) => "tcx egress".into(),
+                Some(hook) => hook.name(false).into(),
                 None => link.name.trim_start_matches("sock_").into(),
             },
             program: hook.map_or(link.name.as_str(), |hook| hook.program).into(),

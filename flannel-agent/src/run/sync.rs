@@ -4,6 +4,8 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use agent_kit::{
+    attach::Mended,
+    audit::{Damage, Difference},
     code,
     netfilter::{self, Obstacles},
     ports::{self, SYSCTL},
@@ -133,6 +135,9 @@ impl Agent {
     /// Tells the programs what this node is, and has them run where they belong.
     fn attach(&mut self, listing: &Listing) {
         let Some(overlay) = &mut self.overlay else { return };
+        let mut repairs = 0;
+        let mut problems =
+            restore_pins(overlay, &mut repairs).err().into_iter().collect::<Vec<_>>();
         let tunnels: BTreeSet<u32> = self.tunnels.values().map(|tunnel| tunnel.device).collect();
         let chooses = self.args.datapath == Datapath::Ebpf;
         // Of the tunnel whose packets programs see to.
@@ -146,7 +151,6 @@ impl Agent {
             fast_path = state(self.args.fast_path, plan, listing);
         }
         let FastPathState { is_on: fast_path, encapsulates, said } = fast_path;
-        let mut problems = Vec::new();
         // Straight only past a proxy whose table the programs know.
         let how = |overlay: &Overlay| match (fast_path, overlay.knows_proxy()) {
             (false, _) => fast_path::OFF,
@@ -163,7 +167,7 @@ impl Agent {
             encapsulates,
             port: device::port(vxlan),
         });
-        problems.extend(tell(overlay, node.as_ref()));
+        problems.extend(tell(overlay, node.as_ref(), &mut repairs));
         if overlay.is_outdated()
             && let Err(err) = overlay.refresh()
         {
@@ -179,9 +183,12 @@ impl Agent {
             let failed = ports::reserve(file, range).err();
             problems.extend(failed.map(|err| Problem::new(Kind::Node, SYSCTL, err)));
         }
-        if let Err(err) = overlay.masquerade(&policy) {
-            let message = format!("cannot tell the programs what is masqueraded: {err}");
-            problems.push(Problem::new(Kind::Entry, "POLICIES", message));
+        match overlay.masquerade(&policy) {
+            Ok(is_repair) => note_row("POLICIES", is_repair, &mut repairs),
+            Err(err) => {
+                let message = format!("cannot tell the programs what is masqueraded: {err}");
+                problems.push(Problem::new(Kind::Entry, "POLICIES", message));
+            }
         }
         let (uplink, subnet) = (&self.uplink, self.held.subnet);
         let wish = Wish { tunnels, chooses, uplink, subnet, fast_path, masquerades };
@@ -198,15 +205,26 @@ impl Agent {
         for device in outcome.detached {
             info!(device, "no longer attached");
         }
+        for Mended { device, hook, program } in &outcome.mended {
+            warn!(device, hook, program, "another hand took a program off; it is on again");
+        }
+        for Difference { table, key, damage } in &outcome.rows {
+            warn!(table, key, %damage, "a row was not as written; repaired");
+        }
+        if !outcome.pinned.is_empty() {
+            warn!(links = outcome.pinned.join(", "), "another hand removed pins; pinned again");
+        }
+        repairs += (outcome.mended.len() + outcome.rows.len() + outcome.pinned.len()) as u32;
         if let Some(node) = &mut node
             && outcome.errors.is_empty()
         {
             // Those that are attached now may know more.
             node.fast_path = how(overlay);
-            problems.extend(tell(overlay, Some(node)));
+            problems.extend(tell(overlay, Some(node), &mut repairs));
         }
         problems.extend(outcome.errors.iter().map(|err| Problem::new(Kind::Device, "", err)));
         self.board.set_problems("programs", problems);
+        self.repaired(repairs);
         // Said once it is so.
         let before = &mut self.board.state().status.fast_path;
         if node.is_some() && *before != said {
@@ -426,10 +444,41 @@ impl Agent {
 }
 
 /// Tells the programs what this node is; a problem if they cannot be told.
-fn tell(overlay: &mut Overlay, node: Option<&Node<'_>>) -> Option<Problem> {
-    let err = overlay.tell(node).err()?;
-    let message = format!("cannot tell the programs what this node is: {err}");
-    Some(Problem::new(Kind::Entry, "TUNNELS", message))
+fn tell(overlay: &mut Overlay, node: Option<&Node<'_>>, repairs: &mut u32) -> Option<Problem> {
+    match overlay.tell(node) {
+        Ok(is_repair) => {
+            note_row("TUNNELS", is_repair, repairs);
+            None
+        }
+        Err(err) => {
+            let message = format!("cannot tell the programs what this node is: {err}");
+            Some(Problem::new(Kind::Entry, "TUNNELS", message))
+        }
+    }
+}
+
+fn note_row(table: &'static str, is_repair: bool, repairs: &mut u32) {
+    if is_repair {
+        warn!(table, key = 0, damage = %Damage::Changed, "a row was not as written; repaired");
+        *repairs += 1;
+    }
+}
+
+/// Makes pins of tables again that another hand removed: by them the next agent goes on with what
+/// is there. Programs have their tables without.
+fn restore_pins(overlay: &mut Overlay, repairs: &mut u32) -> Result<(), Problem> {
+    let restored = overlay.restore_pins().map_err(|err| {
+        let message = format!(
+            "pins are gone and cannot be made again: {err}. Traffic goes on; the next agent would \
+             begin with empty tables"
+        );
+        Problem::new(Kind::Node, "--bpffs", message)
+    })?;
+    if !restored.is_empty() {
+        warn!(tables = restored.join(", "), "another hand removed pins; pinned again");
+    }
+    *repairs += restored.len() as u32;
+    Ok(())
 }
 
 /// Whether packets of pods pass bridge and IP stack by.

@@ -3,12 +3,14 @@
 //! found; the next difference then contains what repairs it, in the order that all writes have.
 
 use std::{
-    collections::{HashMap, HashSet},
-    fmt,
+    collections::HashSet,
     net::{IpAddr, SocketAddr},
 };
 
-use agent_kit::table::TableError;
+use agent_kit::{
+    audit::{Damage, Difference, compare},
+    table::TableError,
+};
 use datapath::service::{ServiceName, ServicePolicy, SetRef};
 
 use super::{
@@ -46,8 +48,9 @@ impl Part {
     ];
 }
 
-/// Tables that are audited, as metrics and logs name them.
-pub const TABLES: [&str; 12] = [
+/// Tables that are audited, as metrics and logs name them. Those behind `BACKENDS6` are not the
+/// ledger's, and compared beside it.
+pub const TABLES: [&str; 18] = [
     "FRONTENDS4",
     "FRONTENDS6",
     "ADDRESSES4",
@@ -60,34 +63,13 @@ pub const TABLES: [&str; 12] = [
     "SERVICES",
     "BACKENDS4",
     "BACKENDS6",
+    "SERVICENETS4",
+    "SERVICENETS6",
+    "SERVICECOVER",
+    "BYPASSCGROUPS",
+    "DEVICES",
+    "SETTINGS",
 ];
-
-/// What is wrong with a row.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Damage {
-    Missing,
-    /// Nobody here wrote it.
-    Foreign,
-    Changed,
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Missing => "missing",
-            Self::Foreign => "foreign",
-            Self::Changed => "changed",
-        })
-    }
-}
-
-/// A row that is not as it was written.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Difference {
-    pub table: &'static str,
-    pub key: String,
-    pub damage: Damage,
-}
 
 impl Applier {
     /// Compares a part of the tables with what was written. What differs is repaired by the
@@ -116,22 +98,6 @@ impl Applier {
             Part::Services => audit_services(ledger, tables),
         })
     }
-}
-
-/// Rows that were written and are missing, and rows that are there and differ.
-fn compare<K: Copy + Eq + std::hash::Hash, V: PartialEq>(
-    written: impl Iterator<Item = K>,
-    found: HashMap<K, V>,
-    is_as_written: impl Fn(&K, &V) -> Option<bool>,
-) -> Vec<(K, Option<V>, Damage)> {
-    let missing = written.filter(|key| !found.contains_key(key));
-    let mut damaged: Vec<_> = missing.map(|key| (key, None, Damage::Missing)).collect();
-    damaged.extend(found.into_iter().filter_map(|(key, row)| match is_as_written(&key, &row) {
-        Some(true) => None,
-        Some(false) => Some((key, Some(row), Damage::Changed)),
-        None => Some((key, Some(row), Damage::Foreign)),
-    }));
-    damaged
 }
 
 impl Ledger {

@@ -1,11 +1,14 @@
 //! Rows that somebody else removes or adds are found and put right.
 
-use lab::agent::SocketLb;
+use lab::{
+    address::{SERVICE_CIDR4, SERVICE_CIDR6},
+    agent::{Agent, SocketLb},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     cluster::{Cluster, Plan, eventually, ok},
@@ -15,6 +18,7 @@ use crate::{
 both! {
     rows_removed_by_hand_are_written_again,
     row_written_by_hand_is_removed,
+    what_programs_are_told_is_told_again,
 }
 
 fn pin(cluster: &Cluster, map: &str) -> String {
@@ -87,4 +91,73 @@ fn row_written_by_hand_is_removed(mode: SocketLb) {
     });
     assert_eq!(repairs(&cluster, "FRONTENDS4"), 1);
     cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+}
+
+/// Tables of which the agent writes all rows, and that are no Service's.
+fn what_programs_are_told_is_told_again(mode: SocketLb) {
+    let mut cluster = Plan::single(mode).without_agents(&[expose(10, &["pod1b"])]);
+    let networks = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [SERVICE_CIDR4, SERVICE_CIDR6]},
+    });
+    ok(cluster.lab.publish("networks.yaml", &[networks]));
+    let agent = ok(Agent::start(&cluster.lab, "node1", Plan::single(mode).options()));
+    cluster.agents.push(agent);
+    cluster.wait_programmed(&expose(10, &["pod1b"]));
+    let zeros = |length: usize| vec!["0"; length].join(" ");
+    for map in ["SETTINGS", "SERVICECOVER", "SERVICENETS4", "SERVICENETS6", "DEVICES"] {
+        let before = sorted(&cluster, map);
+        let [key, value] = before.first().unwrap_or_else(|| panic!("{map} has a row"));
+        let pin = pin(&cluster, map);
+        let length = value.split(' ').count();
+        damage(
+            &cluster,
+            map,
+            &before,
+            "changed",
+            &format!("bpftool map update pinned {pin} key {key} value {}", zeros(length)),
+        );
+        // An array has all its rows at all times.
+        if !matches!(map, "SETTINGS" | "SERVICECOVER") {
+            let line = format!("bpftool map delete pinned {pin} key {key}");
+            damage(&cluster, map, &before, "missing", &line);
+        }
+    }
+    // A network of IPv4 of length 0; a device and a cgroup that there are not.
+    for (map, key, value) in [
+        ("SERVICENETS4", zeros(8), "1 0 0 0".to_owned()),
+        ("DEVICES", "255 255 255 127".into(), sorted(&cluster, "DEVICES")[0][1].clone()),
+        ("BYPASSCGROUPS", vec!["255"; 8].join(" "), "1 0 0 0".into()),
+    ] {
+        let before = sorted(&cluster, map);
+        let pin = pin(&cluster, map);
+        let line = format!("bpftool map update pinned {pin} key {key} value {value}");
+        damage(&cluster, map, &before, "foreign", &line);
+    }
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    cluster.answers("client", Target::NodePort("node1", 10), &["pod1b"]);
+}
+
+fn sorted(cluster: &Cluster, map: &str) -> Vec<[String; 2]> {
+    let mut rows = rows(cluster, map);
+    rows.sort();
+    rows
+}
+
+/// Does damage to a table, and waits until it is as it was, told of, and counted.
+fn damage(cluster: &Cluster, map: &str, before: &[[String; 2]], what: &str, line: &str) {
+    let counted = repairs(cluster, map);
+    ok(cluster.lab.shell("node1", line));
+    audit(cluster);
+    eventually(&format!("{map} is as it was"), || {
+        (sorted(cluster, map) == before && repairs(cluster, map) > counted).then_some(())
+    });
+    assert_eq!(repairs(cluster, map), counted + 1, "{map}: {what}");
+    let log = cluster.agents[0].log();
+    let is_told = |line: &&str| {
+        line.contains("a row was not as written") && line.contains(map) && line.contains(what)
+    };
+    assert!(log.lines().any(|line| is_told(&line)), "{map} {what}: {log}");
 }

@@ -1,13 +1,22 @@
 //! Devices of pods come and go.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use lab::{agent::SocketLb, peer};
+use lab::{
+    agent::{Agent, SocketLb},
+    peer,
+};
 use serde_json::Value;
 
 use crate::{
     change::{assert_nothing_lost, load_arguments},
     cluster::{Cluster, Plan, eventually, ok},
+    restart::{link_ids, map_ids},
     service::{Target, expose},
 };
 
@@ -16,6 +25,8 @@ both! {
     pod_device_that_is_gone_is_forgotten,
     routed_pod_links_work_without_a_bridge,
     hooks_move_from_bridge_to_pods_and_back_under_traffic,
+    programs_that_another_hand_takes_off_come_back,
+    pins_that_another_hand_removes_are_made_again_and_nothing_is_lost,
 }
 
 /// Programs on a device.
@@ -115,4 +126,147 @@ fn hooks_move_from_bridge_to_pods_and_back_under_traffic(mode: SocketLb) {
     assert_nothing_lost(&ok(load.stop()));
     let status = cluster.show(&["status"]);
     assert_eq!(status["problems"], Value::Array(Vec::new()), "{status}");
+}
+
+/// Every program with what it is on.
+fn attachments(cluster: &Cluster) -> BTreeSet<[String; 3]> {
+    let status = cluster.show(&["status"]);
+    let said = |one: &Value, field: &str| one[field].as_str().unwrap_or_default().to_owned();
+    let attachments = status["attachments"].as_array().into_iter().flatten();
+    attachments
+        .map(|one| ["target", "hook", "program"].map(|field| said(one, field)))
+        .filter(|[target, ..]| target != "gone")
+        .collect()
+}
+
+fn mended(cluster: &Cluster, program: &str) -> u32 {
+    cluster.metric("millrace_attachment_repairs_total", &[("program", program)]).round() as u32
+}
+
+/// The log names whatever was taken off, and the metrics count it.
+fn assert_told(cluster: &Cluster, taken: &[[String; 3]]) {
+    let log = cluster.agents[0].log();
+    for [target, hook, program] in taken {
+        // A cgroup is named by its path.
+        let target = if target.starts_with("cgroup") { "/node1" } else { target };
+        let said = |line: &&str| {
+            line.contains("another hand took a program off")
+                && line.contains(target)
+                && line.contains(program.as_str())
+                && (target == "/node1" || line.contains(hook.as_str()))
+        };
+        assert!(log.lines().any(|line| said(&line)), "{program} on {target} by {hook}: {log}");
+        let times = taken.iter().filter(|[.., other]| other == program).count();
+        assert_eq!(mended(cluster, program) as usize, times, "{program}");
+    }
+    let status = cluster.show(&["status"]);
+    assert_eq!(status["problems"], Value::Array(Vec::new()), "{status}");
+}
+
+/// All that a Service does, from everywhere.
+fn assert_served(cluster: &Cluster) {
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    cluster.answers("node1", Target::ClusterIp(10), &["pod1b"]);
+    cluster.answers("client", Target::NodePort("node1", 10), &["pod1b"]);
+}
+
+fn programs_that_another_hand_takes_off_come_back(mode: SocketLb) {
+    let cluster = Plan::single(mode).up(&[expose(10, &["pod1b"])]);
+    let before = attachments(&cluster);
+    assert!(before.len() >= 9 + 5, "{before:?}");
+    let links = cluster.lab.bpffs("node1").join("proxy/links");
+    for pin in ok(fs::read_dir(&links)).flatten() {
+        let detach = format!("bpftool link detach pinned {}", pin.path().display());
+        ok(cluster.lab.shell("node1", &detach));
+    }
+    eventually("all programs are back", || (attachments(&cluster) == before).then_some(()));
+    assert_served(&cluster);
+    let taken: Vec<_> = before.into_iter().collect();
+    eventually("it is counted", || {
+        taken.iter().all(|[.., program]| mended(&cluster, program) > 0).then_some(())
+    });
+    assert_told(&cluster, &taken);
+    // What is as it was is not repaired.
+    let log = cluster.agents[0].log();
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(cluster.agents[0].log(), log);
+}
+
+fn pins(root: &Path) -> BTreeSet<String> {
+    let names = |directory: &str| {
+        let entries = fs::read_dir(root.join(directory)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    };
+    ["links", "maps"].into_iter().flat_map(names).collect()
+}
+
+fn pins_that_another_hand_removes_are_made_again_and_nothing_is_lost(mode: SocketLb) {
+    let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1b"])]);
+    let root = cluster.lab.bpffs("node1").join("proxy");
+    let (before, on) = (pins(&root), attachments(&cluster));
+    let ids = |cluster: &Cluster| (link_ids(&cluster.show(&["status"])), map_ids(cluster));
+    let objects = ids(&cluster);
+    let arguments = load_arguments(&cluster, Target::ClusterIp(10));
+    let gentle = ["--rate=50", "--lasting=4", "--requests=50", "--datagrams=100"];
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(gentle).collect();
+    let load = ok(peer::load(&cluster.place("pod1a"), &arguments));
+    ok(fs::remove_dir_all(&root));
+    eventually("all pins are back", || (pins(&root) == before).then_some(()));
+    // They are of what was there, and not of something new.
+    assert_eq!(ids(&cluster), objects);
+    assert_eq!(attachments(&cluster), on);
+    let repaired = cluster.metric("millrace_pin_repairs_total", &[]).round() as usize;
+    assert_eq!(repaired, before.len());
+    let log = cluster.agents[0].log();
+    assert!(log.contains("another hand removed pins") && log.contains("FRONTENDS4"), "{log}");
+    assert_served(&cluster);
+    // The tables are still this agent's alone.
+    let manifests = format!("--source=dir:{}", cluster.lab.directory("node1").display());
+    let output = ok(cluster.agents[0].ask(&["run", &manifests]));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("another agent"), "{text}");
+    // The next agent goes on with them.
+    ok(cluster.agents[0].restart());
+    assert_eq!(ids(&cluster), objects);
+    assert_nothing_lost(&ok(load.stop()));
+    assert_served(&cluster);
+}
+
+/// A kernel without links has filters in their place.
+#[test]
+fn filters_that_another_hand_removes_come_back() {
+    let mut cluster = Plan::single(SocketLb::Off).without_agents(&[expose(10, &["pod1b"])]);
+    let options = Plan::single(SocketLb::Off).options();
+    let mut agent = ok(Agent::prepare(&cluster.lab, "node1", options));
+    agent.refuse_links();
+    ok(agent.launch());
+    ok(agent.wait_ready());
+    cluster.agents.push(agent);
+    cluster.wait_programmed(&expose(10, &["pod1b"]));
+    let before = attachments(&cluster);
+    let hooks: BTreeSet<&str> = before.iter().map(|[_, hook, _]| hook.as_str()).collect();
+    assert_eq!(hooks, ["clsact egress", "clsact ingress"].into());
+    let served = || {
+        cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+        cluster.answers("client", Target::NodePort("node1", 10), &["pod1b"]);
+    };
+    served();
+    let mut taken: Vec<[String; 3]> = Vec::new();
+    for (line, device) in [
+        ("tc filter del dev vethpod1a ingress", "vethpod1a"),
+        ("tc qdisc del dev eth0 clsact", "eth0"),
+        ("tc filter del dev cni0 egress", "cni0"),
+    ] {
+        ok(cluster.lab.shell("node1", line));
+        taken.extend(before.iter().filter(|[target, ..]| target == device).cloned());
+        eventually(&format!("{line}: all filters are back"), || {
+            (attachments(&cluster) == before).then_some(())
+        });
+        eventually(&format!("{line}: it is told"), || {
+            taken.iter().all(|[.., program]| mended(&cluster, program) > 0).then_some(())
+        });
+        served();
+    }
+    assert_eq!(taken.len(), 4, "{taken:?}");
+    assert_told(&cluster, &taken);
 }

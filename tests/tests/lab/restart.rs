@@ -139,7 +139,7 @@ fn cleanup_removes_everything(mode: SocketLb) {
     assert!(ids.iter().all(|id| !all.contains_key(id)), "{ids:?} of {all:?} are still there");
 }
 
-fn link_ids(status: &serde_json::Value) -> Vec<u64> {
+pub(crate) fn link_ids(status: &serde_json::Value) -> Vec<u64> {
     let attachments = status["attachments"].as_array().into_iter().flatten();
     attachments.filter_map(|one| one["link_id"].as_u64()).collect()
 }
@@ -209,7 +209,7 @@ fn marks_of_another_make_are_remade_with_what_they_mark(mode: SocketLb) {
 }
 
 /// Maps of the first node by name.
-fn map_ids(cluster: &Cluster) -> BTreeMap<String, u64> {
+pub(crate) fn map_ids(cluster: &Cluster) -> BTreeMap<String, u64> {
     let maps = ok(std::fs::read_dir(cluster.lab.bpffs("node1").join("proxy/maps")));
     let id = |map: std::fs::DirEntry| {
         let show = format!("bpftool -j map show pinned {}", map.path().display());

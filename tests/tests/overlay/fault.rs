@@ -216,3 +216,137 @@ fn peers_that_change_are_followed_and_bad_ones_stop_nobody() {
     });
     bed.assert_joined();
 }
+
+fn repairs(bed: &Bed) -> u64 {
+    bed.show(0, "status")["repairs"].as_u64().unwrap_or_default()
+}
+
+/// Waits until that many more things were put right, and the log names what.
+fn assert_repaired(bed: &Bed, before: u64, count: u64, said: &[&str]) {
+    eventually(&format!("{said:?}: {count} repairs"), || {
+        (repairs(bed) >= before + count).then_some(())
+    });
+    let log = bed.agents[0].log();
+    let is_told = |line: &&str| said.iter().all(|part| line.contains(part));
+    assert!(log.lines().any(|line| is_told(&line)), "{said:?}\n{log}");
+    let metrics = ok(bed.agents[0].metrics());
+    let counted = format!("millrace_overlay_repairs_total {}", repairs(bed));
+    assert!(metrics.contains(&counted), "{counted}\n{metrics}");
+    assert_eq!(bed.show(0, "status")["problems"], serde_json::json!([]));
+    bed.assert_joined();
+}
+
+#[test]
+fn programs_that_another_hand_takes_off_are_put_back() {
+    let bed = Bed::up(DUAL, &["--ip-masq"]);
+    let links = bed.lab.bpffs("node1").join("overlay/links");
+    let pins = bed.shell("node1", &format!("ls {}", links.display()));
+    for program in [
+        "tunnel_egress",
+        "tunnel_ingress",
+        "masq_egress",
+        "masq_ingress",
+        "decap_ingress",
+        "bypass",
+    ] {
+        assert!(pins.contains(program), "{program} is nowhere: {pins}");
+    }
+    for pin in pins.lines() {
+        let before = repairs(&bed);
+        bed.shell("node1", &format!("bpftool link detach pinned {}/{pin}", links.display()));
+        let (program, index) = pin.rsplit_once('_').unwrap();
+        let name = format!("ip -o link | awk -F'[ :@]+' '$1 == {index} {{print $2}}'");
+        let device = bed.shell("node1", &name);
+        let said = ["another hand took a program off", program, device.trim()];
+        assert_repaired(&bed, before, 1, &said);
+    }
+    assert_eq!(bed.shell("node1", &format!("ls {}", links.display())), pins);
+}
+
+#[test]
+fn what_programs_are_told_is_told_again() {
+    let bed = Bed::up(DUAL, &["--ip-masq"]);
+    let maps = bed.lab.bpffs("node1").join("overlay/maps");
+    for table in ["TUNNELS", "POLICIES", "DEVICES"] {
+        let pin = maps.join(table);
+        let dump = bed.shell("node1", &format!("bpftool -j map dump pinned {}", pin.display()));
+        let rows: serde_json::Value = serde_json::from_str(&dump).unwrap();
+        let bytes = |field: &str| {
+            let bytes = rows[0][field].as_array().into_iter().flatten();
+            bytes.filter_map(|byte| byte.as_str()).collect::<Vec<_>>()
+        };
+        let (key, zeros) = (bytes("key").join(" "), vec!["0"; bytes("value").len()].join(" "));
+        let before = repairs(&bed);
+        let update = format!("bpftool map update pinned {} key {key} value {zeros}", pin.display());
+        bed.shell("node1", &update);
+        assert_repaired(&bed, before, 1, &["a row was not as written", table, "changed"]);
+        let after = bed.shell("node1", &format!("bpftool -j map dump pinned {}", pin.display()));
+        assert_eq!(after, dump, "{table}");
+    }
+}
+
+#[test]
+fn pins_that_another_hand_removes_are_made_again_and_nothing_is_lost() {
+    let mut bed = Bed::up(DUAL, &["--ip-masq"]);
+    let root = bed.lab.bpffs("node1").join("overlay");
+    let list = format!("ls {0}/links; ls {0}/maps/", root.display());
+    let pins = bed.shell("node1", &list);
+    let ids = |bed: &Bed| {
+        let show = format!(
+            "for it in {0}/maps/*; do bpftool map show pinned $it | head -1; done; \
+             for it in {0}/links/*; do bpftool link show pinned $it | head -1; done",
+            root.display()
+        );
+        bed.shell("node1", &show)
+    };
+    let objects = ids(&bed);
+    let load = load(&bed);
+    let before = repairs(&bed);
+    ok(std::fs::remove_dir_all(&root));
+    let list = format!("{list} 2>&1 || true");
+    eventually("all pins are back", || (bed.shell("node1", &list) == pins).then_some(()));
+    let count = pins.lines().count() as u64;
+    assert_repaired(&bed, before, count, &["another hand removed pins", "VTEPS4"]);
+    // They are of what was there, and the next agent goes on with it.
+    assert_eq!(ids(&bed), objects);
+    ok(bed.agents[0].restart());
+    bed.assert_joined();
+    assert_nothing_lost(&ok(load.stop()), &bed);
+}
+
+/// On a kernel without links there are filters in their place.
+#[test]
+fn filters_that_another_hand_removes_are_put_back() {
+    let mut bed = Bed::furnished(DUAL, &["--ip-masq"]);
+    for agent in &mut bed.agents {
+        agent.refuse_links();
+    }
+    bed.launch();
+    bed.assert_joined();
+    let filters = |bed: &Bed| {
+        let list = "for it in flannel.1 eth0 vethpod1a vethpod1b; do tc filter show dev $it ingress; \
+                    tc filter show dev $it egress; done | grep -o 'handle 0x4d4c [a-z_]*'";
+        bed.shell("node1", list)
+    };
+    let all = filters(&bed);
+    for program in [
+        "tunnel_egress",
+        "tunnel_ingress",
+        "masq_egress",
+        "masq_ingress",
+        "decap_ingress",
+        "bypass",
+    ] {
+        assert!(all.contains(program), "{program} is nowhere: {all}");
+    }
+    for (line, count, said) in [
+        ("tc filter del dev flannel.1 egress", 2, ["tunnel_egress", "clsact egress", "flannel.1"]),
+        ("tc qdisc del dev eth0 clsact", 2, ["decap_ingress", "clsact ingress", "eth0"]),
+        ("tc qdisc del dev vethpod1a clsact", 1, ["bypass_ingress", "clsact ingress", "vethpod1a"]),
+    ] {
+        let before = repairs(&bed);
+        bed.shell("node1", line);
+        assert_repaired(&bed, before, count, &said);
+        assert_eq!(filters(&bed), all, "{line}");
+    }
+}
