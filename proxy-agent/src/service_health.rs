@@ -27,9 +27,10 @@ pub type ServicesHealth = BTreeMap<Name, ServiceHealth>;
 
 /// `None` if the Service has no health check.
 ///
-/// An endpoint counts once, however many ports it has, if it is ready: one that is terminating
-/// still serves (KEP-1669), but the load balancer is to look for another node by then. Of a
-/// Service with two families, that with more endpoints counts, because a pod has an address in
+/// An endpoint counts once, however many ports it has, if it is ready: one that is terminating is
+/// not, though it still serves (KEP-1669), and the load balancer is to look for another node by then.
+/// Where the Service publishes addresses that are not ready, all are said to be ready, and count. Of
+/// a Service with two families, that with more endpoints counts, because a pod has an address in
 /// each.
 #[must_use]
 pub fn service_health(
@@ -51,7 +52,7 @@ fn ready_here(sets: &[&EndpointSet], family: IpFamily, node: &str) -> HashSet<Ip
     let slices = EndpointSet::slices(sets, family).filter(|slice| !slice.ports.is_empty());
     let endpoints = slices.flat_map(|slice| &slice.endpoints);
     endpoints
-        .filter(|endpoint| endpoint.ready && !endpoint.terminating)
+        .filter(|endpoint| endpoint.ready)
         .filter(|endpoint| endpoint.node.as_deref() == Some(node))
         .map(|endpoint| endpoint.address)
         .collect()
@@ -166,8 +167,9 @@ spec:
         let leaving =
             "nodeName: here, conditions: {ready: false, serving: true, terminating: true}";
         assert_eq!(counted(leaving), 0);
-        let said_ready = "nodeName: here, conditions: {ready: true, terminating: true}";
-        assert_eq!(counted(said_ready), 0);
+        // As an EndpointSlice says of all pods with publishNotReadyAddresses.
+        let published = "nodeName: here, conditions: {ready: true, terminating: true}";
+        assert_eq!(counted(published), 1);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod joined;
 mod kernels;
 mod lab;
 mod machine;
+mod named_tests;
 mod object;
 mod peers;
 mod setup;

@@ -1,4 +1,5 @@
-//! `cargo xtask tidy`: format, lints, licences, advisories, dependency direction, file headers.
+//! `cargo xtask tidy`: format, lints, licences, advisories, dependency direction, file headers, tests
+//! that documents name.
 
 use std::{
     fs,
@@ -13,7 +14,7 @@ use crate::{
     compiler::{self, Compiler},
     direction,
     machine::Machine,
-    setup,
+    named_tests, setup,
     tally::Tally,
 };
 
@@ -26,6 +27,7 @@ const CHECKS: &[Check] = &[
     ("licences and advisories", licences),
     ("dependency direction", direction::check),
     ("file headers", headers),
+    ("tests named in docs/kube-proxy.md", named_tests::check),
 ];
 
 /// Runs every check, also after one failed.

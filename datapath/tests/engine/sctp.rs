@@ -4,8 +4,10 @@ use datapath::{
     address::protocol::SCTP,
     counter::Reason,
     flow::Place,
+    frontend::kind,
     host::frame::{Datagram, crc32c, icmp},
     sctp::chunk,
+    service::{Service, SetRef, service_flags},
 };
 
 use crate::{
@@ -26,6 +28,7 @@ both! {
     wrong_checksums_stay_wrong,
     without_endpoints_it_is_refused,
     a_port_that_is_not_there_is_refused,
+    policies_and_affinity_hold,
     forged_inits_push_out_no_association,
     an_init_again_stays_with_its_backend,
     an_association_that_ended_gives_its_tuple_up,
@@ -250,6 +253,27 @@ fn a_port_that_is_not_there_is_refused<F: Side>() {
     let mut bed = Bed::<F>::new();
     bed.cluster_ip(frontend::<F>(), datapath::address::protocol::TCP, &[local(backend::<F>())]);
     is_refused(&mut bed, &to::<F>(client::<F>(1), chunk::INIT), Reason::UnknownPort);
+}
+
+/// As for every protocol.
+fn policies_and_affinity_hold<F: Side>() {
+    let mut bed = Bed::<F>::new();
+    let everywhere: Vec<_> = (1..=100).map(|port| remote(far::<F>(port))).collect();
+    let (cluster, here) = (bed.set(&everywhere), bed.set(&[local(backend::<F>())]));
+    let service = bed.service_of(cluster, SetRef::DROP, service_flags::EXTERNAL_LOCAL);
+    bed.frontend(node::<F>(30_412), SCTP, service, kind::NODE_PORT);
+    bed.frontend(frontend::<F>(), SCTP, service, kind::CLUSTER_IP);
+    let outside = |port| Datagram::<F>::sctp(outside::<F>(port), node::<F>(30_412), chunk::INIT);
+    bed.drops(UP_IN, &outside(1).bytes(), Reason::TrafficPolicy);
+    let (flags, affinity) = (service_flags::EXTERNAL_LOCAL, 20);
+    bed.put(service, Service { cluster, local: here, flags, affinity });
+    bed.becomes(UP_IN, &outside(2).bytes(), &outside(2).to(backend::<F>()).bytes());
+    let chosen = |bed: &mut Bed<F>, port| {
+        let out = bed.run(POD_IN, &to::<F>(client::<F>(port), chunk::INIT).bytes());
+        ports::<F>(&out.bytes).1
+    };
+    let first = chosen(&mut bed, 1);
+    assert!((2..20).all(|port| chosen(&mut bed, port) == first));
 }
 
 fn forged_inits_push_out_no_association<F: Side>() {

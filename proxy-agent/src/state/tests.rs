@@ -330,6 +330,63 @@ fn a_slice_can_change_its_service() {
     assert_eq!(rejects, [("s", true), ("t", false)]);
 }
 
+/// Addresses of the endpoints that the only Service has.
+fn endpoints(state: &State) -> Vec<String> {
+    match &state.desired().values().next().unwrap().cluster {
+        DesiredSet::Backends(backends) => {
+            backends.iter().map(|backend| backend.address.to_string()).collect()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Whatever the controller writes first, and however much of it comes at once.
+#[test]
+fn an_endpoint_that_moves_between_slices_never_goes() {
+    let of = |name: &str, addresses: &[&str]| {
+        let all = addresses.iter().map(|address| format!("{{addresses: [{address}]}}"));
+        puts(&slice(name, "s", &format!("[{}]", all.collect::<Vec<_>>().join(", "))))
+    };
+    let before = || {
+        let mut state = state();
+        state.apply(puts(&service("s", "{clusterIP: 10.0.0.1, ports: [{port: 80}]}")));
+        state.apply(of("a", &["10.1.0.1", "10.1.0.2"]));
+        state.apply(of("b", &["10.1.0.3"]));
+        state
+    };
+    let (came, went) = (of("b", &["10.1.0.2", "10.1.0.3"]), of("a", &["10.1.0.1"]));
+    let all = ["10.1.0.1", "10.1.0.2", "10.1.0.3"];
+    let mut stepwise = before();
+    for step in [&came, &went] {
+        assert_eq!(stepwise.apply(step.clone()), [], "it is the same set in each step");
+        assert_eq!(endpoints(&stepwise), all);
+    }
+    for batch in [[came.clone(), went.clone()].concat(), [went, came].concat()] {
+        let mut at_once = before();
+        assert_eq!(at_once.apply(batch), []);
+        assert_eq!(endpoints(&at_once), all);
+    }
+}
+
+#[test]
+fn other_nodes_are_not_this_one() {
+    let mut state = state();
+    let node = |name: &str| {
+        let labels = "labels: {topology.kubernetes.io/zone: a}";
+        puts(&format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}, {labels}}}\n"))
+    };
+    state.apply(puts(&service("s", "{clusterIP: 10.0.0.1, ports: [{port: 80}]}")));
+    state.apply(puts(&slice(
+        "s",
+        "s",
+        "[{addresses: [10.1.0.1], hints: {forZones: [{name: a}]}}, {addresses: [10.1.0.2], hints: {forZones: [{name: b}]}}]",
+    )));
+    assert_eq!(state.apply(node("there")), []);
+    assert_eq!(endpoints(&state), ["10.1.0.1", "10.1.0.2"]);
+    assert_eq!(state.apply(node("here")).len(), 1);
+    assert_eq!(endpoints(&state), ["10.1.0.1"]);
+}
+
 #[test]
 fn what_changes_nothing_gives_nothing() {
     let mut state = state();
@@ -338,6 +395,15 @@ fn what_changes_nothing_gives_nothing() {
     assert_eq!(state.apply(puts(&text)), []);
     // Endpoints of a Service that is not there wait for it.
     assert_eq!(state.apply(puts(&slice("x", "t", "[{addresses: [10.1.0.1]}]"))), []);
+    let endpoints = slice("s", "s", "[{addresses: [10.1.0.2]}, {addresses: [10.1.0.1]}]");
+    assert_eq!(state.apply(puts(&endpoints)).len(), 1);
+    assert_eq!(state.apply(puts(&endpoints)), []);
+    let turned = slice("s", "s", "[{addresses: [10.1.0.1]}, {addresses: [10.1.0.2]}]");
+    assert_eq!(state.apply(puts(&turned)), [], "in another order");
+    assert_eq!(state.apply(delete(&slice("unknown", "s", "[]"))), []);
+    // Changed and changed back at once.
+    let other = service("s", "{clusterIP: 10.0.0.1, ports: [{port: 81}]}");
+    assert_eq!(state.apply([puts(&other), puts(&text)].concat()), []);
 }
 
 /// A small world, so that batches often meet: few names, addresses and ports.

@@ -53,6 +53,8 @@ fn endpoint(text: &str) -> (bool, Endpoint) {
             "unready" => (endpoint.ready, endpoint.serving) = (false, false),
             // Passes its probe, but is not meant to get traffic.
             "serving" => endpoint.ready = false,
+            // What publishNotReadyAddresses has the controller say of a pod that ends.
+            "published" => (endpoint.serving, endpoint.terminating) = (false, true),
             "draining" => (endpoint.ready, endpoint.terminating) = (false, true),
             "ended" => {
                 (endpoint.ready, endpoint.serving, endpoint.terminating) = (false, false, true);
@@ -239,6 +241,14 @@ const CASES: &[Case] = &[
         any: false,
         ..case("terminating and no longer serving", "", A, &["1 remote ended"], &[], &[])
     },
+    case(
+        "published though it is not ready, and ends",
+        "eTP external",
+        A,
+        &["1 local published", "2 remote", "3 local draining"],
+        &[1, 2],
+        &[1],
+    ),
     case("iTP Cluster, eTP Cluster, mixed", "external", A, MIXED, &[1, 2], &[]),
     case("iTP Cluster, eTP Local, mixed", "eTP external", A, MIXED, &[1, 2], &[1]),
     case("iTP Local, eTP Cluster, mixed", "iTP external", A, MIXED, &[1, 2], &[1]),

@@ -4,22 +4,29 @@ use std::{net::SocketAddr, thread::sleep, time::Duration};
 
 use lab::{
     agent::SocketLb,
+    manifests::{Service, Slice},
     peer::{self, Load, Loading, Protocol},
 };
+use serde_json::json;
 
 use crate::{
     cluster::{Cluster, Plan, eventually, ok},
-    service::{FAMILIES, Target, expose, name},
+    service::{Exposed, FAMILIES, Target, cluster_ips, expose, name},
 };
 
 both! {
     established_stays_with_its_backend_when_the_set_changes,
     new_connections_use_the_new_set,
     deleted_service_stops,
+    a_service_that_is_made_again_serves_as_before,
     ports_of_a_service_change,
+    a_protocol_comes_to_a_node_port_and_goes,
+    a_rolling_update_loses_nothing,
+    pods_that_end_serve_where_no_other_does,
     endpoints_come_and_go,
     udp_follows_when_its_backend_goes,
     udp_that_began_without_endpoints_finds_them,
+    udp_stays_while_a_change_cannot_be_programmed,
     connections_are_reset_by_option_when_their_endpoint_goes,
 }
 
@@ -115,6 +122,30 @@ fn deleted_service_stops(mode: SocketLb) {
     cluster.reaches("pod1a", Target::ClusterIp(11), &["pod1b"], "pod1a");
 }
 
+/// Refusals are of the kernel where there is no Service, and it limits how many it tells a client.
+fn refuse_without_limit(cluster: &Cluster, node: &str) {
+    let limits = "net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0 \
+                  net.ipv4.icmp_msgs_per_sec=100000 net.ipv4.icmp_msgs_burst=10000";
+    ok(cluster.lab.shell(node, &format!("sysctl -eqw {limits}")));
+}
+
+/// Under the same name, with the same addresses and ports, by other pods.
+fn a_service_that_is_made_again_serves_as_before(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod2a"]), expose(11, &["pod2a"])]);
+    refuse_without_limit(&cluster, "node1");
+    for pods in [&["pod2a"], &["pod1b"], &["pod2a"]] {
+        let service = expose(10, pods);
+        cluster.publish(&service);
+        cluster.reaches("pod1a", Target::ClusterIp(10), pods, "pod1a");
+        cluster.answers("node1", Target::ClusterIp(10), pods);
+        cluster.answers("client", Target::NodePort("node1", 10), pods);
+        cluster.withdraw(&service);
+        cluster.is_refused("client", Target::NodePort("node1", 10));
+        cluster.is_refused("pod1a", Target::NodePort("node1", 10));
+    }
+    cluster.reaches("pod1a", Target::ClusterIp(11), &["pod2a"], "pod1a");
+}
+
 /// Of TCP; UDP, by the same numbers, stays as it is.
 fn ports_of_a_service_change(mode: SocketLb) {
     let cluster = Cluster::up(mode, &[expose(10, &["pod2a"])]);
@@ -142,6 +173,120 @@ fn ports_of_a_service_change(mode: SocketLb) {
     assert!(!answers("client", node_port(30_099), Protocol::Tcp));
     assert!(!answers("pod1a", Target::ClusterIp(10), Protocol::Tcp));
     assert!(answers("pod1a", Target::ClusterIp(10), Protocol::Udp));
+}
+
+/// The other protocol's connections, at the same number, notice nothing.
+fn a_protocol_comes_to_a_node_port_and_goes(mode: SocketLb) {
+    let both = expose(10, &["pod2a"]);
+    let one = both.clone().with(|service| {
+        let tcp = json!({"name": "tcp", "protocol": "TCP", "port": 80, "nodePort": 30_010});
+        service.set("/spec/ports", json!([tcp]))
+    });
+    let cluster = Cluster::up(mode, std::slice::from_ref(&one));
+    refuse_without_limit(&cluster, "node1");
+    let target = Target::NodePort("node1", 10);
+    let arguments = load_arguments(&cluster, target);
+    let tcp = arguments.iter().map(String::as_str).filter(|argument| argument.starts_with("--tcp"));
+    let arguments: Vec<&str> = tcp.chain(["--rate=50", "--lasting=4", "--requests=50"]).collect();
+    let load = ok(peer::load(&cluster.place("client"), &arguments));
+    for (service, is_there) in [(&one, false), (&both, true), (&one, false), (&both, true)] {
+        cluster.write(service);
+        for family in FAMILIES {
+            let to = target.address(&cluster.lab, family);
+            for from in ["client", "pod1a", "node1"] {
+                let what = format!("{from} reaches {to} by UDP: {is_there}");
+                eventually(&what, || {
+                    let answer = cluster.ask(from, Protocol::Udp, to);
+                    let is_right =
+                        if is_there { answer.name() == Some("pod2a") } else { answer.is_refused() };
+                    is_right.then_some(())
+                });
+            }
+        }
+    }
+    let load = ok(load.stop());
+    assert!(load.connections > 0 && load.requests > 0, "{load:?}");
+    assert_eq!((load.failed, load.resets), (0, 0), "{load:?}");
+}
+
+/// As a Deployment replaces its pods: the new one is ready before the old one ends, which still
+/// serves for a while and is gone then.
+fn a_rolling_update_loses_nothing(mode: SocketLb) {
+    let anywhere = |pods: &[&str]| expose(10, pods).balanced(&[]);
+    let here = |pods: &[&str]| expose(11, pods).balanced(&[]).with(Service::external_local);
+    let cluster = Cluster::up(mode, &[anywhere(&["pod1a"]), here(&["pod1a"])]);
+    let load = |from, target| {
+        let arguments = load_arguments(&cluster, target);
+        let tcp = arguments.iter().map(String::as_str).filter(|to| to.starts_with("--tcp"));
+        let gentle = ["--rate=50", "--lasting=4", "--requests=50"];
+        let arguments: Vec<&str> = tcp.chain(gentle).collect();
+        (from, ok(peer::load(&cluster.place(from), &arguments)))
+    };
+    let loads = [
+        load("client", Target::LoadBalancer(10)),
+        load("client", Target::LoadBalancer(11)),
+        load("client", Target::NodePort("node1", 11)),
+        load("pod2b", Target::ClusterIp(10)),
+    ];
+    let replace = |service: &dyn Fn(&[&str]) -> Exposed, old: &str, new: &str| {
+        cluster.publish(&service(&[old, new]));
+        let ending = cluster.draining(&service(&[old, new]), old);
+        ok(cluster.lab.publish(&service(&[]).file(), &ending));
+        cluster.wait_programmed(&service(&[new]));
+        cluster.publish(&service(&[new]));
+    };
+    for _ in 0..3 {
+        replace(&anywhere, "pod1a", "pod2a");
+        replace(&here, "pod1a", "pod1b");
+        replace(&anywhere, "pod2a", "pod1a");
+        replace(&here, "pod1b", "pod1a");
+    }
+    for (from, load) in loads {
+        let load = ok(load.stop());
+        assert!(load.connections > 0 && load.requests > 0, "{from}: {load:?}");
+        assert_eq!((load.failed, load.resets), (0, 0), "{from}: {load:?}");
+    }
+}
+
+/// For each traffic policy among the endpoints that it allows (KEP-1669).
+fn pods_that_end_serve_where_no_other_does(mode: SocketLb) {
+    let anywhere = |pods: &[&str]| expose(10, pods);
+    let inside = |pods: &[&str]| expose(11, pods).with(Service::internal_local);
+    let outside = |pods: &[&str]| expose(12, pods).with(Service::external_local);
+    let cluster = Cluster::up(mode, &[anywhere(&[]), inside(&[]), outside(&[])]);
+    let ending = |service: &Exposed| {
+        ok(cluster.lab.publish(&service.file(), &cluster.draining(service, "pod1b")));
+    };
+    for service in [anywhere(&["pod1b"]), inside(&["pod1b"]), outside(&["pod1b"])] {
+        ending(&service);
+        cluster.wait_programmed(&service);
+    }
+    for number in [10, 11, 12] {
+        cluster.reaches("pod1a", Target::ClusterIp(number), &["pod1b"], "pod1a");
+        cluster.reaches("client", Target::NodePort("node1", number), &["pod1b"], "client");
+    }
+    cluster.is_silent("pod2b", Target::ClusterIp(11));
+    cluster.is_silent("client", Target::NodePort("node2", 12));
+
+    // One that is ready goes before, where the policy allows it.
+    let both = ["pod1b", "pod2a"];
+    for service in [anywhere(&both), inside(&both), outside(&both)] {
+        ending(&service);
+    }
+    let is_ready_ones = |from: &str, target: Target| {
+        eventually("the ready pod answers", || {
+            let to = target.address(&cluster.lab, FAMILIES[0]);
+            (cluster.ask(from, Protocol::Tcp, to).name() == Some("pod2a")).then_some(())
+        });
+        for _ in 0..8 {
+            cluster.answers(from, target, &["pod2a"]);
+        }
+    };
+    is_ready_ones("pod1a", Target::ClusterIp(10));
+    is_ready_ones("client", Target::NodePort("node1", 11));
+    is_ready_ones("pod1a", Target::ClusterIp(12));
+    cluster.reaches("pod1a", Target::ClusterIp(11), &["pod1b"], "pod1a");
+    cluster.reaches("client", Target::NodePort("node1", 12), &["pod1b"], "client");
 }
 
 fn endpoints_come_and_go(mode: SocketLb) {
@@ -214,6 +359,68 @@ fn udp_that_began_without_endpoints_finds_them(mode: SocketLb) {
         let is_told = from != "pod1b" || mode == SocketLb::On;
         assert_eq!(load.errors.contains_key("ECONNREFUSED"), is_told, "{from}: {load:?}");
         assert!(load.udp_missing < load.udp_sent, "{from} is never answered: {load:?}");
+    }
+}
+
+/// Rows in use and rows that fit, of a table of the first node.
+fn fill(cluster: &Cluster, table: &str) -> (u64, u64) {
+    let status = cluster.show(&["status"]);
+    let mut tables = status["tables"].as_array().into_iter().flatten();
+    let row = tables.find(|row| row["table"] == table);
+    row.and_then(|row| Some((row["entries"].as_u64()?, row["capacity"].as_u64()?)))
+        .unwrap_or_else(|| panic!("{table} is not shown: {status}"))
+}
+
+/// What follows nothing but what stands in the tables cannot be led anywhere else.
+fn udp_stays_while_a_change_cannot_be_programmed(mode: SocketLb) {
+    const OTHERS: &str = "others.yaml";
+    let plan = Plan::new(mode).extra(&["--capacity", "backends=64"]);
+    let cluster = plan.up(&[expose(10, &["pod2a"])]);
+    let (entries, capacity) = fill(&cluster, "BACKENDS4");
+    assert!(capacity < 200, "a Service has no more ports: {capacity}");
+    // Each port takes one of the rows that are left.
+    let ports = |named: &str| -> serde_json::Value {
+        let all = 0..capacity - entries;
+        all.map(|nth| json!({"name": format!("p{nth}"), named: 1_000 + nth})).collect()
+    };
+    let [address, _] = cluster_ips(99);
+    let others = Service::new("others").cluster_ip(address).set("/spec/ports", ports("port"));
+    let endpoint = cluster.address("pod1b", FAMILIES[0]);
+    let slice = Slice::new("others", false, &[]).endpoint(endpoint, "node1");
+    let slice = slice.set("/ports", ports("port"));
+    ok(cluster.lab.publish(OTHERS, &[others.build(), slice.build()]));
+    eventually("the table is full", || {
+        (fill(&cluster, "BACKENDS4") == (capacity, capacity)).then_some(())
+    });
+    let load = || {
+        [("pod1a", Target::ClusterIp(10)), ("client", Target::NodePort("node1", 10))].map(
+            |(from, target)| {
+                let to = format!("--udp={}", target.address(&cluster.lab, FAMILIES[0]));
+                (from, ok(peer::load(&cluster.place(from), &[&to, "--datagrams=100"])))
+            },
+        )
+    };
+    let loads = load();
+    sleep(Duration::from_millis(500));
+    cluster.write(&expose(10, &["pod2b"]));
+    eventually("what does not fit is told", || {
+        let problems = cluster.show(&["status"])["problems"].to_string();
+        problems.contains("BACKENDS4").then_some(())
+    });
+    sleep(Duration::from_secs(1));
+    for (from, load) in loads {
+        let load = ok(load.stop());
+        assert!(load.udp_sent > 0, "{from}: {load:?}");
+        assert_eq!((load.udp_missing, load.udp_moved), (0, 0), "{from}: {load:?}");
+    }
+    let loads = load();
+    sleep(Duration::from_millis(500));
+    ok(cluster.lab.withdraw(OTHERS));
+    cluster.wait_programmed(&expose(10, &["pod2b"]));
+    sleep(Duration::from_secs(1));
+    for (from, load) in loads {
+        let load = ok(load.stop());
+        assert!(load.udp_moved > 0, "{from}: {load:?}");
     }
 }
 

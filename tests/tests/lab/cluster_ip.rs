@@ -7,7 +7,7 @@ use lab::{
 };
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, ok},
     service::{FAMILIES, Family, Target, expose},
 };
 
@@ -18,6 +18,7 @@ both! {
     pod_reaches_itself_through_its_service,
     node_reaches_cluster_ip,
     pod_reaches_host_network_backend,
+    an_endpoint_outside_of_the_cluster_is_reached,
     every_backend_gets_its_share,
 }
 
@@ -64,6 +65,33 @@ fn pod_reaches_host_network_backend(mode: SocketLb) {
     cluster.reaches("node1", Target::ClusterIp(10), &["node1"], "node1");
     cluster.reaches("client", Target::NodePort("node1", 10), &["node1"], "client");
     cluster.reaches("client", Target::NodePort("node1", 11), &["node2"], "node1");
+}
+
+/// As who writes EndpointSlices by hand does, of a Service without selector: no node is named. Who
+/// serves there knows the way to pods, which keep their addresses.
+fn an_endpoint_outside_of_the_cluster_is_reached(mode: SocketLb) {
+    let mut cluster = Cluster::up(mode, &[]);
+    cluster.serve("client");
+    for (number, node) in [(1, "node1"), (2, "node2")] {
+        for (family, cidr) in FAMILIES.into_iter().zip(address::pod_cidrs(number)) {
+            let node = cluster.address(node, family);
+            ok(cluster.lab.shell("client", &format!("ip route add {cidr} via {node}")));
+        }
+    }
+    let service = expose(10, &["client"]);
+    let mut documents = service.documents(&cluster.lab);
+    for slice in &mut documents[1..] {
+        let endpoint = slice["endpoints"][0].as_object_mut().expect("an endpoint");
+        assert!(endpoint.remove("nodeName").is_some());
+        endpoint.remove("conditions");
+    }
+    ok(cluster.lab.publish(&service.file(), &documents));
+    cluster.wait_programmed(&service);
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["client"], "pod1a");
+    cluster.reaches("node1", Target::ClusterIp(10), &["client"], "node1");
+    cluster.reaches("pod2a", Target::NodePort("node1", 10), &["client"], "node1");
+    // Who asks is the endpoint itself.
+    cluster.reaches("client", Target::NodePort("node1", 10), &["client"], "node1");
 }
 
 fn every_backend_gets_its_share(mode: SocketLb) {

@@ -9,7 +9,7 @@ use std::{
 
 use lab::{
     agent::SocketLb,
-    manifests::{Port, Service, Slice},
+    manifests::{self, Port, Service, Slice},
 };
 use serde_json::{Value, json};
 
@@ -20,6 +20,7 @@ use crate::{
 
 both! {
     load_balancer_is_told_which_nodes_have_endpoints,
+    health_check_moves_with_its_port_and_outlives_the_node,
     health_check_listens_only_at_addresses_that_are_named,
 }
 
@@ -37,7 +38,11 @@ fn balanced(pods: &[&str]) -> Exposed {
 
 /// What a node answers a load balancer: status line, headers and body.
 fn ask(cluster: &Cluster, node: &str, family: Family) -> io::Result<String> {
-    let to = SocketAddr::new(cluster.address(node, family), HEALTH);
+    ask_at(cluster, node, family, HEALTH)
+}
+
+fn ask_at(cluster: &Cluster, node: &str, family: Family, port: u16) -> io::Result<String> {
+    let to = SocketAddr::new(cluster.address(node, family), port);
     ok(cluster.lab.enter("client", || {
         let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -119,6 +124,36 @@ fn load_balancer_is_told_which_nodes_have_endpoints(mode: SocketLb) {
     cluster.withdraw(&balanced(&[]));
     is_closed(&cluster, "node1");
     cluster.reaches("client", Target::NodePort("node1", 11), &["pod2a"], "node1");
+}
+
+/// A Node that is deleted is told by `/healthz` alone: who asks about a Service asks for endpoints.
+fn health_check_moves_with_its_port_and_outlives_the_node(mode: SocketLb) {
+    const NODES: &str = "nodes.yaml";
+    const MOVED: u16 = HEALTH + 1;
+    let cluster = Plan::single(mode).up(&[balanced(&["pod1a"])]);
+    let healthz = |wanted: u16| {
+        eventually(&format!("/healthz says {wanted}"), || {
+            let (status, _) = cluster.agents[0].health("/healthz").ok()?;
+            (status == wanted).then_some(())
+        });
+    };
+    says(&cluster, "node1", 200, 1);
+    ok(cluster.lab.withdraw(NODES));
+    healthz(503);
+    says(&cluster, "node1", 200, 1);
+    ok(cluster.lab.publish(NODES, &manifests::nodes(&cluster.lab)));
+    healthz(200);
+    cluster.write(
+        &balanced(&["pod1a"])
+            .with(|service| service.set("/spec/healthCheckNodePort", json!(MOVED))),
+    );
+    for family in FAMILIES {
+        eventually("it answers at the other port", || {
+            let text = ask_at(&cluster, "node1", family, MOVED).ok()?;
+            text.starts_with("HTTP/1.0 200 ").then_some(())
+        });
+    }
+    is_closed(&cluster, "node1");
 }
 
 fn health_check_listens_only_at_addresses_that_are_named(mode: SocketLb) {

@@ -1,13 +1,16 @@
 //! What an operator sees: the agent's own commands and metrics, and those of stock tools.
 
+use std::{net::TcpListener, thread::sleep, time::Duration};
+
 use lab::{
-    agent::SocketLb,
+    agent::{Agent, SocketLb},
+    manifests::{self, Port, Service},
     peer::{Protocol, Question},
 };
 use serde_json::Value;
 
 use crate::{
-    cluster::{Cluster, Plan, ok, show},
+    cluster::{Cluster, Plan, backends, eventually, ok, show},
     exposition,
     service::{FAMILIES, Target, cluster_ips, expose, name, node_port},
 };
@@ -18,6 +21,9 @@ both! {
     no_netfilter_rules,
     metrics_are_valid_and_count_what_was_sent,
     services_backends_and_flows_show_what_was_done,
+    paths_of_kube_proxy_answer,
+    a_server_whose_port_is_taken_answers_once_it_is_free,
+    an_sctp_service_loads_no_module,
 }
 
 fn json(cluster: &Cluster, place: &str, line: &str) -> Value {
@@ -185,4 +191,82 @@ fn services_backends_and_flows_show_what_was_done(mode: SocketLb) {
             (greeting.name == "pod2a").then(|| greeting.source.to_string()).as_deref()
         );
     }
+}
+
+fn paths_of_kube_proxy_answer(mode: SocketLb) {
+    let cluster = Plan::single(mode).up(&[expose(10, &["pod1a"])]);
+    let agent = &cluster.agents[0];
+    let mut eligible = Vec::new();
+    for (path, answer) in [
+        ("/healthz", agent.health("/healthz")),
+        ("/livez", agent.health("/livez")),
+        ("/healthz of the other server", agent.status("/healthz")),
+    ] {
+        let (code, text) = ok(answer);
+        let body: Value = ok(serde_json::from_str(&text));
+        assert_eq!((code, &body["healthy"]), (200, &Value::Bool(true)), "{path}: {text}");
+        assert_eq!(body["lastUpdated"], body["currentTime"], "{path}");
+        for family in ["IPv4", "IPv6"] {
+            assert_eq!(body["status"][family]["healthy"], true, "{path}: {text}");
+        }
+        eligible.push(body["nodeEligible"].clone());
+    }
+    assert_eq!(eligible, [Value::Bool(true), Value::Null, Value::Bool(true)]);
+    assert_eq!(ok(agent.status("/proxyMode")), (200, "millrace".to_owned()));
+    assert!(ok(agent.health("/metrics")).0 == 404, "they are at the other address alone");
+}
+
+/// Traffic does not wait for it.
+fn a_server_whose_port_is_taken_answers_once_it_is_free(mode: SocketLb) {
+    let plan = Plan::single(mode);
+    let options = plan.options();
+    let mut cluster = plan.without_agents(&[expose(10, &["pod1b"])]);
+    let taken = ok(ok(cluster.lab.enter("node1", || TcpListener::bind("0.0.0.0:10256"))));
+    cluster.agents.push(ok(Agent::prepare(&cluster.lab, "node1", options)));
+    ok(cluster.agents[0].launch());
+    let problems = || {
+        let (_, text) = cluster.agents[0].status("/status").ok()?;
+        let status: Value = ok(serde_json::from_str(&text));
+        Some(status["problems"].to_string())
+    };
+    // It has its programs verified first, which takes as long as it takes.
+    while problems().is_none() {
+        sleep(Duration::from_millis(20));
+    }
+    eventually("the taken port is told", || {
+        let told = problems()?;
+        (told.contains("--healthz-bind-address") && told.contains("cannot listen")).then_some(())
+    });
+    cluster.wait_programmed(&expose(10, &["pod1b"]));
+    cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
+    drop(taken);
+    eventually("it answers", || {
+        let (code, _) = cluster.agents[0].health("/healthz").ok()?;
+        (code == 200 && problems()? == "[]").then_some(())
+    });
+}
+
+/// Who may make a Service shall not have nodes load what nothing there uses.
+fn an_sctp_service_loads_no_module(mode: SocketLb) {
+    let cluster = Plan::single(mode).up(&[expose(10, &["pod1a"])]);
+    // Protocols that sockets speak, and modules where the kernel has such.
+    let known = || {
+        let line = "cat /proc/net/protocols /proc/modules 2>/dev/null; true";
+        let text = ok(cluster.lab.shell("node1", line)).to_lowercase();
+        assert!(text.contains("udp"), "{text}");
+        let names = text.lines().filter_map(|line| line.split_whitespace().next());
+        names.filter(|name| name.contains("sctp")).map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    let before = known();
+    let port = Port { name: "signals", protocol: "SCTP", port: 38_412, target: 38_412 };
+    let [v4, v6] = cluster_ips(20);
+    let service = Service::new(&name(20)).cluster_ip(v4).cluster_ip(v6).port(port);
+    let mut documents = vec![service.node_port(node_port(20)).build()];
+    documents.extend(ok(manifests::slices(&cluster.lab, &name(20), &[port], &["pod1b"])));
+    ok(cluster.lab.publish("web20.yaml", &documents));
+    eventually("it is programmed", || {
+        let count = backends(&cluster.agents[0], 20)?.len();
+        (count == 2).then_some(())
+    });
+    assert_eq!(known(), before);
 }

@@ -9,7 +9,7 @@ use lab::{
 
 use crate::{
     cluster::{Cluster, Plan, ok},
-    service::{Family, Target, expose, node_port},
+    service::{FAMILIES, Family, TARGET, Target, expose, node_port},
 };
 
 both! {
@@ -20,6 +20,7 @@ both! {
     pod_and_node_reach_node_port_of_other_node,
     a_node_port_is_held_by_no_socket,
     a_process_on_the_port_is_shadowed,
+    host_ports_of_a_plugin_are_not_shadowed,
     node_ports_answer_where_cidrs_say,
     node_ports_answer_at_the_primary_addresses_and_at_localhost,
 }
@@ -87,6 +88,45 @@ fn a_process_on_the_port_is_shadowed(mode: SocketLb) {
     cluster.withdraw(&expose(10, &[]));
     for from in ["client", "node1"] {
         cluster.answers(from, target, &["node1"]);
+    }
+}
+
+/// What the CNI plugin portmap does for `hostPort`, by rules of netfilter: one number of the node for
+/// two pods, by TCP to one and by UDP to the other, both of which a NodePort leads to as well.
+fn host_ports_of_a_plugin_are_not_shadowed(mode: SocketLb) {
+    const HOST_PORT: u16 = 30_500;
+    let cluster = Cluster::up(mode, &[expose(10, &["pod1a", "pod1b"])]);
+    for family in FAMILIES {
+        let tool = if family == Family::V6 { "ip6tables" } else { "iptables" };
+        for (protocol, pod) in [("tcp", "pod1a"), ("udp", "pod1b")] {
+            let to = SocketAddr::new(cluster.address(pod, family), TARGET);
+            for chain in ["PREROUTING", "OUTPUT"] {
+                let rule = format!(
+                    "{tool} -t nat -A {chain} -m addrtype --dst-type LOCAL -p {protocol} \
+                     --dport {HOST_PORT} -j DNAT --to-destination {to}"
+                );
+                ok(cluster.lab.shell("node1", &rule));
+            }
+        }
+    }
+    let node_port = Target::NodePort("node1", 10);
+    let host_port = Target::NodePortAt("node1", HOST_PORT);
+    // The Service leads to both pods, and then to one, which is none of the other's business.
+    for pods in [&["pod1a", "pod1b"][..], &["pod1b"]] {
+        cluster.publish(&expose(10, pods));
+        for from in ["client", "pod2a", "node1", "node2"] {
+            for family in FAMILIES {
+                let to = host_port.address(&cluster.lab, family);
+                for (protocol, pod) in [(Protocol::Tcp, "pod1a"), (Protocol::Udp, "pod1b")] {
+                    let answer = cluster.ask(from, protocol, to);
+                    assert_eq!(answer.name(), Some(pod), "{from} asks {to}: {answer:?}");
+                    let source = answer.source().map(|source| source.ip());
+                    let is_own = source == Some(cluster.address(from, family));
+                    assert!(is_own || from == "node1", "{from} asks {to}: {answer:?}");
+                }
+            }
+            cluster.answers(from, node_port, pods);
+        }
     }
 }
 

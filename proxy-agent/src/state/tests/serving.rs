@@ -51,6 +51,26 @@ fn flows_leave_an_endpoint_that_is_gone_or_has_another_port() {
 }
 
 #[test]
+fn flows_end_whatever_frontend_they_came_by() {
+    let balanced = format!(
+        "{}status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.1}}]}}}}\n",
+        dns(", type: LoadBalancer, externalIPs: [198.51.100.1]")
+            .replace("{port: 53,", "{port: 53, nodePort: 30053,")
+    );
+    let mut state = settled();
+    state.apply(puts(&balanced));
+    state.take_serving(false);
+    state.apply(puts(&endpoints("[{addresses: [10.1.0.2]}]")));
+    let serving = state.take_serving(false);
+    for frontend in [FRONTEND, "203.0.113.1:53", "198.51.100.1:53", "192.0.2.1:30053"] {
+        let keeps = |endpoint| serving.keeps(protocol::UDP, place(frontend), place(endpoint));
+        assert_eq!([keeps("10.1.0.1:53"), keeps("10.1.0.2:53")], [false, true], "{frontend}");
+    }
+    // Somebody else's port of the same number.
+    assert!(serving.keeps(protocol::UDP, place("192.0.2.77:30053"), place("192.0.2.77:30053")));
+}
+
+#[test]
 fn flows_stay_with_what_serves_though_nothing_new_goes_there() {
     let mut state = settled();
     let conditions = "conditions: {ready: false, serving: true, terminating: true}";

@@ -47,9 +47,34 @@ enum State {
     Ended,
     /// Ready, with a hint for the zone of its own node.
     Hinted,
+    /// The same, and one for its own node (trafficDistribution: PreferSameNode).
+    NodeHinted,
+    /// Ready, with hints for the second node and for both zones.
+    FarHinted,
+    /// Ready although it ends, as where addresses that are not ready are published.
+    Published,
 }
 
-use State::{Ended, Ending, Hinted, Ready, Starting, Unready};
+use State::{Ended, Ending, FarHinted, Hinted, NodeHinted, Published, Ready, Starting, Unready};
+
+impl State {
+    /// Those of an endpoint at a place.
+    fn hints(self, place: &str) -> Value {
+        let number = if place.contains('1') { 1 } else { 2 };
+        let named = |kind: &str, numbers: &[u8]| -> Value {
+            numbers.iter().map(|number| json!({"name": format!("{kind}{number}")})).collect()
+        };
+        match self {
+            NodeHinted => {
+                json!({"forNodes": named("node", &[number]), "forZones": named("zone", &[number])})
+            }
+            FarHinted => {
+                json!({"forNodes": named("node", &[2]), "forZones": named("zone", &[1, 2])})
+            }
+            _ => json!({"forZones": named("zone", &[number])}),
+        }
+    }
+}
 
 /// Where a request goes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -225,6 +250,11 @@ pub(crate) fn cases() -> Vec<Case> {
         all("some-ending", &[], vec![("pod1b", Ending), ("pod2b", Ready)]),
         all("some-ending-local", &local, vec![("pod1b", Ending), ("pod2b", Ready)]),
         all("hinted", &[], vec![("pod1b", Hinted), ("pod2b", Hinted)]),
+        all("node-hinted", &[], vec![("pod1b", NodeHinted), ("pod2b", NodeHinted)]),
+        all("node-hinted-local", &local, vec![("pod1b", NodeHinted), ("pod2b", NodeHinted)]),
+        all("far-hinted", &[], vec![("pod1b", FarHinted), ("pod2b", FarHinted)]),
+        all("some-hinted", &[], vec![("pod1b", NodeHinted), ("pod2b", Ready)]),
+        all("published", &[external.clone()], vec![("pod1b", Published), ("pod2b", Ending)]),
         all("balancers-own", &[modes], both()),
         all("other-proxy", &[label("service.kubernetes.io/service-proxy-name")], both()),
         all("labelled-headless", &[label("service.kubernetes.io/headless")], both()),
@@ -340,10 +370,10 @@ impl Case {
                 Unready => slice.conditions(false, true, false),
                 Ending => slice.conditions(false, true, true),
                 Ended => slice.conditions(false, false, true),
-                Hinted => {
-                    let zone = if place.contains('1') { "zone1" } else { "zone2" };
+                Published => slice.conditions(true, false, true),
+                Hinted | NodeHinted | FarHinted => {
                     let path = format!("/endpoints/{at}/hints");
-                    slice.set(&path, json!({"forZones": [{"name": zone}]}))
+                    slice.set(&path, state.hints(place))
                 }
             };
         }
