@@ -87,21 +87,24 @@ fn after_the_timeout_it_may_have_another(mode: SocketLb) {
     const TIMEOUT_SEC: u32 = 1;
     let cluster = Cluster::up(mode, &[sticky(&PODS, TIMEOUT_SEC)]);
     for from in ["pod1a", "node1", "client"] {
-        let one = |family| {
+        let one = |(family, protocol)| {
             let target = Target::NodePort("node1", 10);
             let began = Instant::now();
-            let names = names(&cluster, from, target, family, Protocol::Tcp, ASKS);
+            let names = names(&cluster, from, target, family, protocol, ASKS);
             assert!(names.len() == 1 || began.elapsed() > Duration::from_secs(1), "{names:?}");
             names
         };
-        let first = FAMILIES.map(one);
-        let mut moved = [false; 2];
+        let ways = [Protocol::Tcp, Protocol::Udp]
+            .map(|protocol| FAMILIES.map(|family| (family, protocol)))
+            .concat();
+        let first: Vec<_> = ways.iter().copied().map(one).collect();
+        let mut moved = vec![false; ways.len()];
         let give_up = Instant::now() + 3 * PATIENCE;
-        while moved != [true; 2] {
+        while moved.contains(&false) {
             assert!(Instant::now() < give_up, "{from} stays with {first:?}");
             sleep(Duration::from_millis(2_300));
-            for ((moved, first), family) in moved.iter_mut().zip(&first).zip(FAMILIES) {
-                *moved |= one(family) != *first;
+            for ((moved, first), way) in moved.iter_mut().zip(&first).zip(&ways) {
+                *moved |= one(*way) != *first;
             }
         }
     }

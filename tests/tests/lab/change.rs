@@ -5,13 +5,13 @@ use std::{net::SocketAddr, thread::sleep, time::Duration};
 use lab::{
     agent::SocketLb,
     manifests::{Service, Slice},
-    peer::{self, Load, Loading, Protocol},
+    peer::{self, Load, Loading, Protocol, Question},
 };
 use serde_json::json;
 
 use crate::{
-    cluster::{Cluster, Plan, eventually, ok},
-    service::{Exposed, FAMILIES, Target, cluster_ips, expose, name},
+    cluster::{Cluster, Plan, SILENCE, eventually, ok, show},
+    service::{Exposed, FAMILIES, Family, Target, cluster_ips, expose, name},
 };
 
 both! {
@@ -28,6 +28,8 @@ both! {
     udp_that_began_without_endpoints_finds_them,
     udp_stays_while_a_change_cannot_be_programmed,
     connections_are_reset_by_option_when_their_endpoint_goes,
+    the_external_policy_changes_under_traffic,
+    one_port_finds_the_pod_of_its_node_again,
 }
 
 /// Where a load goes: both families, TCP and UDP.
@@ -491,4 +493,89 @@ fn connections_are_reset_by_option_when_their_endpoint_goes(mode: SocketLb) {
         assert_eq!(load.failed, 0, "{from}: {load:?}");
     }
     assert!(cluster.metric("millrace_drops_total", &[("reason", "endpoint_gone")]) > 0.0);
+}
+
+/// From any node's endpoints to those of the node that is asked, and back. What began goes on with
+/// its pod; what begins has one that the policy of the moment allows, and with `Local` the client's
+/// own address.
+fn the_external_policy_changes_under_traffic(mode: SocketLb) {
+    let pods = ["pod1b", "pod2a"];
+    let cluster = Cluster::up(mode, &[expose(10, &pods)]);
+    let load = |from, target| {
+        let arguments = load_arguments(&cluster, target);
+        let gentle = ["--rate=50", "--lasting=4", "--requests=50", "--datagrams=50"];
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(gentle).collect();
+        ok(peer::load(&cluster.place(from), &arguments))
+    };
+    let loads = [
+        load("client", Target::NodePort("node1", 10)),
+        load("client", Target::NodePort("node2", 10)),
+        load("pod1a", Target::ClusterIp(10)),
+    ];
+    let policy = |wanted: &str| {
+        eventually(&format!("the policy is {wanted}"), || {
+            let all = cluster.agents.iter().map(|agent| show(agent, &["services", &name(10)]));
+            let is_wanted = |row: &serde_json::Value| row["external_traffic_policy"] == wanted;
+            all.into_iter()
+                .all(|rows| rows.as_array().is_some_and(|rows| rows.iter().all(is_wanted)))
+                .then_some(())
+        });
+    };
+    let seen = |node: &'static str| {
+        let to = Target::NodePort(node, 10).address(&cluster.lab, Family::V4);
+        let mut names = cluster.answerers("client", Protocol::Tcp, to, 20);
+        names.sort();
+        names.dedup();
+        names
+    };
+    for _ in 0..3 {
+        cluster.write(&expose(10, &pods).with(Service::external_local));
+        policy("Local");
+        cluster.reaches("client", Target::NodePort("node1", 10), &["pod1b"], "client");
+        cluster.reaches("client", Target::NodePort("node2", 10), &["pod2a"], "client");
+        assert_eq!([seen("node1"), seen("node2")], [["pod1b"], ["pod2a"]]);
+        cluster.write(&expose(10, &pods));
+        policy("Cluster");
+        assert_eq!([seen("node1"), seen("node2")], [pods, pods]);
+    }
+    for load in loads {
+        assert_nothing_lost(&ok(load.stop()));
+    }
+}
+
+/// A client that keeps one port, as name servers' clients do, and whose Service stays on its node: it
+/// hears nothing while the node has no pod of it, and the new one once that is there.
+fn one_port_finds_the_pod_of_its_node_again(mode: SocketLb) {
+    const PORT: u16 = 40_053;
+    let local = |pods: &[&str]| expose(10, pods).with(Service::internal_local);
+    let cluster = Plan::new(mode).up(&[local(&["pod1b", "pod2a"])]);
+    let ask = |from: &str, family: Family, unconnected: bool| {
+        let to = Target::ClusterIp(10).address(&cluster.lab, family);
+        let question = Question {
+            source_port: Some(PORT),
+            timeout: Some(SILENCE),
+            unconnected,
+            ..Question::default()
+        };
+        let answer = cluster.ask_with(from, Protocol::Udp, to, &question).remove(0);
+        answer.name().map(ToOwned::to_owned)
+    };
+    let all = |wanted: Option<&str>| {
+        for from in ["pod1a", "node1"] {
+            for family in FAMILIES {
+                for unconnected in [false, true] {
+                    eventually(&format!("{from} hears {wanted:?}"), || {
+                        (ask(from, family, unconnected).as_deref() == wanted).then_some(())
+                    });
+                }
+            }
+        }
+    };
+    for _ in 0..3 {
+        all(Some("pod1b"));
+        cluster.publish(&local(&["pod2a"]));
+        all(None);
+        cluster.publish(&local(&["pod1b", "pod2a"]));
+    }
+    all(Some("pod1b"));
 }

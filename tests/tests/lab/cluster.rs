@@ -62,6 +62,8 @@ pub(crate) struct Cluster {
 pub(crate) struct Plan {
     pub(crate) spec: LabSpec,
     pub(crate) mode: SocketLb,
+    /// Whether agents are told their addresses by `--node-ip`, and not by their Node objects.
+    pub(crate) is_told_node_ip: bool,
     /// Further arguments of the agents.
     pub(crate) extra: Vec<String>,
 }
@@ -70,7 +72,7 @@ impl Plan {
     /// Two nodes with two pods each, and a client that knows the way to cluster IPs.
     pub(crate) fn new(mode: SocketLb) -> Self {
         let spec = LabSpec { client_service_routes: true, ..LabSpec::default() };
-        Self { spec, mode, extra: Vec::new() }
+        Self { spec, mode, is_told_node_ip: true, extra: Vec::new() }
     }
 
     /// One node with two pods: enough where nothing crosses nodes.
@@ -101,8 +103,9 @@ impl Plan {
     }
 
     pub(crate) fn options(&self) -> AgentOptions {
-        let (socket_lb, extra) = (self.mode, self.extra.clone());
-        AgentOptions { socket_lb, extra, ..AgentOptions::default() }
+        let (socket_lb, is_told_node_ip) = (self.mode, self.is_told_node_ip);
+        let extra = self.extra.clone();
+        AgentOptions { socket_lb, is_told_node_ip, extra, ..AgentOptions::default() }
     }
 
     /// The lab with its manifests and servers, and no agent yet.

@@ -4,11 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lab::{
     agent::SocketLb,
-    peer::{self, Protocol},
+    manifests,
+    peer::{self, Protocol, Question},
 };
+use serde_json::json;
 
 use crate::{
-    cluster::{Cluster, Plan, ok},
+    cluster::{AT_ONCE, Cluster, Plan, eventually, ok},
     service::{FAMILIES, Family, TARGET, Target, expose, node_port},
 };
 
@@ -23,6 +25,7 @@ both! {
     host_ports_of_a_plugin_are_not_shadowed,
     node_ports_answer_where_cidrs_say,
     node_ports_answer_at_the_primary_addresses_and_at_localhost,
+    node_ports_follow_the_nodes_address,
 }
 
 fn client_reaches_node_port_with_local_backend_and_keeps_its_address(mode: SocketLb) {
@@ -166,4 +169,59 @@ fn node_ports_answer_at_the_primary_addresses_and_at_localhost(mode: SocketLb) {
     }
     let answer = cluster.ask("node1", Protocol::Tcp, at(Ipv4Addr::new(10, 244, 1, 1).into()));
     assert!(answer.is_refused(), "{answer:?}");
+}
+
+/// The Node object says by which address the node is known; what began at the one before goes on.
+fn node_ports_follow_the_nodes_address(mode: SocketLb) {
+    const NEW: [&str; 2] = ["192.168.78.61", "fd00:78::61"];
+    let mut plan = Plan::single(mode);
+    plan.is_told_node_ip = false;
+    let cluster = plan.up(&[expose(10, &["pod1b"])]);
+    let old = |family: Family| Target::NodePort("node1", 10).address(&cluster.lab, family);
+    let new = |family: Family| {
+        let address = family.of(NEW.map(|address| ok(address.parse())));
+        SocketAddr::new(address, old(family).port())
+    };
+    let asked = |from: &str, protocol, to| {
+        let question = Question { timeout: Some(AT_ONCE), ..Question::default() };
+        let answer = cluster.ask_with(from, protocol, to, &question).remove(0);
+        answer.name().map(ToOwned::to_owned)
+    };
+    // Whether both families answer there, by TCP and UDP, to those outside and on the node.
+    let are_at = |at: &dyn Fn(Family) -> SocketAddr, wanted: Option<&str>| {
+        for from in ["client", "pod1a", "node1"] {
+            for to in FAMILIES.map(at) {
+                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                    eventually(&format!("{from} hears {wanted:?} at {to}"), || {
+                        (asked(from, protocol, to).as_deref() == wanted).then_some(())
+                    });
+                }
+            }
+        }
+    };
+    are_at(&old, Some("pod1b"));
+    let node1 = |line: &str| drop(ok(cluster.lab.shell("node1", line)));
+    node1("ip addr add 192.168.78.61/24 dev eth0; ip addr add fd00:78::61/64 dev eth0 nodad");
+    are_at(&new, None);
+    let to = old(Family::V4);
+    let held = ["--rate=1", "--lasting=2", "--requests=20"];
+    let arguments = [format!("--tcp={to}")];
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(held).collect();
+    let load = ok(peer::load(&cluster.place("client"), &arguments));
+    eventually("the load is under way", || {
+        let sockets = ok(cluster.lab.shell("client", "ss -Htn state established | wc -l"));
+        (sockets.trim().parse::<u32>().ok()? >= 2).then_some(())
+    });
+    let mut nodes = manifests::nodes(&cluster.lab);
+    let internal = |address| json!({"type": "InternalIP", "address": address});
+    nodes[0]["status"]["addresses"] = json!(NEW.map(internal));
+    ok(cluster.lab.publish("nodes.yaml", &nodes));
+    are_at(&new, Some("pod1b"));
+    are_at(&old, None);
+    let addresses = cluster.show(&["status"])["node_addresses"].clone();
+    assert_eq!(addresses, json!(NEW));
+    // New connections find nobody at the old address; those that were there lose nothing.
+    let load = ok(load.stop());
+    let refused = load.errors.get("ECONNREFUSED").copied().unwrap_or_default();
+    assert!(load.requests > 0 && load.resets == 0 && load.failed == refused, "{load:?}");
 }

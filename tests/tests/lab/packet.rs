@@ -1,7 +1,11 @@
 //! Packets that are not the plain kind: fragments, large segments, without checksum, marked,
 //! too large for a link behind the Service, or with nobody to receive them.
 
-use std::net::UdpSocket;
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::{TcpStream, UdpSocket},
+    time::Duration,
+};
 
 use lab::{
     agent::SocketLb,
@@ -10,7 +14,7 @@ use lab::{
 
 use crate::{
     cluster::{Cluster, eventually, ok},
-    mark,
+    mark, raw,
     service::{FAMILIES, Family, Target, expose, expose_at},
 };
 
@@ -21,6 +25,7 @@ both! {
     bulk_tcp_both_directions_is_intact,
     udp_checksum_zero_is_carried,
     skb_mark_is_left_alone,
+    a_segment_that_fits_no_window_resets_nothing,
 }
 
 fn udp_fragments_follow_their_first(mode: SocketLb) {
@@ -167,4 +172,47 @@ fn skb_mark_is_left_alone(mode: SocketLb) {
     assert_eq!(client.recv(&mut buffer).expect("an answer"), 6);
     let seen = eventually("the answer is seen on the wire", || tap.mark_of_udp_from(to.port()));
     assert_eq!(seen, MARK, "the mark of an answer that was rewritten");
+}
+
+/// A late or broken segment of a pod must reach the client under the Service's address, or it would
+/// answer a stranger with RST, which the pod takes for the client's (kubernetes/kubernetes#74839).
+/// Sockets made here belong to no pod's cgroup, so all goes the packet path.
+fn a_segment_that_fits_no_window_resets_nothing(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[expose(10, &["pod2a"]), expose(11, &["pod1b"])]);
+    let resets = |place: &str| {
+        let text = ok(cluster.lab.shell(place, "nstat -asz TcpOutRsts TcpEstabResets"));
+        text.lines()
+            .skip(1)
+            .map(|line| line.split_once(".0").map_or(line, |(sum, _)| sum).to_owned())
+            .collect::<Vec<_>>()
+    };
+    for (from, target, pod) in [
+        ("pod1a", Target::ClusterIp(10), "pod2a"),
+        ("pod1a", Target::ClusterIp(11), "pod1b"),
+        ("client", Target::NodePort("node1", 10), "pod2a"),
+        ("client", Target::NodePort("node1", 11), "pod1b"),
+    ] {
+        for family in FAMILIES {
+            let to = target.address(&cluster.lab, family);
+            let before = [resets(from), resets(pod)];
+            let mut stream = ok(ok(cluster.lab.enter(from, || TcpStream::connect(to))));
+            ok(stream.set_read_timeout(Some(Duration::from_secs(5))));
+            let mut reader = BufReader::new(ok(stream.try_clone()));
+            let mut line = String::new();
+            ok(reader.read_line(&mut line));
+            let greeting: Greeting = ok(serde_json::from_str(&line));
+            assert_eq!(greeting.name, pod);
+            for number in [1, 0x4000_0000, 0x8000_0000, 0xc000_0000] {
+                let send = || raw::stray_segment(greeting.local, greeting.source, number);
+                ok(ok(cluster.lab.enter(pod, send)));
+                let local = ok(stream.local_addr());
+                ok(ok(cluster.lab.enter(from, || raw::stray_segment(local, to, number))));
+                ok(writeln!(stream, "{number}"));
+                line.clear();
+                ok(reader.read_line(&mut line));
+                assert_eq!(line.trim(), number.to_string(), "{from} to {to}");
+            }
+            assert_eq!([resets(from), resets(pod)], before, "{from} to {to}");
+        }
+    }
 }

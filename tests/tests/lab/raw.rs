@@ -1,4 +1,5 @@
-//! Packets with forged sources: a flood of SYNs, one raw socket, a bounded number.
+//! Packets with forged sources: a flood of SYNs, one raw socket, a bounded number; and segments
+//! that fit no window.
 
 use std::{
     io,
@@ -13,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 const RAW: i32 = 255;
 const TCP: u8 = 6;
 const SYN: u8 = 2;
+const ACK: u8 = 16;
 const TCP_HEADER: usize = 20;
 
 /// A processor's queue of packets that were received takes a thousand (`netdev_max_backlog`) and is
@@ -45,35 +47,57 @@ pub(crate) fn syn_flood(to: SocketAddr, count: u32) -> io::Result<u32> {
     Ok(sent)
 }
 
-/// The kernel fills in the checksum of an IPv4 header, not that of TCP.
+/// Sends one segment of an established connection's addresses, of which neither end has ever sent
+/// the like: its numbers are whatever they are.
+pub(crate) fn stray_segment(from: SocketAddr, to: SocketAddr, number: u32) -> io::Result<()> {
+    let domain = Domain::for_address(to);
+    let socket = Socket::new(domain, Type::from(libc::SOCK_RAW), Some(Protocol::from(RAW)))?;
+    let target = SocketAddr::new(to.ip(), 0).into();
+    socket.send_to(&packet(from, to, number, ACK), &target).map(drop)
+}
+
+/// A SYN whose source is forged.
 fn syn(to: SocketAddr, number: u32) -> Vec<u8> {
     let [_, a, b, c] = number.to_be_bytes();
+    let src = match to.ip() {
+        // 198.18.0.0/15 is for tests of this kind (RFC 2544).
+        IpAddr::V4(_) => IpAddr::from([198, 18 + (a & 1), b, c]),
+        // 2001:2::/48 likewise (RFC 5180).
+        IpAddr::V6(_) => IpAddr::from([0x20, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c]),
+    };
+    packet(SocketAddr::new(src, 1024 + (number % 60_000) as u16), to, number, SYN)
+}
+
+/// The kernel fills in the checksum of an IPv4 header, not that of TCP.
+fn packet(from: SocketAddr, to: SocketAddr, number: u32, flags: u8) -> Vec<u8> {
+    let [.., b, c] = number.to_be_bytes();
     // The addresses are what each header ends with.
-    let (mut packet, addresses) = match to.ip() {
-        IpAddr::V4(dst) => {
+    let (mut packet, addresses) = match (from.ip(), to.ip()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let header = vec![0x45, 0, 0, 40, b, c, 0, 0, 64, TCP, 0, 0];
-            // 198.18.0.0/15 is for tests of this kind (RFC 2544).
-            (header, [[198, 18 + (a & 1), b, c], dst.octets()].concat())
+            (header, [src.octets(), dst.octets()].concat())
         }
-        IpAddr::V6(dst) => {
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
             let header = vec![0x60, 0, 0, 0, 0, TCP_HEADER as u8, TCP, 64];
-            // 2001:2::/48 likewise (RFC 5180).
-            let src = [0x20, 0x01, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c];
-            (header, [src, dst.octets()].concat())
+            (header, [src.octets(), dst.octets()].concat())
         }
+        _ => panic!("{from} and {to} are of two families"),
     };
     packet.extend(&addresses);
-    packet.extend(segment(&addresses, to.port(), number));
+    packet.extend(segment(&addresses, [from.port(), to.port()], number, flags));
     packet
 }
 
 /// The TCP header.
-fn segment(addresses: &[u8], port: u16, number: u32) -> [u8; TCP_HEADER] {
+fn segment(addresses: &[u8], ports: [u16; 2], number: u32, flags: u8) -> [u8; TCP_HEADER] {
     let mut header = [0; TCP_HEADER];
-    header[..2].copy_from_slice(&(1024 + (number % 60_000) as u16).to_be_bytes());
-    header[2..4].copy_from_slice(&port.to_be_bytes());
+    header[..2].copy_from_slice(&ports[0].to_be_bytes());
+    header[2..4].copy_from_slice(&ports[1].to_be_bytes());
     header[4..8].copy_from_slice(&number.to_be_bytes());
-    header[12..14].copy_from_slice(&[0x50, SYN]);
+    if flags & ACK != 0 {
+        header[8..12].copy_from_slice(&number.to_be_bytes());
+    }
+    header[12..14].copy_from_slice(&[0x50, flags]);
     header[14..16].copy_from_slice(&[0xff, 0xff]);
     let mut sum = Sum::default();
     sum.add(addresses);

@@ -1,6 +1,7 @@
 //! Whatever is done to the tables behind the agent's back, an audit finds it, once, and the
 //! next writes repair it.
 
+use agent_kit::audit::Difference;
 use datapath::{
     address::Be16,
     backend::Backend,
@@ -8,10 +9,7 @@ use datapath::{
     service::{Service, ServiceName},
 };
 
-use super::{
-    super::audit::{Difference, Part},
-    *,
-};
+use super::{super::audit::Part, *};
 
 fn audit(applier: &mut Applier) -> Vec<Difference> {
     let parts = Part::ALL.into_iter();
