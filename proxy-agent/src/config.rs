@@ -18,6 +18,7 @@ use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use crate::{
+    conntrack::{NetfilterArgs, Sysctls},
     kube_proxy::{flags::KubeProxyFlags, mapping::parse_socket},
     source::Origin,
 };
@@ -203,6 +204,11 @@ pub struct RunArgs {
     pub nat_ports: PortRange,
     #[command(flatten)]
     pub reserved_ports: ReservedPortsArgs,
+    #[command(flatten)]
+    pub netfilter: NetfilterArgs,
+    /// As kube-proxy's configuration has it, which [`tracking`](crate::kube_proxy::tracking) reads.
+    #[arg(skip)]
+    pub conntrack: Sysctls,
     /// XDP on uplinks (not built yet: off)
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,

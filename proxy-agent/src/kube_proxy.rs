@@ -5,6 +5,7 @@ pub mod document;
 pub mod fields;
 pub mod flags;
 pub mod mapping;
+pub mod tracking;
 
 use std::{
     fmt, fs, io,

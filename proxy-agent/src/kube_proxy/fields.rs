@@ -128,7 +128,7 @@ impl Field {
 }
 
 /// Go's spelling, which knows `0` too.
-fn duration(text: &str) -> Option<SignedDuration> {
+pub(super) fn duration(text: &str) -> Option<SignedDuration> {
     if text == "0" { Some(SignedDuration::ZERO) } else { text.parse().ok() }
 }
 

@@ -35,6 +35,7 @@ pub fn apply(args: &mut RunArgs, given: &[Given]) -> Result<Vec<String>, Vec<Fau
     mapping.networks();
     mapping.pod_link();
     mapping.scheduler();
+    mapping.args.conntrack = super::tracking::sysctls(given);
     if mapping.faults.is_empty() { Ok(mapping.warnings) } else { Err(mapping.faults) }
 }
 
