@@ -16,8 +16,9 @@ use crate::{
     lab::Lab,
 };
 
-/// The variable that names another path for what is read-only in `/proc/sys`.
+/// The variables that name other paths for what is read-only in `/proc/sys`.
 const RESERVED_PORTS_FILE: &str = "MILLRACE_RESERVED_PORTS_FILE";
+const NETFILTER_SYSCTLS: &str = "MILLRACE_NETFILTER_SYSCTLS";
 
 /// A container of a pod template, as a manifest describes it.
 #[derive(Clone, Debug)]
@@ -79,6 +80,8 @@ impl Container {
         let directory = lab.directory(node);
         let ports = directory.join("ip_local_reserved_ports");
         fs::write(&ports, "").at("write", &ports)?;
+        let netfilter = directory.join("netfilter");
+        fs::create_dir_all(&netfilter).at("create", &netfilter)?;
         let mut bounds = "-all".to_owned();
         for capability in self.capabilities() {
             let _ = write!(bounds, ",+{}", capability.trim_start_matches("cap_"));
@@ -89,14 +92,17 @@ impl Container {
              exec unshare --mount --propagation private sh -ec '\n\
              mount --rbind {own} {own}\n\
              mount --bind /proc/sys/net/ipv4/ip_local_reserved_ports {ports}\n\
+             mount --bind /proc/sys/net/netfilter {netfilter}\n\
              mount --bind /proc/sys /proc/sys\n\
              mount -o remount,bind,ro /proc/sys\n\
              mount -o remount,bind,ro /\n\
-             {RESERVED_PORTS_FILE}={ports} exec setpriv --no-new-privs --bounding-set={bounds} \
-             --inh-caps=-all --ambient-caps=-all -- {binary} \"$@\"\n\
+             {RESERVED_PORTS_FILE}={ports} {NETFILTER_SYSCTLS}={netfilter} \
+             exec setpriv --no-new-privs --bounding-set={bounds} --inh-caps=-all \
+             --ambient-caps=-all -- {binary} \"$@\"\n\
              ' sh \"$@\"\n",
             own = directory.display(),
             ports = ports.display(),
+            netfilter = netfilter.display(),
             binary = binary.display(),
         );
         let name = binary.file_name().unwrap_or_default().to_string_lossy();

@@ -22,7 +22,11 @@ pub use nodeport_addresses::NodePortAddresses;
 use serde::Serialize;
 pub use server_address::ServerAddress;
 
-use crate::{kube_proxy::flags::KubeProxyFlags, source::Origin};
+use crate::{
+    conntrack::{NetfilterArgs, Sysctls},
+    kube_proxy::flags::KubeProxyFlags,
+    source::Origin,
+};
 
 /// Balances Kubernetes Services with eBPF, in place of kube-proxy.
 #[derive(Parser, Debug)]
@@ -206,6 +210,11 @@ pub struct RunArgs {
     pub nat_ports: PortRange,
     #[command(flatten)]
     pub reserved_ports: ReservedPortsArgs,
+    #[command(flatten)]
+    pub netfilter: NetfilterArgs,
+    /// As kube-proxy's configuration has it, which [`tracking`](crate::kube_proxy::tracking) reads.
+    #[arg(skip)]
+    pub conntrack: Sysctls,
     /// XDP on uplinks (not built yet: off)
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,

@@ -9,7 +9,10 @@ use agent_kit::{
 };
 use serde::Serialize;
 
-use crate::config::RunArgs;
+use crate::{
+    config::RunArgs,
+    conntrack::{Conntrack, SetError},
+};
 
 /// Why a node is not ready.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +21,8 @@ pub enum InitError {
     Mount(#[from] MountError),
     #[error(transparent)]
     Ports(#[from] ReserveError),
+    #[error(transparent)]
+    Conntrack(#[from] SetError),
 }
 
 /// What is there now.
@@ -27,11 +32,12 @@ pub struct Ready {
     pub reserved_ports: PortRange,
 }
 
-/// Mounts the bpf file system, which takes CAP_SYS_ADMIN, and sets the ports for masquerading aside,
-/// which takes a writable /proc/sys.
+/// Mounts the bpf file system, which takes CAP_SYS_ADMIN, sets the ports for masquerading aside, and
+/// the times of netfilter's tracking if that is there, which both take a writable /proc/sys.
 pub fn init(args: &RunArgs) -> Result<Ready, InitError> {
     mount::provide_bpffs(&args.pins.bpffs)?;
     ports::reserve(&args.reserved_ports.reserved_ports_file, args.nat_ports)?;
+    Conntrack::new(&args.netfilter.netfilter_sysctls, &args.conntrack).set()?;
     Ok(Ready { bpffs: args.pins.bpffs.clone(), reserved_ports: args.nat_ports })
 }
 

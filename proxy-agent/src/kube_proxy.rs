@@ -6,6 +6,7 @@ pub mod fields;
 pub mod flags;
 pub mod mapping;
 pub mod mode;
+pub mod tracking;
 
 use std::{
     fmt, fs, io,

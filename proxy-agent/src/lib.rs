@@ -8,6 +8,7 @@ pub mod claims;
 pub mod cleanup;
 pub mod compile;
 pub mod config;
+pub mod conntrack;
 pub mod desired;
 pub mod devices;
 pub mod directory;

@@ -37,6 +37,7 @@ use crate::{
     attach::{self, DEVICE_HOOKS},
     check,
     config::{ConfigError, OnRemovedEndpoint, PodLink, RunArgs, SocketLb},
+    conntrack::{Conntrack, SetError},
     desired::Desired,
     devices::{Roles, Wish, health_check_addresses, node_port_addresses, roles},
     events::Happening,
@@ -199,6 +200,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
                 agent.list_devices(&netlink).await;
                 agent.sync(0);
                 agent.guard_service_networks();
+                agent.set_conntrack();
                 agent.leave_pods_out(true);
                 if agent.all_flows == Due::Later {
                     agent.all_flows = Due::Now;
@@ -313,6 +315,7 @@ struct Agent {
     /// Whether all flows must be looked at, and not only those to what has changed.
     all_flows: Due,
     health_checks: HealthChecks,
+    conntrack: Conntrack,
     foreign_proxy: bool,
     /// Why what leaves toward pods cannot be seen at their bridges.
     obstacle: Option<String>,
@@ -375,7 +378,8 @@ impl Agent {
         }
         let node_addresses = args.node_ip.clone();
         let health_checks = HealthChecks::start(Arc::clone(&board), source.events().clone());
-        let agent = Self {
+        let conntrack = Conntrack::new(&args.netfilter.netfilter_sysctls, &args.conntrack);
+        let mut agent = Self {
             args,
             source,
             board,
@@ -397,6 +401,7 @@ impl Agent {
             has_loads: true,
             all_flows: Due::Now,
             health_checks,
+            conntrack,
             foreign_proxy,
             obstacle: None,
             sockets_attached: false,
@@ -404,6 +409,7 @@ impl Agent {
             node_addresses,
         };
         agent.reserve_ports();
+        agent.set_conntrack();
         Ok(agent)
     }
 
@@ -434,6 +440,21 @@ impl Agent {
         let failed = ports::reserve(file, self.args.nat_ports).err();
         let problem = |err: ReserveError| Problem::new(Problem::NODE, SYSCTL, err.to_string());
         self.board.set_problems("ports", failed.map(problem).into_iter().collect());
+    }
+
+    /// Files of connection tracking come with the first rule that needs it, which may be long after us.
+    fn set_conntrack(&mut self) {
+        let failed = match self.conntrack.set() {
+            Ok(changed) => {
+                if !changed.is_empty() {
+                    info!(sysctls = changed.join(", "), "set as kube-proxy has it");
+                }
+                None
+            }
+            Err(err) => Some(err),
+        };
+        let problem = |err: SetError| Problem::new(Problem::NODE, "net.netfilter", err.to_string());
+        self.board.set_problems("conntrack", failed.map(problem).into_iter().collect());
     }
 
     async fn list_devices(&mut self, netlink: &Netlink) {

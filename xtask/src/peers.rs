@@ -196,6 +196,15 @@ const PEERS: &[Peer] = &[
         variables: KUBERNETES,
     },
     Peer {
+        name: "regression-issue-74839",
+        why: "is a server of the end-to-end tests, which answers with segments out of order",
+        module: "kubernetes",
+        package: "k8s.io/kubernetes/test/images/regression-issue-74839",
+        version: "v1.35.4",
+        has_c: false,
+        variables: &[],
+    },
+    Peer {
         name: "ginkgo",
         why: "runs several of the end-to-end tests at once",
         module: "kubernetes",
@@ -229,7 +238,10 @@ pub(crate) fn provide_all(machine: &Machine) -> Result<PathBuf> {
 impl Peer {
     fn provide(&self, machine: &Machine, directory: &Path) -> Result<()> {
         let module = machine.root.join("xtask/peers").join(self.module);
-        let recipe = self.recipe(&fs::read_to_string(module.join("go.mod"))?);
+        let mut sources = fs::read_to_string(module.join("go.mod"))?;
+        // Of a module that has code of its own.
+        sources += &fs::read_to_string(module.join("main.go")).unwrap_or_default();
+        let recipe = self.recipe(&sources);
         let binary = directory.join(self.name);
         // Written last, so what it says is there.
         let stamp = directory.join(format!("{}.recipe", self.name));

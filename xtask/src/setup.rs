@@ -128,7 +128,10 @@ pub(crate) fn e2e() -> Vec<Need> {
         Need::program("curl", WHY, &["curl"]),
         Need::program("dig", WHY, &["bind9-dnsutils"]),
         Need::program("getent", WHY, &["libc-bin"]),
+        Need::program("iperf", WHY, &["iperf"]),
         Need::program("nc.openbsd", WHY, &["netcat-openbsd"]),
+        Need::program("ss", WHY, &["iproute2"]),
+        Need::program("wget", WHY, &["wget"]),
         Need::program("ldd", "tells which libraries such programs load", &["libc-bin"]),
     ]
 }

@@ -36,13 +36,19 @@ pub(crate) enum Tier {
     /// Beside what real clusters run: flanneld, kube-apiserver and kube-proxy, where Go is at hand to
     /// build them; and what clusters are told of the agents by
     Cluster,
+    /// All of Kubernetes' own tests of networks that a cluster of three nodes can run, where the tier
+    /// cluster runs those of conformance; only if named
+    NetworkE2e,
 }
 
-/// Runs the tiers, all of them unless one is named; fails if a test did.
+/// What a run without a name holds.
+const ALL: [Tier; 4] = [Tier::Unit, Tier::Packet, Tier::Lab, Tier::Cluster];
+
+/// Runs the tiers, those of [`ALL`] unless one is named; fails if a test did.
 pub(crate) fn run(machine: &Machine, tier: Option<Tier>) -> Result<()> {
     let tiers: &[Tier] = match &tier {
         Some(tier) => std::slice::from_ref(tier),
-        None => &[Tier::Unit, Tier::Packet, Tier::Lab, Tier::Cluster],
+        None => &ALL,
     };
     let prepared = prepare(machine, tiers)?;
     let mut tally = Tally::default();
@@ -52,6 +58,7 @@ pub(crate) fn run(machine: &Machine, tier: Option<Tier>) -> Result<()> {
             Tier::Packet => packet(machine, &prepared.environment)?,
             Tier::Lab => lab(machine, &prepared.environment)?,
             Tier::Cluster => cluster(machine, &prepared)?,
+            Tier::NetworkE2e => network_e2e(machine, &prepared)?,
         };
     }
     println!("\n{tally}");
@@ -78,19 +85,20 @@ struct Prepared {
 
 fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
     let has = |tier| tiers.contains(&tier);
-    let root = || setup::root("the tiers packet, lab and cluster load eBPF programs");
+    let has_cluster = has(Tier::Cluster) || has(Tier::NetworkE2e);
+    let root = || setup::root("all tiers but unit load eBPF programs");
     if has(Tier::Packet) || has(Tier::Lab) {
         // Said before anything is built.
         root()?;
     }
-    let no_peer = has(Tier::Cluster).then(|| absent_peer(machine)).flatten();
-    let has_lab = has(Tier::Lab) || has(Tier::Cluster) && no_peer.is_none();
+    let no_peer = has_cluster.then(|| absent_peer(machine)).flatten();
+    let has_lab = has(Tier::Lab) || has_cluster && no_peer.is_none();
     if !has_lab && !has(Tier::Packet) {
         return Ok(Prepared { no_peer, ..Prepared::default() });
     }
     root()?;
     machine.provide(&setup::tiers())?;
-    if has(Tier::Cluster) {
+    if has_cluster {
         machine.provide(&[setup::curl()])?;
     }
     let objects = object::build(machine)?;
@@ -98,14 +106,17 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
         agents::build_with_peer(machine, &objects)?;
     }
     let (mut no_image, mut no_kubelet) = (None, None);
-    if has(Tier::Cluster) && no_peer.is_none() {
-        no_image = absent_tool(machine);
+    if has_cluster && no_peer.is_none() {
+        // All that images are for, unless they are only run here.
+        let host = [Architecture::host()?];
+        let processors = if has(Tier::Cluster) { &PROCESSORS[..] } else { &host };
+        no_image = absent_tool(machine, processors);
         no_kubelet = no_image.clone().or_else(|| absent_runtime(machine));
         if no_image.is_none() {
-            image::build(machine, &PROCESSORS, None)?;
+            image::build(machine, processors, None)?;
         }
         if no_kubelet.is_none() {
-            let peers = peers::provide(machine, &["coredns", "agnhost"])?;
+            let peers = peers::provide(machine, &["coredns", "agnhost", "regression-issue-74839"])?;
             image::build_pods(machine, &peers)?;
             image::build_e2e(machine, &peers)?;
         }
@@ -128,10 +139,10 @@ fn absent_peer(machine: &Machine) -> Option<String> {
 }
 
 /// Why no images can be built, if none can. That is no failure either.
-fn absent_tool(machine: &Machine) -> Option<String> {
+fn absent_tool(machine: &Machine, processors: &[Architecture]) -> Option<String> {
     let tools = machine.provide(&setup::images());
     let tools = tools.and_then(|()| {
-        PROCESSORS.into_iter().try_for_each(|processor| agents::provide(machine, processor))
+        processors.iter().try_for_each(|&processor| agents::provide(machine, processor))
     });
     tools.err().map(|err| format!("{err:#}"))
 }
@@ -228,6 +239,18 @@ fn cluster(machine: &Machine, prepared: &Prepared) -> Result<Tally> {
     let test = privileged(&mut cargo, "cluster", &prepared.environment);
     let kubelets = cargo_test(test.args(["--", "--test-threads=1"]), "cluster")?;
     Ok(interop + deploy + kubelets)
+}
+
+/// Who asks for this tier wants it, so that what it lacks is an error.
+fn network_e2e(machine: &Machine, prepared: &Prepared) -> Result<Tally> {
+    heading("network-e2e");
+    let lacking = [&prepared.no_peer, &prepared.no_image, &prepared.no_kubelet];
+    if let Some(reason) = lacking.into_iter().flatten().next() {
+        bail!("network-e2e: cannot run: {reason}");
+    }
+    let mut cargo = machine.cargo();
+    let test = privileged(&mut cargo, "network-e2e", &prepared.environment);
+    cargo_test(test.args(["--", "--test-threads=1", "--nocapture"]), "network-e2e")
 }
 
 fn heading(tier: &str) {

@@ -61,7 +61,7 @@ const MASQUERADE: Meaning = Meaning::None(
 );
 const NF_CONNTRACK: Meaning = Meaning::None(
     "flows of Services are in tables of Millrace's own (--capacity flows=ROWS), and netfilter's is \
-     left as it is; where other rules need it, set net.netfilter.nf_conntrack_max",
+     left as large as it is; where other rules need it, set net.netfilter.nf_conntrack_max",
 );
 const IPVS: Meaning = Meaning::None("IPVS is not used");
 const CLIENT: Meaning = Meaning::None("the client of the API server needs no tuning");
@@ -243,7 +243,10 @@ pub const FIELDS: &[Field] = &[
         "conntrack.tcpEstablishedTimeout",
         Kind::Duration,
         r#""24h""#,
-        Meaning::None("a connection through a Service is forgotten when it was idle for 24h"),
+        Meaning::None(
+            "a connection through a Service is forgotten when it was idle for 24h; it is set \
+             for what netfilter tracks",
+        ),
     )
     .flag("conntrack-tcp-timeout-established"),
     field(
@@ -252,7 +255,7 @@ pub const FIELDS: &[Field] = &[
         r#""1h""#,
         Meaning::None(
             "a connection through a Service that one side has closed is forgotten when it was idle \
-             for 1h",
+             for 1h; it is set for what netfilter tracks",
         ),
     )
     .flag("conntrack-tcp-timeout-close-wait"),
@@ -261,8 +264,8 @@ pub const FIELDS: &[Field] = &[
         Kind::Bool,
         "false",
         Meaning::None(
-            "no segment through a Service is refused for its sequence number; where other rules drop \
-             what is INVALID, set net.netfilter.nf_conntrack_tcp_be_liberal",
+            "no segment through a Service is refused for its sequence number; it is set for what \
+             netfilter tracks",
         ),
     )
     .flag("conntrack-tcp-be-liberal"),
@@ -270,14 +273,20 @@ pub const FIELDS: &[Field] = &[
         "conntrack.udpTimeout",
         Kind::Duration,
         r#""0s""#,
-        Meaning::None("datagrams through a Service that nobody answers are forgotten after 30s"),
+        Meaning::None(
+            "datagrams through a Service that nobody answers are forgotten after 30s; it is set for \
+             what netfilter tracks",
+        ),
     )
     .flag("conntrack-udp-timeout"),
     field(
         "conntrack.udpStreamTimeout",
         Kind::Duration,
         r#""0s""#,
-        Meaning::None("answered datagrams through a Service are forgotten after 2m"),
+        Meaning::None(
+            "answered datagrams through a Service are forgotten after 2m; it is set for what \
+             netfilter tracks",
+        ),
     )
     .flag("conntrack-udp-timeout-stream"),
     field(

@@ -54,6 +54,7 @@ pub fn apply(args: &mut RunArgs, given: &[Given]) -> Result<Told, Vec<Fault>> {
     mapping.periods();
     mapping.pod_link();
     mapping.scheduler();
+    mapping.args.conntrack = super::tracking::sysctls(given);
     let Mapping { faults, warnings, notes, .. } = mapping;
     if faults.is_empty() { Ok(Told { warnings, notes }) } else { Err(faults) }
 }
@@ -460,7 +461,7 @@ mod tests {
             warnings,
             [
                 "conntrack.udpTimeout: \"40s\" has no meaning here: datagrams through a Service that \
-                 nobody answers are forgotten after 30s",
+                 nobody answers are forgotten after 30s; it is set for what netfilter tracks",
                 "detectLocalMode: NodeCIDR has no meaning here: what is masqueraded follows from \
                  where a backend is",
                 "featureGates: {\"A\":true} has no meaning here: Kubernetes' feature gates change \

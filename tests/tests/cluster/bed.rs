@@ -18,6 +18,15 @@ pub(crate) const AGENTS: [(&str, &str); 2] =
 /// Nodes with both agents as an administrator installs them in a new cluster, and ready. `further`
 /// are archives of images beside those of the agents and of [`PEER`].
 pub(crate) fn deployed(nodes: u8, further: &[&str]) -> Kubernetes {
+    deployed_with(nodes, further, |_| ())
+}
+
+/// The same, once `change` has changed the objects of both agents.
+pub(crate) fn deployed_with(
+    nodes: u8,
+    further: &[&str],
+    change: impl Fn(&mut Value),
+) -> Kubernetes {
     let names = ["millrace.tar", "pods.tar"].iter().chain(further);
     let archives: Vec<PathBuf> = names.map(|name| archive(name)).collect();
     let archives: Vec<&Path> = archives.iter().map(PathBuf::as_path).collect();
@@ -37,6 +46,7 @@ pub(crate) fn deployed(nodes: u8, further: &[&str]) -> Kubernetes {
                 json!("Unconfined");
         }
     }
+    objects.iter_mut().for_each(change);
     // The namespace is made before what is in it.
     objects.sort_by_key(|object| object["kind"] != "Namespace");
     let (host, port) = cluster.api.endpoint();

@@ -17,7 +17,8 @@ fn kubernetes_finds_the_network_conformant() {
     let cluster = bed::deployed(2, &["e2e.tar"]);
     ok(cluster.apply(&bed::dns()));
     ok(cluster.rolled_out("kube-system", "deployment/coredns"));
-    let selection = Selection { name: "conformance", focus: r"\[sig-network\].*\[Conformance\]" };
+    let selection =
+        Selection { name: "conformance", focus: r"\[sig-network\].*\[Conformance\]", skip: None };
     let outcome = e2e::run(&cluster, &selection, AT_ONCE);
     assert_eq!(outcome.failures().count(), 0, "{outcome}");
     assert_eq!(outcome.tests().count(), TESTS, "{outcome}");

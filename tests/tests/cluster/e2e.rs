@@ -15,14 +15,16 @@ use crate::{bed::AGENTS, manifest::ok};
 
 /// Images by the names that `xtask/src/image/e2e.rs` gives them.
 const REGISTRIES: &str = "promoterE2eRegistry: localhost/millrace
+buildImageRegistry: localhost/millrace
 gcRegistry: localhost/millrace
 ";
 
-/// Which tests are run: those whose names match `focus`, a regular expression of Go.
+/// Which tests are run: those whose names match `focus` and not `skip` (regular expressions of Go).
 pub(crate) struct Selection<'a> {
     /// Of the directory in `target/e2e` that holds logs and the report.
     pub(crate) name: &'a str,
     pub(crate) focus: &'a str,
+    pub(crate) skip: Option<&'a str>,
 }
 
 /// Tests that were run, and where their log is.
@@ -87,6 +89,7 @@ fn command(
     ginkgo.arg("--output-interceptor-mode=none");
     ginkgo.arg(format!("--output-dir={}", directory.display())).arg("--json-report=report.json");
     ginkgo.arg(format!("--focus={}", selection.focus));
+    ginkgo.args(selection.skip.map(|skip| format!("--skip={skip}")));
     ginkgo.arg(peers.join("e2e.test")).args(["--", "--provider=skeleton"]);
     ginkgo.arg(format!("--kubeconfig={}", kubeconfig.display()));
     ginkgo.arg(format!("--kubectl-path={}", peers.join("kubectl").display()));

@@ -26,7 +26,7 @@ fn config(nodeport_addresses: &str) -> String {
     format!(
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
          clientConnection: {{burst: 0, kubeconfig: /var/lib/kube-proxy/kubeconfig.conf}}\n\
-         clusterCIDR: 10.244.0.0/16\nmode: ipvs\nconntrack: {{min: null, maxPerCore: 1000}}\n\
+         clusterCIDR: 10.244.0.0/16\nmode: ipvs\nconntrack: {{min: null, maxPerCore: 1000, tcpCloseWaitTimeout: 7m}}\n\
          nodePortAddresses: [{nodeport_addresses}]\nnoSuchField: 1\n"
     )
 }
@@ -191,6 +191,10 @@ fn what_the_file_says_is_in_force_and_what_it_says_in_vain_is_named() {
     assert_eq!(told["hostnameOverride"], "node1");
     assert_eq!(told["conntrack"]["maxPerCore"], 1_000);
     assert_eq!(told["conntrack"]["min"], 131_072);
+    for (sysctl, seconds) in [("close_wait", "420"), ("established", "86400")] {
+        let file = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{sysctl}");
+        assert_eq!(ok(cluster.lab.shell("node1", &format!("cat {file}"))).trim(), seconds);
+    }
 }
 
 #[test]

@@ -61,6 +61,9 @@ fn runs_with_three_capabilities(mode: SocketLb) {
 /// Where the kernel tells which ports it gives to no socket.
 const RESERVED: &str = "cat /proc/sys/net/ipv4/ip_local_reserved_ports";
 
+/// What kube-proxy has the kernel's connection tracking do.
+const CLOSE_WAIT: &str = "cat /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
+
 #[test]
 fn runs_as_its_daemon_set_has_it() {
     let plan = Plan::single(SocketLb::On);
@@ -78,6 +81,7 @@ fn runs_as_its_daemon_set_has_it() {
     // Its ports are reserved, although it may not write /proc/sys.
     assert_eq!(cluster.show(&["status"])["problems"], json!([]));
     assert_eq!(ok(cluster.lab.shell("node1", RESERVED)).trim(), "50000-59999");
+    assert_eq!(ok(cluster.lab.shell("node1", CLOSE_WAIT)).trim(), "3600");
     ok(cluster.agents[0].restart());
     cluster.reaches("pod1a", Target::ClusterIp(10), &["pod1b"], "pod1a");
     ok(cluster.agents[0].kill());
