@@ -254,7 +254,7 @@ pub(crate) fn cases() -> Vec<Case> {
         all("node-hinted-local", &local, vec![("pod1b", NodeHinted), ("pod2b", NodeHinted)]),
         all("far-hinted", &[], vec![("pod1b", FarHinted), ("pod2b", FarHinted)]),
         all("some-hinted", &[], vec![("pod1b", NodeHinted), ("pod2b", Ready)]),
-        all("published", &[external.clone()], vec![("pod1b", Published), ("pod2b", Ending)]),
+        all("published", slice::from_ref(&external), vec![("pod1b", Published), ("pod2b", Ending)]),
         all("balancers-own", &[modes], both()),
         all("other-proxy", &[label("service.kubernetes.io/service-proxy-name")], both()),
         all("labelled-headless", &[label("service.kubernetes.io/headless")], both()),
