@@ -127,9 +127,10 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
         OnRemovedEndpoint::Keep => Ending::Udp,
         OnRemovedEndpoint::Reset => Ending::UdpAndTcp,
     };
-    let requests = match &origin {
-        Origin::Kubernetes(access) => access.requests.clone(),
-        _ => RequestMetrics::default(),
+    let requests = if let Origin::Kubernetes(access) = &origin {
+        access.requests.clone()
+    } else {
+        RequestMetrics::default()
     };
     let source = Source::open(origin, node_name(&args), args.algorithm.into(), ending).await?;
     let mut agent = Agent::new(args, Arc::clone(&board), source, &requests)?;
