@@ -267,6 +267,9 @@ fn node_name(args: &RunArgs) -> String {
     name.trim().to_lowercase()
 }
 
+/// What came of ending flows, and how long it took.
+type StaleEnded = (Result<[Ended; 2], StaleError>, Duration);
+
 /// When something has to be done.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Due {
@@ -296,7 +299,7 @@ struct Agent {
     sweep: Arc<Sweep>,
     waiting: Option<JoinHandle<io::Result<()>>>,
     /// Flows being ended whose endpoint serves no more.
-    ending: Option<JoinHandle<(Result<[Ended; 2], StaleError>, Duration)>>,
+    ending: Option<JoinHandle<StaleEnded>>,
     /// Connections being counted.
     counting: Option<JoinHandle<Result<(), LoadsError>>>,
     /// Whether there may be counts of connections to keep right.
