@@ -62,7 +62,7 @@ impl Access {
         if let Some(proxy) = &config.proxy_url {
             return Err(AccessError::Proxy { url, proxy: proxy.to_string() });
         }
-        match connect::client(config, self.requests.clone()) {
+        match connect::client(config, &self.requests) {
             Ok(client) => Ok((client, url)),
             Err(err) => Err(AccessError::Client { url, reason: err.to_string() }),
         }

@@ -167,13 +167,13 @@ pub fn health_check_addresses(
         wanted.localhost && address.is_loopback()
             || wanted.cidrs.iter().any(|cidr| cidr.contains(*address))
     };
-    // Without their device nobody can listen at them.
-    let has_device = |address: &IpAddr| match address {
+    // Without it nobody can listen at them.
+    let needs_device = |address: &IpAddr| match address {
         IpAddr::V4(_) => false,
         IpAddr::V6(address) => address.is_unicast_link_local(),
     };
     let mut addresses = node_port_addresses(network, &[], wanted);
-    addresses.retain(|address| is_written(address) && !has_device(address));
+    addresses.retain(|address| is_written(address) && !needs_device(address));
     Some(addresses)
 }
 

@@ -126,9 +126,10 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
         OnRemovedEndpoint::Keep => Ending::Udp,
         OnRemovedEndpoint::Reset => Ending::UdpAndTcp,
     };
-    let requests = match &origin {
-        Origin::Kubernetes(access) => access.requests.clone(),
-        _ => RequestMetrics::default(),
+    let requests = if let Origin::Kubernetes(access) = &origin {
+        access.requests.clone()
+    } else {
+        RequestMetrics::default()
     };
     let source = Source::open(origin, node_name(&args), args.algorithm.into(), ending).await?;
     let mut agent = Agent::new(args, Arc::clone(&board), source, &requests)?;
@@ -278,6 +279,9 @@ fn node_name(args: &RunArgs) -> String {
     name.trim().to_lowercase()
 }
 
+/// What came of ending flows, and how long it took.
+type StaleEnded = (Result<[Ended; 2], StaleError>, Duration);
+
 /// When something has to be done.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Due {
@@ -307,7 +311,7 @@ struct Agent {
     sweep: Arc<Sweep>,
     waiting: Option<JoinHandle<io::Result<()>>>,
     /// Flows being ended whose endpoint serves no more.
-    ending: Option<JoinHandle<(Result<[Ended; 2], StaleError>, Duration)>>,
+    ending: Option<JoinHandle<StaleEnded>>,
     /// Connections being counted.
     counting: Option<JoinHandle<Result<(), LoadsError>>>,
     /// Whether there may be counts of connections to keep right.

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// The client that kube would make, with other settings of TCP, and without proxies.
-pub(super) fn client(config: Config, metrics: RequestMetrics) -> Result<Client, Error> {
+pub(super) fn client(config: Config, metrics: &RequestMetrics) -> Result<Client, Error> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_connect_timeout(Some(PATIENCE));

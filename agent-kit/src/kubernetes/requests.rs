@@ -123,7 +123,7 @@ mod tests {
         let metrics = RequestMetrics::default();
         let ask = async |host: SocketAddr, path: &str| {
             let config = Config::new(format!("http://{host}").parse().unwrap());
-            let client = connect::client(config, metrics.clone()).unwrap();
+            let client = connect::client(config, &metrics).unwrap();
             client.request_text(Request::get(path).body(Vec::new()).unwrap()).await
         };
         assert_eq!(ask(host, "/version").await.unwrap(), "{}");
