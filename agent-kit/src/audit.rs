@@ -32,6 +32,7 @@ pub struct Difference {
 
 /// Rows that were written and are missing, and rows that are there and differ. `is_as_written` is
 /// `None` for a row that nobody here wrote.
+#[expect(clippy::implicit_hasher, reason = "all are made here, with the usual one")]
 pub fn compare<K: Copy + Eq + Hash, V>(
     written: impl Iterator<Item = K>,
     found: HashMap<K, V>,

@@ -214,6 +214,7 @@ pub struct RunArgs {
     pub netfilter: NetfilterArgs,
     /// As kube-proxy's configuration has it, which [`tracking`](crate::kube_proxy::tracking) reads.
     #[arg(skip)]
+    #[serde(skip)]
     pub conntrack: Sysctls,
     /// XDP on uplinks (not built yet: off)
     #[arg(long, value_enum, default_value_t)]

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 /// Groups of flags, which are one object in a configuration.
-const GROUPS: [&str; 2] = ["etcd", "reserved_ports"];
+const GROUPS: [&str; 3] = ["etcd", "reserved_ports", "netfilter"];
 
 fn head(page: &str) -> String {
     format!(

@@ -336,7 +336,7 @@ mod tests {
             ("conntrack.udpStreamTimeout", timeout_sec::UDP_ANSWERED),
         ] {
             let Meaning::None(why) = find(path).unwrap().meaning else { panic!("{path}") };
-            let told = why.split(' ').next_back().and_then(duration);
+            let told = why.split([' ', ';']).find_map(duration);
             assert_eq!(told, Some(SignedDuration::from_secs(seconds.into())), "{path}: {why}");
         }
     }

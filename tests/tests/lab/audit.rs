@@ -129,7 +129,7 @@ fn what_programs_are_told_is_told_again(mode: SocketLb) {
     for (map, key, value) in [
         ("SERVICENETS4", zeros(8), "1 0 0 0".to_owned()),
         ("DEVICES", "255 255 255 127".into(), sorted(&cluster, "DEVICES")[0][1].clone()),
-        ("BYPASSCGROUPS", vec!["255"; 8].join(" "), "1 0 0 0".into()),
+        ("BYPASSCGROUPS", ["255"; 8].join(" "), "1 0 0 0".into()),
     ] {
         let before = sorted(&cluster, map);
         let pin = pin(&cluster, map);

@@ -139,8 +139,12 @@ fn attachments(cluster: &Cluster) -> BTreeSet<[String; 3]> {
         .collect()
 }
 
-fn mended(cluster: &Cluster, program: &str) -> u32 {
-    cluster.metric("millrace_attachment_repairs_total", &[("program", program)]).round() as u32
+fn mended(cluster: &Cluster, program: &str) -> usize {
+    count(cluster, "millrace_attachment_repairs_total", &[("program", program)])
+}
+
+fn count(cluster: &Cluster, name: &str, labels: &[(&str, &str)]) -> usize {
+    ok(cluster.metric(name, labels).to_string().parse())
 }
 
 /// The log names whatever was taken off, and the metrics count it.
@@ -157,7 +161,7 @@ fn assert_told(cluster: &Cluster, taken: &[[String; 3]]) {
         };
         assert!(log.lines().any(|line| said(&line)), "{program} on {target} by {hook}: {log}");
         let times = taken.iter().filter(|[.., other]| other == program).count();
-        assert_eq!(mended(cluster, program) as usize, times, "{program}");
+        assert_eq!(mended(cluster, program), times, "{program}");
     }
     let status = cluster.show(&["status"]);
     assert_eq!(status["problems"], Value::Array(Vec::new()), "{status}");
@@ -215,8 +219,7 @@ fn pins_that_another_hand_removes_are_made_again_and_nothing_is_lost(mode: Socke
     // They are of what was there, and not of something new.
     assert_eq!(ids(&cluster), objects);
     assert_eq!(attachments(&cluster), on);
-    let repaired = cluster.metric("millrace_pin_repairs_total", &[]).round() as usize;
-    assert_eq!(repaired, before.len());
+    assert_eq!(count(&cluster, "millrace_pin_repairs_total", &[]), before.len());
     let log = cluster.agents[0].log();
     assert!(log.contains("another hand removed pins") && log.contains("FRONTENDS4"), "{log}");
     assert_served(&cluster);
