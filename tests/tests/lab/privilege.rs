@@ -166,7 +166,6 @@ fn wrong_flags_exit_2_and_are_named() {
         (&["flows", "--bpffs"], "--bpffs"),
         (&["--source", "dir:/tmp", "--config", "/no/such/file"], "--config"),
         (&["--source", "dir:/tmp", "--conntrack-min", "many"], "--conntrack-min"),
-        (&["--cleanup"], "--kube-proxy"),
     ] {
         // One that began to run nevertheless would meet no network, nor pins of others, and end.
         let mut command = Command::new("timeout");
