@@ -275,9 +275,12 @@ fn what_programs_are_told_is_told_again() {
             let bytes = rows[0][field].as_array().into_iter().flatten();
             bytes.filter_map(|byte| byte.as_str()).collect::<Vec<_>>()
         };
-        let (key, zeros) = (bytes("key").join(" "), vec!["0"; bytes("value").len()].join(" "));
+        // Another byte than the one that is there, which may be any.
+        let (key, mut value) = (bytes("key").join(" "), bytes("value"));
+        value[0] = if value[0] == "0x00" { "0x01" } else { "0x00" };
+        let value = value.join(" ");
         let before = repairs(&bed);
-        let update = format!("bpftool map update pinned {} key {key} value {zeros}", pin.display());
+        let update = format!("bpftool map update pinned {} key {key} value {value}", pin.display());
         bed.shell("node1", &update);
         assert_repaired(&bed, before, 1, &["a row was not as written", table, "changed"]);
         let after = bed.shell("node1", &format!("bpftool -j map dump pinned {}", pin.display()));
