@@ -37,6 +37,14 @@ pub(crate) fn load_arguments(cluster: &Cluster, target: Target) -> Vec<String> {
     peer::targets(FAMILIES.map(|family| target.address(&cluster.lab, family)))
 }
 
+/// Begins a load of TCP, with three flags that say how much.
+fn load_of_tcp(cluster: &Cluster, from: &str, target: Target, flags: [&str; 3]) -> Loading {
+    let arguments = load_arguments(cluster, target);
+    let tcp = arguments.iter().map(String::as_str).filter(|to| to.starts_with("--tcp"));
+    let arguments: Vec<&str> = tcp.chain(flags).collect();
+    ok(peer::load(&cluster.place(from), &arguments))
+}
+
 pub(crate) fn assert_nothing_lost(load: &Load) {
     assert!(load.connections > 0 && load.requests > 0 && load.udp_sent > 0, "{load:?}");
     assert_eq!((load.failed, load.resets, load.udp_missing), (0, 0, 0), "{load:?}");
@@ -187,10 +195,8 @@ fn a_protocol_comes_to_a_node_port_and_goes(mode: SocketLb) {
     let cluster = Cluster::up(mode, std::slice::from_ref(&one));
     refuse_without_limit(&cluster, "node1");
     let target = Target::NodePort("node1", 10);
-    let arguments = load_arguments(&cluster, target);
-    let tcp = arguments.iter().map(String::as_str).filter(|argument| argument.starts_with("--tcp"));
-    let arguments: Vec<&str> = tcp.chain(["--rate=50", "--lasting=4", "--requests=50"]).collect();
-    let load = ok(peer::load(&cluster.place("client"), &arguments));
+    let gentle = ["--rate=50", "--lasting=4", "--requests=50"];
+    let load = load_of_tcp(&cluster, "client", target, gentle);
     for (service, is_there) in [(&one, false), (&both, true), (&one, false), (&both, true)] {
         cluster.write(service);
         for family in FAMILIES {
@@ -217,13 +223,8 @@ fn a_rolling_update_loses_nothing(mode: SocketLb) {
     let anywhere = |pods: &[&str]| expose(10, pods).balanced(&[]);
     let here = |pods: &[&str]| expose(11, pods).balanced(&[]).with(Service::external_local);
     let cluster = Cluster::up(mode, &[anywhere(&["pod1a"]), here(&["pod1a"])]);
-    let load = |from, target| {
-        let arguments = load_arguments(&cluster, target);
-        let tcp = arguments.iter().map(String::as_str).filter(|to| to.starts_with("--tcp"));
-        let gentle = ["--rate=50", "--lasting=4", "--requests=50"];
-        let arguments: Vec<&str> = tcp.chain(gentle).collect();
-        (from, ok(peer::load(&cluster.place(from), &arguments)))
-    };
+    let gentle = ["--rate=50", "--lasting=4", "--requests=50"];
+    let load = |from, target| (from, load_of_tcp(&cluster, from, target, gentle));
     let loads = [
         load("client", Target::LoadBalancer(10)),
         load("client", Target::LoadBalancer(11)),
@@ -437,13 +438,8 @@ fn connections_are_reset_by_option_when_their_endpoint_goes(mode: SocketLb) {
     let cluster = Plan::new(mode)
         .extra(&["--tcp-on-removed-endpoint=reset"])
         .up(&[expose(10, &pods), expose(11, &["pod2a"])]);
-    let load = |from, target| {
-        let arguments = load_arguments(&cluster, target);
-        let tcp = arguments.iter().map(String::as_str).filter(|to| to.starts_with("--tcp"));
-        let flags = ["--rate=1", "--lasting=8", "--requests=20"];
-        let arguments: Vec<&str> = tcp.chain(flags).collect();
-        (from, ok(peer::load(&cluster.place(from), &arguments)))
-    };
+    let flags = ["--rate=1", "--lasting=8", "--requests=20"];
+    let load = |from, target| (from, load_of_tcp(&cluster, from, target, flags));
     let loads = [
         load("pod1a", Target::ClusterIp(10)),
         load("client", Target::NodePort("node1", 10)),

@@ -236,19 +236,16 @@ fn assert_repaired(bed: &Bed, before: u64, count: u64, said: &[&str]) {
     bed.assert_joined();
 }
 
+/// What the names of all that are on a node's devices begin with.
+const PROGRAMS: [&str; 6] =
+    ["tunnel_egress", "tunnel_ingress", "masq_egress", "masq_ingress", "decap_ingress", "bypass"];
+
 #[test]
 fn programs_that_another_hand_takes_off_are_put_back() {
     let bed = Bed::up(DUAL, &["--ip-masq"]);
     let links = bed.lab.bpffs("node1").join("overlay/links");
     let pins = bed.shell("node1", &format!("ls {}", links.display()));
-    for program in [
-        "tunnel_egress",
-        "tunnel_ingress",
-        "masq_egress",
-        "masq_ingress",
-        "decap_ingress",
-        "bypass",
-    ] {
+    for program in PROGRAMS {
         assert!(pins.contains(program), "{program} is nowhere: {pins}");
     }
     for pin in pins.lines() {
@@ -332,14 +329,7 @@ fn filters_that_another_hand_removes_are_put_back() {
         bed.shell("node1", list)
     };
     let all = filters(&bed);
-    for program in [
-        "tunnel_egress",
-        "tunnel_ingress",
-        "masq_egress",
-        "masq_ingress",
-        "decap_ingress",
-        "bypass",
-    ] {
+    for program in PROGRAMS {
         assert!(all.contains(program), "{program} is nowhere: {all}");
     }
     for (line, count, said) in [
