@@ -75,6 +75,25 @@ impl Mac {
     pub const fn is_group(self) -> bool {
         self.0[0] & 1 != 0
     }
+
+    /// Destination and source as they lie in a frame.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words([Self(to), Self(from)]: [Self; 2]) -> [u32; 3] {
+        [
+            u32::from_ne_bytes([to[0], to[1], to[2], to[3]]),
+            u32::from_ne_bytes([to[4], to[5], from[0], from[1]]),
+            u32::from_ne_bytes([from[2], from[3], from[4], from[5]]),
+        ]
+    }
+
+    /// The reverse of [`Mac::words`].
+    #[inline(always)]
+    #[must_use]
+    pub fn of_words(words: [u32; 3]) -> (Self, Self) {
+        let [a, b, c] = words.map(u32::to_ne_bytes);
+        (Self([a[0], a[1], a[2], a[3], b[0], b[1]]), Self([b[2], b[3], c[0], c[1], c[2], c[3]]))
+    }
 }
 
 impl fmt::Display for Mac {

@@ -103,6 +103,7 @@ numbered! {
     UplinkEgress = 4, "uplink_egress";
     TunnelIngress = 5, "tunnel_ingress";
     TunnelEgress = 6, "tunnel_egress";
+    XdpIngress = 7, "xdp_ingress";
 }
 
 /// Rows per hook in `DROPS`.

@@ -144,6 +144,17 @@ pub trait Network: Family + Masquerade {
         new: Place<Self::Address>,
     ) -> Option<()>;
 
+    /// Writes both addresses and both ports of such a packet, with `hops` less to go, and corrects the
+    /// IPv4 header's checksum.
+    fn store_ends<P: Packet>(
+        packet: &mut P,
+        header: &IpHeader<Self::Address>,
+        src: Self::Address,
+        dst: Self::Address,
+        ports: Ports,
+        hops: u8,
+    ) -> Option<()>;
+
     /// Writes an address at `offset` and nothing else.
     fn store_bare_address<P: Packet>(packet: &mut P, offset: u32, new: Self::Address)
     -> Option<()>;
@@ -242,6 +253,27 @@ impl Network for V4 {
         let ports = side.put_port(ports, new.port).word();
         let (src, dst) = side.put_address(header, new.addr);
         packet.store_words(8, &[third, src.raw(), dst.raw(), ports])
+    }
+
+    #[inline(always)]
+    fn store_ends<P: Packet>(
+        packet: &mut P,
+        header: &IpHeader<Ipv4>,
+        src: Ipv4,
+        dst: Ipv4,
+        ports: Ports,
+        hops: u8,
+    ) -> Option<()> {
+        let [third] = packet.words(8)?;
+        let [ttl, proto, a, b] = third.to_ne_bytes();
+        let less = ttl.wrapping_sub(hops);
+        let word = |ttl| u16::from_ne_bytes([ttl, proto]) as u32;
+        let before = header.src.sum() + header.dst.sum() + word(ttl);
+        let after = src.sum() + dst.sum() + word(less);
+        let difference = checksum::difference(before, after);
+        let [a, b] = checksum::replace(u16::from_ne_bytes([a, b]), difference).to_ne_bytes();
+        let third = u32::from_ne_bytes([less, proto, a, b]);
+        packet.store_words(8, &[third, src.raw(), dst.raw(), ports.word()])
     }
 
     #[inline(always)]
@@ -447,6 +479,23 @@ impl Network for V6 {
     }
 
     #[inline(always)]
+    fn store_ends<P: Packet>(
+        packet: &mut P,
+        _header: &IpHeader<Ipv6>,
+        src: Ipv6,
+        dst: Ipv6,
+        ports: Ports,
+        hops: u8,
+    ) -> Option<()> {
+        let [second] = packet.words(4)?;
+        let [a, b, next, limit] = second.to_ne_bytes();
+        let second = u32::from_ne_bytes([a, b, next, limit.wrapping_sub(hops)]);
+        let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (src.raw(), dst.raw());
+        let words = [second, s0, s1, s2, s3, d0, d1, d2, d3, ports.word()];
+        packet.store_words(4, &words)
+    }
+
+    #[inline(always)]
     fn store_bare_address<P: Packet>(packet: &mut P, offset: u32, new: Ipv6) -> Option<()> {
         packet.store(offset, &new.bytes())
     }
@@ -483,7 +532,7 @@ const ANSWER_TTL: u8 = 64;
 
 /// Sum of the pseudo header without its addresses (RFC 9293 §3.1, RFC 8200 §8.1).
 #[inline(always)]
-const fn pseudo(proto: u8, payload: u16) -> u32 {
+pub(crate) const fn pseudo(proto: u8, payload: u16) -> u32 {
     proto.to_be() as u32 * PROTO_PLACE + payload.to_be() as u32
 }
 

@@ -32,6 +32,7 @@ pub mod ingress;
 pub mod ipmasq;
 pub mod maps;
 pub mod masquerade;
+pub mod nexthop;
 pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
@@ -48,4 +49,6 @@ pub mod source_range;
 pub mod tables;
 pub mod track;
 pub mod tunnel;
+pub mod underlay;
 pub mod vxlan;
+pub mod wire;

@@ -27,9 +27,11 @@
 //! | `ADDRESSMARKS` | array of one, mmap | → one byte per hash of an address in `ADDRESSES4/6` |
 //! | `PORTMARKS` | array of one, mmap | → one byte per port of a frontend that is no cluster IP's |
 //! | `MARKS` | array of one | → one byte per hash of the way between two addresses |
+//! | `UPLINKS` | array | `nexthop::place` → `Uplink` |
+//! | `NEXTHOPS4/6` | per-CPU array | hash of an address → `NextHop` |
 //! | `PEERMARKS` | array of one | → one byte for the ports of backends that sockets were given |
 //!
-//! and of the overlay object, which has `FLOWS4/6`, `PENDING4/6`, `FRAGMENTS4/6`, `DEVICES`,
+//! beside `VTEPS4/6`, `SENDERS` and `TUNNELS` of the overlay object, where there is an overlay; and of the overlay object, which has `FLOWS4/6`, `PENDING4/6`, `FRAGMENTS4/6`, `DEVICES`,
 //! `DROPS`, `WALKS`, `SCRATCH4/6` and `MARKS` of its own:
 //!
 //! | map | type | key → value |

@@ -15,9 +15,16 @@ use crate::{
 #[inline(always)]
 #[must_use]
 pub const fn seen(transport: &Transport) -> u8 {
+    seen_by(transport.flags)
+}
+
+/// The same of [`tcp`] bits.
+#[inline(always)]
+#[must_use]
+pub const fn seen_by(flags: u8) -> u8 {
     // Without branches: the verifier would follow each way through all that comes later.
     const { assert!(bit::FIN == tcp::FIN << 1 && bit::RST == tcp::RST) };
-    bit::PACKET | (transport.flags & tcp::FIN) << 1 | transport.flags & tcp::RST
+    bit::PACKET | (flags & tcp::FIN) << 1 | flags & tcp::RST
 }
 
 /// Notes a packet in its row.

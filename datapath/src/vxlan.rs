@@ -22,24 +22,24 @@ use crate::{
 pub const OVERHEAD: u32 = 50;
 
 /// What `ip_tunnel` sends with, unless `net.ipv4.ip_default_ttl` says otherwise.
-const TTL: u8 = 64;
+pub(crate) const TTL: u8 = 64;
 /// First octet and "I" flag alone, as `vxlan` has it, in network byte order.
-const FLAGS: u32 = 0x0800_0000_u32.to_be();
+pub(crate) const FLAGS: u32 = 0x0800_0000_u32.to_be();
 /// First of the ports that a source is to be chosen from (RFC 7348 §5); as many follow as
 /// fourteen bits tell.
 const FIRST_PORT: u16 = 49_152;
 const ETHERTYPE: u16 = 0x0800_u16.to_be();
 
 /// Explicit congestion notification in the byte behind an IPv4 header's first (RFC 3168 §5).
-const ECN_MASK: u8 = 3;
+pub(crate) const ECN_MASK: u8 = 3;
 const ECT_0: u8 = 2;
 const CE: u8 = 3;
 
 /// Who sends to whom, of one packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ends {
-    pub src: Ipv4,
-    pub dst: Ipv4,
+pub struct Ends<A> {
+    pub src: A,
+    pub dst: A,
     pub src_port: Be16,
     pub dst_port: Be16,
 }
@@ -74,7 +74,7 @@ impl Outer {
     #[inline(always)]
     #[must_use]
     pub fn new(
-        ends: &Ends,
+        ends: &Ends<Ipv4>,
         vni: u32,
         [to, from]: [Mac; 2],
         words: [u32; 3],
@@ -82,21 +82,7 @@ impl Outer {
         id: u16,
     ) -> Self {
         let [_, inner_tos, _, _] = words[0].to_ne_bytes();
-        let total = length.wrapping_add(OVERHEAD as u16);
-        let first = u32::from_ne_bytes(pair([0x45, congestion(inner_tos)], total.to_be_bytes()));
-        let second = u32::from_ne_bytes(pair(id.to_ne_bytes(), [0, 0]));
-        let sum = halves(first)
-            + halves(second)
-            + u16::from_ne_bytes([TTL, protocol::UDP]) as u32
-            + ends.src.sum()
-            + ends.dst.sum();
-        let check = (!checksum::fold(sum)).to_ne_bytes();
-        let third = u32::from_ne_bytes(pair([TTL, protocol::UDP], check));
-        let ports = u32::from_ne_bytes(pair(ends.src_port.bytes(), ends.dst_port.bytes()));
-        let udp_length = total.wrapping_sub(V4::HEADER as u16);
-        let udp = u32::from_ne_bytes(pair(udp_length.to_be_bytes(), [0, 0]));
-        let (src, dst) = (ends.src.raw(), ends.dst.raw());
-        let headers = [first, second, third, src, dst, ports, udp, FLAGS, network(vni)];
+        let headers = headers(ends, vni, inner_tos, length, id);
         let [a, b, c] = words.map(split);
         let packet = [a[0], a[1], b[0], b[1], c[0], c[1]];
         Self { headers, to: mac(to), from: mac(from), kind: ETHERTYPE, packet, pad: 0 }
@@ -116,10 +102,37 @@ impl Outer {
     }
 }
 
+/// The headers of IPv4, UDP and VXLAN before a packet of `length` bytes, of this type of service.
+#[inline(always)]
+#[must_use]
+pub fn headers(
+    ends: &Ends<Ipv4>,
+    vni: u32,
+    inner_tos: u8,
+    length: u16,
+    id: u16,
+) -> [u32; 9] {
+    let total = length.wrapping_add(OVERHEAD as u16);
+    let first = u32::from_ne_bytes(pair([0x45, congestion(inner_tos)], total.to_be_bytes()));
+    let second = u32::from_ne_bytes(pair(id.to_ne_bytes(), [0, 0]));
+    let sum = halves(first)
+        + halves(second)
+        + u16::from_ne_bytes([TTL, protocol::UDP]) as u32
+        + ends.src.sum()
+        + ends.dst.sum();
+    let check = (!checksum::fold(sum)).to_ne_bytes();
+    let third = u32::from_ne_bytes(pair([TTL, protocol::UDP], check));
+    let ports = u32::from_ne_bytes(pair(ends.src_port.bytes(), ends.dst_port.bytes()));
+    let udp_length = total.wrapping_sub(V4::HEADER as u16);
+    let udp = u32::from_ne_bytes(pair(udp_length.to_be_bytes(), [0, 0]));
+    let (src, dst) = (ends.src.raw(), ends.dst.raw());
+    [first, second, third, src, dst, ports, udp, FLAGS, network(vni)]
+}
+
 /// What the outer header says of congestion (RFC 6040 §4.1, normal mode): as the inner, but that
 /// congestion so far is the inner header's to tell.
 #[inline(always)]
-const fn congestion(inner: u8) -> u8 {
+pub(crate) const fn congestion(inner: u8) -> u8 {
     match inner & ECN_MASK {
         CE => ECT_0,
         other => other,
@@ -159,7 +172,6 @@ pub fn read<P: Packet>(packet: &P, tunnel: &Tunnel) -> Option<Wrapped> {
         return None;
     }
     let [flags, vni, a, b, c, kind] = packet.words(V4::HEADER + 8)?;
-    let (a, b, c) = (a.to_ne_bytes(), b.to_ne_bytes(), c.to_ne_bytes());
     let [kind, kind_end, _, inner_tos] = kind.to_ne_bytes();
     let is_congested = tos & 1 != 0 && (tos ^ inner_tos) & ECN_MASK != 0;
     if flags != FLAGS
@@ -170,22 +182,18 @@ pub fn read<P: Packet>(packet: &P, tunnel: &Tunnel) -> Option<Wrapped> {
         return None;
     }
     let header = V4::header(packet, OVERHEAD)?;
-    Some(Wrapped {
-        to: Mac([a[0], a[1], a[2], a[3], b[0], b[1]]),
-        from: Mac([b[2], b[3], c[0], c[1], c[2], c[3]]),
-        header,
-        words: packet.words(OVERHEAD)?,
-    })
+    let (to, from) = Mac::of_words([a, b, c]);
+    Some(Wrapped { to, from, header, words: packet.words(OVERHEAD)? })
 }
 
 /// The second word of a VXLAN header.
 #[inline(always)]
-const fn network(vni: u32) -> u32 {
+pub(crate) const fn network(vni: u32) -> u32 {
     (vni << 8).to_be()
 }
 
 #[inline(always)]
-const fn pair([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
+pub(crate) const fn pair([a, b]: [u8; 2], [c, d]: [u8; 2]) -> [u8; 4] {
     [a, b, c, d]
 }
 
@@ -198,7 +206,7 @@ const fn split(word: u32) -> [u16; 2] {
 
 /// Their sum.
 #[inline(always)]
-const fn halves(word: u32) -> u32 {
+pub(crate) const fn halves(word: u32) -> u32 {
     (word & 0xffff) + (word >> 16)
 }
 

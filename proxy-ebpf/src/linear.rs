@@ -1,7 +1,7 @@
 //! What lies in the linear part of a socket buffer, read without a call of the kernel, and the
 //! few instructions by which compiler and verifier agree on it.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 use datapath::address::Mac;
 
 use crate::skb::ETHERNET;
@@ -27,15 +27,37 @@ pub unsafe fn word(at: *const u8) -> u32 {
     word
 }
 
+/// A context of the kernel's that tells where a packet lies.
+pub trait Linear {
+    /// Where the linear part begins, with the link layer's header, and where it ends.
+    fn bounds(&self) -> (usize, usize);
+}
+
+impl Linear for TcContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // Opaque, or the compiler would load the packet's bounds before the call of the function
+        // this is in and hand them over as numbers, which the verifier does not take for pointers.
+        let skb = opaque(self.skb.skb);
+        // SAFETY: the kernel's context.
+        unsafe { ((*skb).data as usize, (*skb).data_end as usize) }
+    }
+}
+
+impl Linear for XdpContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        let frame = opaque(self.ctx);
+        // SAFETY: the kernel's context.
+        unsafe { ((*frame).data as usize, (*frame).data_end as usize) }
+    }
+}
+
 /// What lies at an offset from the network header, if `length` bytes of it are in the buffer's
 /// linear part.
 #[inline(always)]
-pub fn at(context: &TcContext, offset: u32, length: u32) -> Option<*const u8> {
-    // Opaque, or the compiler would load the packet's bounds before the call of the function
-    // this is in and hand them over as numbers, which the verifier does not take for pointers.
-    let skb = opaque(context.skb.skb);
-    // SAFETY: the kernel's context.
-    let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+pub fn at<C: Linear>(context: &C, offset: u32, length: u32) -> Option<*const u8> {
+    let (data, end) = context.bounds();
     // Opaque, or the compiler would compare one sum and read through another, of which the
     // verifier does not know that they are the same.
     let start = opaque((data + offset as usize) as *mut u8);
@@ -45,15 +67,14 @@ pub fn at(context: &TcContext, offset: u32, length: u32) -> Option<*const u8> {
 
 /// The hardware addresses of a frame: destination and source.
 #[inline(always)]
-pub fn hardware(context: &TcContext) -> Option<(Mac, Mac)> {
+pub fn hardware<C: Linear>(context: &C) -> Option<(Mac, Mac)> {
     let network = at(context, 0, 0)?;
     // SAFETY: `at` has checked that all before the network header is there.
-    let [a, b, c] = unsafe {
+    let words = unsafe {
         let start = network.sub(ETHERNET as usize);
-        [word(start), word(start.add(4)), word(start.add(8))].map(u32::to_ne_bytes)
+        [word(start), word(start.add(4)), word(start.add(8))]
     };
-    let to = Mac([a[0], a[1], a[2], a[3], b[0], b[1]]);
-    Some((to, Mac([b[2], b[3], c[0], c[1], c[2], c[3]])))
+    Some(Mac::of_words(words))
 }
 
 /// The same pointer, of which the compiler knows nothing.
@@ -67,7 +88,7 @@ pub fn opaque<T>(mut pointer: *mut T) -> *mut T {
 
 /// `W` words of the packet, if they are in the buffer's linear part.
 #[inline(always)]
-pub fn words<const W: usize>(context: &TcContext, offset: u32) -> Option<[u32; W]> {
+pub fn words<C: Linear, const W: usize>(context: &C, offset: u32) -> Option<[u32; W]> {
     // The verifier keeps no track of a pointer that might reach further than 64 KiB, nor does it
     // see through the comparison that the compiler makes of this one.
     if offset >= REACH {

@@ -12,6 +12,7 @@ mod linear;
 mod map;
 mod marks;
 mod masq;
+mod nodes;
 mod policies;
 mod skb;
 mod steps;
@@ -33,9 +34,10 @@ use datapath::{
     tunnel::{Inner, Tunnels},
 };
 use frame::is_tagged;
+use nodes::tunnel;
 use policies::nat_ports;
 use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, protocol};
-use tunnels::{FamilyMaps, Maps, tunnel};
+use tunnels::{FamilyMaps, Maps};
 
 /// Masqueraded flows are flows by themselves.
 const BARE_MASQUERADE: bool = true;

@@ -5,6 +5,7 @@
 #![feature(asm_experimental_arch)]
 
 mod apart;
+mod buffer;
 mod connected;
 mod drops;
 mod flows;
@@ -15,12 +16,14 @@ mod linear;
 mod map;
 mod maps;
 mod marks;
+mod nodes;
 mod search;
 mod skb;
 mod socket;
 mod steps;
 mod sweep;
 mod tables;
+mod wire;
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT},
@@ -45,6 +48,11 @@ use tables::{FamilyMaps, count_packet, nat_ports};
 
 /// Masqueraded flows are those of Services.
 const BARE_MASQUERADE: bool = false;
+
+/// What asks the kernel for its routes (`bpf_fib_lookup`) must be free in the kernel's sense.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
 
 #[cgroup_sock_addr(connect4)]
 pub fn sock_connect4(context: SockAddrContext) -> i32 {

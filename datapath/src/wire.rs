@@ -1,0 +1,351 @@
+//! A frame that enters by an uplink, seen before the kernel makes a socket buffer of it (XDP).
+//!
+//! What is done here is what most frames of a flow need once the packet path has begun it and it has
+//! been answered: both of the packet path's steps at once, or, where the backend is on this node, the
+//! first of them. What changes a flow's state, what has options or is a fragment, what is too long or
+//! has no hop left, and whatever the kernel knows no way for, passes as it is: the packet path then
+//! does the same by the same rows.
+//!
+//! | frame | row | becomes |
+//! |---|---|---|
+//! | `c → v` | `ORIGINAL` | `c → b`, to the stack |
+//! | `c → v` | `ORIGINAL`, masqueraded | `s → b`, out, in a tunnel if `b` is behind one |
+//! | `b → s`, perhaps in a tunnel | `REPLY_TARGET` | `v → c`, out |
+
+use crate::{
+    address::{Address, Be16, Mac, protocol},
+    checksum,
+    counter::{Hook, Reason},
+    flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role},
+    fragment::Ports,
+    frontend::mark,
+    hash,
+    header::{self, IpHeader, Part, checksum_offset, tcp},
+    nexthop::{NextHop, Uplink},
+    packet::Packet,
+    track,
+    tunnel::{Sender, Tunnel},
+    underlay::Underlay,
+    vxlan::{self, Ends},
+};
+
+/// What becomes of a frame.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// To the kernel, as it is or with another destination.
+    Pass,
+    /// Ends here. The reason has been counted.
+    Drop,
+    /// Out by the device of this index.
+    Send(u32),
+}
+
+/// A packet behind an Ethernet header, without a tag.
+pub trait Wire: Packet {
+    /// Destination and source.
+    fn hardware(&self) -> Option<(Mac, Mac)>;
+
+    /// Makes room of so many bytes before all there is.
+    fn grow(&mut self, length: u32) -> Option<()>;
+
+    /// Writes destination, source and type of the frame, before the network header.
+    fn store_link(&mut self, to: Mac, from: Mac, kind: u16) -> Option<()>;
+}
+
+/// The table of answered flows of one family, and counters.
+pub trait Rows<F: Underlay> {
+    fn row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
+    fn count_packet(&mut self, service: u32, bytes: u32);
+    fn count_drop(&mut self, hook: Hook, reason: Reason);
+
+    /// [`wake`], which programs have as a global function.
+    #[inline(always)]
+    fn wake(&mut self, key: &FlowKey<F::Address>, now: u32)
+    where
+        Self: Sized,
+    {
+        wake::<F, Self>(self, key, now);
+    }
+}
+
+/// What else a frame hangs on.
+pub trait Wires<F: Underlay> {
+    /// Monotonic clock in units of [`crate::flow::TICK_NS`].
+    fn now(&mut self) -> u32;
+    /// The device that the frame came in by; `None` if nothing is to be done there.
+    fn uplink(&mut self) -> Option<Uplink>;
+    /// Bits of [`mark`] for an address.
+    fn uses(&mut self, address: F::Address) -> u8;
+    /// True if some frontend may have the port.
+    fn is_port(&mut self, port: Be16, proto: u8) -> bool;
+    /// True if there may be flows with rows for the way, as [`hash::way`] has it.
+    fn is_marked(&mut self, way: u32) -> bool;
+    fn tunnel(&mut self) -> Tunnel;
+    fn is_sender(&mut self, sender: Sender) -> bool;
+    /// The way of packets of these addresses.
+    fn next_hop(&mut self, to: F::Address, from: F::Address) -> Option<&NextHop<F::Address>>;
+}
+
+/// A packet that can be dealt with here: not divided, without options, of a protocol whose checksum
+/// changes with its addresses.
+#[derive(Clone, Copy)]
+struct Plain<A> {
+    header: IpHeader<A>,
+    ports: Ports,
+    /// [`tcp`] bits.
+    flags: u8,
+    /// The checksum as it lies in the transport header.
+    checksum: u16,
+    /// From the network header on, by its own account.
+    length: u32,
+}
+
+/// Reads what lies at `at`.
+#[inline(always)]
+fn plain<F: Underlay, P: Packet>(packet: &P, at: u32) -> Option<Plain<F::Address>> {
+    let header = F::header(packet, at)?;
+    if header.offset != at + F::HEADER || header.part != Part::Whole {
+        return None;
+    }
+    let length = F::total_length(packet, at)?;
+    let (both, flags, checksum) = if header.next == protocol::TCP {
+        let [both, _, _, flags, checksum] = packet.words(at + F::HEADER)?;
+        (both, flags.to_ne_bytes()[1], first_half(checksum))
+    } else if header.next == protocol::UDP {
+        let [both, checksum] = packet.words(at + F::HEADER)?;
+        let [_, _, high, low] = checksum.to_ne_bytes();
+        (both, 0, u16::from_ne_bytes([high, low]))
+    } else {
+        return None;
+    };
+    Some(Plain { header, ports: header::ports(both.to_ne_bytes()), flags, checksum, length })
+}
+
+/// The first two bytes of a word.
+#[inline(always)]
+const fn first_half(word: u32) -> u16 {
+    let [high, low, _, _] = word.to_ne_bytes();
+    u16::from_ne_bytes([high, low])
+}
+
+/// Decides over a frame.
+#[inline(always)]
+pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
+    frame: &mut P,
+    rows: &mut R,
+    wires: &mut W,
+) -> Fate {
+    let Some(outer) = plain::<F, P>(frame, 0) else { return Fate::Pass };
+    let tunnel = wires.tunnel();
+    if tunnel.port == outer.ports.dst_port && outer.header.next == protocol::UDP {
+        return if is_ours::<F, P, W>(frame, wires, &tunnel) {
+            translate::<F, P, R, W>(frame, rows, wires, F::OVERHEAD)
+        } else {
+            Fate::Pass
+        };
+    }
+    translate::<F, P, R, W>(frame, rows, wires, 0)
+}
+
+/// True for a frame that a node we know sent through the tunnel.
+#[inline(always)]
+fn is_ours<F: Underlay, P: Wire, W: Wires<F>>(
+    frame: &P,
+    wires: &mut W,
+    tunnel: &Tunnel,
+) -> bool {
+    let Some((to, from)) = F::unwrap(frame, tunnel) else { return false };
+    to == F::mac(tunnel) && wires.is_sender(Sender { mac: from, pad: 0 })
+}
+
+/// Looks for the flow of the packet at `at`, and does what its row says.
+#[inline(always)]
+fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
+    frame: &mut P,
+    rows: &mut R,
+    wires: &mut W,
+    at: u32,
+) -> Fate {
+    let Some(plain) = plain::<F, P>(frame, at) else { return Fate::Pass };
+    let Plain { header, ports, length, .. } = plain;
+    if is_foreign::<F, W>(wires, &plain) || !is_for_this_node::<F, P, W>(frame, wires) {
+        return Fate::Pass;
+    }
+    let key = FlowKey::new(
+        Place::new(header.src, ports.src_port),
+        Place::new(header.dst, ports.dst_port),
+        header.next,
+        hook::INGRESS,
+    );
+    let now = wires.now();
+    let Some(row) = rows.row(&key) else { return Fate::Pass };
+    let seen = track::seen_by(plain.flags);
+    // What begins or ends something has more to say to the packet path's rows.
+    let is_news = plain.flags & tcp::SYN != 0
+        || row.seen | seen != row.seen
+        || row.flags & flow_flags::RESET != 0
+        || header.next == protocol::UDP && track::is_idle(row, now);
+    if is_news || is_partial::<F>(&plain) {
+        return Fate::Pass;
+    }
+    let is_masqueraded = row.flags & flow_flags::MASQUERADE != 0;
+    let is_original = row.role == role::ORIGINAL;
+    if !is_original && row.role != role::REPLY_TARGET {
+        return Fate::Pass;
+    }
+    let (to, other) = (Place::new(row.to, row.to_port), Place::new(row.other, row.other_port));
+    if is_original && !is_masqueraded {
+        // A reply that came out of a tunnel is the only thing that may.
+        if at != 0 {
+            return Fate::Pass;
+        }
+        let src = Place::new(header.src, ports.src_port.xor(row.turn));
+        let (service, bytes) = (row.service, length);
+        track::touch(row, seen, now, bytes);
+        rows.count_packet(service, bytes);
+        return match turn::<F, P>(frame, &plain, src, to, 0) {
+            Some(()) => Fate::Pass,
+            None => failed::<F, R>(rows),
+        };
+    }
+    // In the reply's row the client is called as the backend knows it.
+    let alias = if is_original { Be16::ZERO } else { row.alias };
+    let dst = Place::new(to.addr, to.port.xor(alias));
+    // The packet path has to find a source first.
+    if other.port == Be16::ZERO {
+        return Fate::Pass;
+    }
+    let Some(hop) = wires.next_hop(dst.addr, other.addr) else { return Fate::Pass };
+    if hop.device == 0 || length > hop.mtu || !F::has_hops(frame, at) {
+        return Fate::Pass;
+    }
+    // The kernel has to sum up what has no checksum in a tunnel that needs one.
+    if hop.port != Be16::ZERO && F::NEEDS_CHECKSUM && plain.checksum == 0 {
+        return Fate::Pass;
+    }
+    let is_asleep = row.last != now;
+    let (service, id) = (row.service, row.packets as u16);
+    track::touch(row, seen, now, length);
+    if is_asleep {
+        rows.wake(&key, now);
+    }
+    rows.count_packet(service, length);
+    let path = hash::tuple(&key);
+    let sent = send::<F, P>(frame, &plain, at, other, dst, hop, path, id);
+    match sent {
+        Some(()) => Fate::Send(hop.device),
+        None => failed::<F, R>(rows),
+    }
+}
+
+#[inline(always)]
+fn failed<F: Underlay, R: Rows<F>>(rows: &mut R) -> Fate {
+    rows.count_drop(Hook::XdpIngress, Reason::RewriteFailed);
+    Fate::Drop
+}
+
+/// True if the packet is certainly for none of ours.
+#[inline(always)]
+fn is_foreign<F: Underlay, W: Wires<F>>(wires: &mut W, plain: &Plain<F::Address>) -> bool {
+    let Plain { header, ports, .. } = plain;
+    let uses = wires.uses(header.dst);
+    if uses == 0 {
+        return true;
+    }
+    uses & mark::WHOLE == 0
+        && !wires.is_port(ports.dst_port, header.next)
+        && !wires.is_marked(hash::way(header.src, header.dst))
+}
+
+/// False for what a device sees that listens to all, or where a switch floods.
+#[inline(always)]
+fn is_for_this_node<F: Underlay, P: Wire, W: Wires<F>>(frame: &P, wires: &mut W) -> bool {
+    let (Some(uplink), Some((to, _))) = (wires.uplink(), frame.hardware()) else { return false };
+    uplink.mac == to
+}
+
+/// True if a device may yet have to complete the checksum (CHECKSUM_PARTIAL), whose field then holds
+/// the sum of the pseudo header: nothing else tells, and one in 65,536 of those that are complete
+/// looks like it.
+#[inline(always)]
+fn is_partial<F: Underlay>(plain: &Plain<F::Address>) -> bool {
+    let Plain { header, length, checksum, .. } = plain;
+    let payload = length.wrapping_sub(F::HEADER) as u16;
+    let sum = header.src.sum() + header.dst.sum() + header::pseudo(header.next, payload);
+    checksum::fold(sum) == *checksum
+}
+
+/// Writes both ends, with `hops` less to go.
+#[inline(always)]
+fn turn<F: Underlay, P: Packet>(
+    packet: &mut P,
+    plain: &Plain<F::Address>,
+    src: Place<F::Address>,
+    dst: Place<F::Address>,
+    hops: u8,
+) -> Option<()> {
+    let Plain { header, ports, checksum, .. } = plain;
+    let new = Ports { src_port: src.port, dst_port: dst.port };
+    let is_udp = header.next == protocol::UDP;
+    if !(is_udp && *checksum == 0) {
+        let before = header.src.sum() + header.dst.sum() + ports.sum();
+        let after = src.addr.sum() + dst.addr.sum() + new.sum();
+        let changed = checksum::replace(*checksum, checksum::difference(before, after));
+        // Zero would say that there is none (RFC 768).
+        let changed = if is_udp && changed == 0 { u16::MAX } else { changed };
+        let at = F::HEADER + checksum_offset(header.next);
+        packet.store(at, &changed.to_ne_bytes())?;
+    }
+    F::store_ends(packet, header, src.addr, dst.addr, new, hops)
+}
+
+/// Writes both ends and what stands before the packet.
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the packet hangs on")]
+#[inline(always)]
+fn send<F: Underlay, P: Wire>(
+    frame: &mut P,
+    plain: &Plain<F::Address>,
+    at: u32,
+    src: Place<F::Address>,
+    dst: Place<F::Address>,
+    hop: &NextHop<F::Address>,
+    path: u32,
+    id: u16,
+) -> Option<()> {
+    if at != 0 {
+        frame.shed(at)?;
+    }
+    turn::<F, P>(frame, plain, src, dst, 1)?;
+    if hop.port == Be16::ZERO {
+        return frame.store_link(hop.to, hop.from, F::ETHERTYPE);
+    }
+    let start = frame.words(0)?;
+    frame.grow(F::OVERHEAD)?;
+    let ends = Ends {
+        src: hop.own,
+        dst: hop.underlay,
+        src_port: vxlan::source_port(path),
+        dst_port: hop.port,
+    };
+    let macs = [hop.inner_to, hop.inner_from];
+    F::wrap(frame, &ends, hop.vni, macs, start, plain.length as u16, id ^ path as u16)?;
+    frame.store_link(hop.to, hop.from, F::ETHERTYPE)
+}
+
+/// Notes that a masqueraded flow lives in the other row that its packets would have passed on the
+/// packet path: not by each packet, but in each tick in which there are any. `key` is that of the row
+/// that they have here.
+#[inline(always)]
+pub fn wake<F: Underlay, R: Rows<F>>(rows: &mut R, key: &FlowKey<F::Address>, now: u32) {
+    let Some(row) = rows.row(key) else { return };
+    let parties = Parties::of(key, row);
+    let beside = if row.role == role::ORIGINAL {
+        parties.original_source()
+    } else {
+        parties.reply()
+    };
+    if let Some(row) = rows.row(&beside) {
+        row.last = now;
+    }
+}

@@ -1,0 +1,274 @@
+//! Entry point of frames on uplinks before the kernel makes socket buffers of them (XDP), and the maps
+//! as the engine wants them there.
+
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup, xdp_action, xdp_md},
+    btf_maps::{Array, PerCpuArray},
+    helpers::generated as helper,
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use datapath::{
+    address::{Be16, Ipv4, Ipv6, Mac, V4, V6},
+    counter::{Hook, Reason},
+    flow::{Flow, FlowKey},
+    frontend::mark,
+    hash,
+    nexthop::{NEXTHOPS_LEN, NextHop, UPLINKS_LEN, Uplink, place},
+    tunnel::{Sender, Tunnel},
+    underlay::Underlay,
+    wire::{self, Fate, Rows, Wires},
+};
+
+use crate::{
+    buffer::Buffer,
+    drops,
+    flows::{FlowMaps, MARKS, now},
+    global,
+    known::{is_foreign_port, uses},
+    linear::{at, modulo},
+    maps,
+    marks::is_set,
+    nodes::{NodeMaps, is_sender, tunnel, vtep},
+    tables::count_packet,
+};
+
+maps! {
+    UPLINKS: Array<Uplink, { UPLINKS_LEN as usize }>,
+    NEXTHOPS4: PerCpuArray<NextHop<Ipv4>, { NEXTHOPS_LEN as usize }>,
+    NEXTHOPS6: PerCpuArray<NextHop<Ipv6>, { NEXTHOPS_LEN as usize }>,
+}
+
+/// The maps of one family.
+trait WireMaps: FlowMaps + NodeMaps + Underlay {
+    const NEXTHOPS: &'static PerCpuArray<NextHop<Self::Address>, { NEXTHOPS_LEN as usize }>;
+    /// `AF_INET` or `AF_INET6`.
+    const FAMILY: u8;
+
+    /// Says whose way the kernel is to tell.
+    fn put(question: &mut bpf_fib_lookup, from: Self::Address, to: Self::Address);
+
+    /// [`enter`] and [`ask`], each of which the verifier follows once.
+    fn find(frame: *mut xdp_md, place: u32);
+}
+
+impl WireMaps for V4 {
+    const NEXTHOPS: &'static PerCpuArray<NextHop<Ipv4>, { NEXTHOPS_LEN as usize }> = &NEXTHOPS4;
+    const FAMILY: u8 = 2;
+
+    #[inline(always)]
+    fn put(question: &mut bpf_fib_lookup, from: Ipv4, to: Ipv4) {
+        question.__bindgen_anon_3.ipv4_src = from.raw();
+        question.__bindgen_anon_4.ipv4_dst = to.raw();
+    }
+
+    #[inline(always)]
+    fn find(frame: *mut xdp_md, place: u32) {
+        enter4(place);
+        ask4(frame, place);
+    }
+}
+
+impl WireMaps for V6 {
+    const NEXTHOPS: &'static PerCpuArray<NextHop<Ipv6>, { NEXTHOPS_LEN as usize }> = &NEXTHOPS6;
+    const FAMILY: u8 = 10;
+
+    #[inline(always)]
+    fn put(question: &mut bpf_fib_lookup, from: Ipv6, to: Ipv6) {
+        question.__bindgen_anon_3.ipv6_src = from.raw();
+        question.__bindgen_anon_4.ipv6_dst = to.raw();
+    }
+
+    #[inline(always)]
+    fn find(frame: *mut xdp_md, place: u32) {
+        enter6(place);
+        ask6(frame, place);
+    }
+}
+
+#[xdp(frags)]
+pub fn xdp_ingress(context: XdpContext) -> u32 {
+    let Some(network) = at(&context, 0, 0) else { return xdp_action::XDP_PASS };
+    // SAFETY: `at` has checked that the link layer's header is there, whose type stands at an even
+    // address.
+    let kind = unsafe { network.sub(2).cast::<u16>().read() };
+    match kind {
+        V4::ETHERTYPE => received::<V4>(&context),
+        V6::ETHERTYPE => received::<V6>(&context),
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn received<F: WireMaps>(context: &XdpContext) -> u32 {
+    let frame = &mut Buffer { context };
+    match wire::receive::<F, _, _, _>(frame, &mut Flows, &mut Maps { context }) {
+        Fate::Pass => xdp_action::XDP_PASS,
+        Fate::Drop => xdp_action::XDP_DROP,
+        // SAFETY: the kernel's context.
+        Fate::Send(device) if device == unsafe { (*context.ctx).ingress_ifindex } => {
+            xdp_action::XDP_TX
+        }
+        // SAFETY: the helper takes numbers.
+        Fate::Send(device) => (unsafe { helper::bpf_redirect(device, 0) }) as u32,
+    }
+}
+
+/// The tables of answered flows.
+struct Flows;
+
+impl<F: WireMaps> Rows<F> for Flows {
+    #[inline(always)]
+    fn row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>> {
+        // SAFETY: memory of a map's rows stays readable and writable while the program runs, even if
+        // the row is removed meanwhile.
+        F::FLOWS.get_ptr_mut(key).and_then(|row| unsafe { row.as_mut() })
+    }
+
+    #[inline(always)]
+    fn count_packet(&mut self, service: u32, bytes: u32) {
+        count_packet(service, bytes);
+    }
+
+    #[inline(always)]
+    fn count_drop(&mut self, hook: Hook, reason: Reason) {
+        drops::count_drop(hook, reason);
+    }
+
+    #[inline(always)]
+    fn wake(&mut self, key: &FlowKey<F::Address>, now: u32) {
+        let key = core::ptr::from_ref(key);
+        if F::V6 { wake6(key.cast(), now) } else { wake4(key.cast(), now) };
+    }
+}
+
+/// All other maps.
+struct Maps<'a> {
+    context: &'a XdpContext,
+}
+
+impl<F: WireMaps> Wires<F> for Maps<'_> {
+    #[inline(always)]
+    fn now(&mut self) -> u32 {
+        now()
+    }
+
+    #[inline(always)]
+    fn uplink(&mut self) -> Option<Uplink> {
+        // SAFETY: the kernel's context.
+        uplink(unsafe { (*self.context.ctx).ingress_ifindex })
+    }
+
+    #[inline(always)]
+    fn uses(&mut self, address: F::Address) -> u8 {
+        uses::<F>(address)
+    }
+
+    #[inline(always)]
+    fn is_port(&mut self, port: Be16, proto: u8) -> bool {
+        mark::of_protocol(proto) != 0 && !is_foreign_port(port, proto)
+    }
+
+    #[inline(always)]
+    fn is_marked(&mut self, way: u32) -> bool {
+        is_set(&MARKS, way)
+    }
+
+    #[inline(always)]
+    fn tunnel(&mut self) -> Tunnel {
+        tunnel()
+    }
+
+    #[inline(always)]
+    fn is_sender(&mut self, sender: Sender) -> bool {
+        is_sender(sender)
+    }
+
+    #[inline(always)]
+    fn next_hop(&mut self, to: F::Address, from: F::Address) -> Option<&NextHop<F::Address>> {
+        let place = modulo::<{ NEXTHOPS_LEN as usize }>(hash::address(to) as usize) as u32;
+        let row = F::NEXTHOPS.get_ptr_mut(place)?;
+        // SAFETY: the row is this processor's own, and frames are dealt with one by one.
+        let row = unsafe { &mut *row };
+        if row.destination != to || row.since != now() {
+            (row.destination, row.source) = (to, from);
+            F::find(self.context.ctx, place);
+        }
+        Some(row)
+    }
+}
+
+/// A device whose frames are seen here.
+#[inline(always)]
+fn uplink(device: u32) -> Option<Uplink> {
+    UPLINKS.get(place(device)).copied().filter(|row| row.device == device)
+}
+
+/// Writes into the row at `place` through which tunnel its way goes, if it goes through any.
+#[inline(always)]
+fn enter<F: WireMaps>(place: u32) -> u32 {
+    let Some(row) = F::NEXTHOPS.get_ptr_mut(place) else { return 0 };
+    // SAFETY: the row is this processor's own, and frames are dealt with one by one.
+    let row = unsafe { &mut *row };
+    (row.own, row.underlay, row.port) = (row.source, row.destination, Be16::ZERO);
+    let Some(vtep) = vtep::<F>(row.destination) else { return 0 };
+    let tunnel = tunnel();
+    (row.own, row.underlay, row.port) = (F::underlay(&tunnel), vtep.underlay, tunnel.port);
+    (row.inner_to, row.inner_from) = (vtep.mac, F::mac(&tunnel));
+    row.vni = tunnel.vni;
+    1
+}
+
+/// Asks the kernel for the way that the row at `place` is about.
+#[inline(always)]
+fn ask<F: WireMaps>(frame: *mut xdp_md, place: u32) -> u32 {
+    let Some(row) = F::NEXTHOPS.get_ptr_mut(place) else { return 0 };
+    // SAFETY: the row is this processor's own, and frames are dealt with one by one.
+    let row = unsafe { &mut *row };
+    row.since = now();
+    row.device = 0;
+    // SAFETY: of plain numbers, for which zero is one.
+    let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    // SAFETY: the kernel's context.
+    let here = unsafe { (*frame).ingress_ifindex };
+    question.family = F::FAMILY;
+    question.ifindex = here;
+    F::put(&mut question, row.own, row.underlay);
+    let length = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the helper checks the length, and writes into the structure alone.
+    let answer = unsafe { helper::bpf_fib_lookup(frame.cast(), &raw mut question, length, 0) };
+    // Without a neighbour, or where a route leads nowhere, the kernel has something to do or to say.
+    if answer != 0 {
+        return 0;
+    }
+    let device = question.ifindex;
+    if device != here && !uplink(device).is_some_and(|row| row.sends != 0) {
+        return 0;
+    }
+    // SAFETY: after success the kernel has put the route's MTU there.
+    let mtu: u32 = unsafe { question.__bindgen_anon_1.mtu_result }.into();
+    let less = if row.port == Be16::ZERO { 0 } else { F::OVERHEAD };
+    row.mtu = mtu.saturating_sub(less);
+    row.to = Mac(question.dmac);
+    row.from = Mac(question.smac);
+    row.device = device;
+    1
+}
+
+/// [`wire::wake`].
+#[inline(always)]
+fn wakes<F: WireMaps>(key: *const FlowKey<F::Address>, now: u32) -> u32 {
+    // SAFETY: a row's key, or null.
+    let Some(key) = (unsafe { key.as_ref() }).copied() else { return 0 };
+    wire::wake::<F, _>(&mut Flows, &key, now);
+    1
+}
+
+global! {
+    enter4(place: u32) = enter::<V4>(place);
+    enter6(place: u32) = enter::<V6>(place);
+    ask4(frame: *mut xdp_md, place: u32) = ask::<V4>(frame, place);
+    ask6(frame: *mut xdp_md, place: u32) = ask::<V6>(frame, place);
+    wake4(key: *const FlowKey<Ipv4>, now: u32) = wakes::<V4>(key, now);
+    wake6(key: *const FlowKey<Ipv6>, now: u32) = wakes::<V6>(key, now);
+}
