@@ -53,6 +53,7 @@ pub mod attach_type {
     pub const CGROUP_INET4_GETPEERNAME: u32 = 29;
     pub const CGROUP_INET6_GETPEERNAME: u32 = 30;
     pub const CGROUP_INET_SOCK_RELEASE: u32 = 34;
+    pub const XDP: u32 = 37;
     pub const TCX_INGRESS: u32 = 46;
     pub const TCX_EGRESS: u32 = 47;
 }
@@ -329,6 +330,8 @@ pub struct LinkInfo {
 
 /// `BPF_LINK_TYPE_CGROUP`.
 pub const LINK_TYPE_CGROUP: u32 = 3;
+/// `BPF_LINK_TYPE_XDP`.
+pub const LINK_TYPE_XDP: u32 = 6;
 /// `BPF_LINK_TYPE_TCX`.
 pub const LINK_TYPE_TCX: u32 = 11;
 
@@ -336,7 +339,7 @@ impl LinkInfo {
     /// False once the device or cgroup is gone, or somebody detached the link.
     pub fn is_attached(&self) -> bool {
         match self.link_type {
-            LINK_TYPE_TCX => self.ifindex != 0,
+            LINK_TYPE_TCX | LINK_TYPE_XDP => self.ifindex != 0,
             LINK_TYPE_CGROUP => self.cgroup != 0,
             _ => true,
         }
@@ -345,13 +348,13 @@ impl LinkInfo {
 
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     // `struct bpf_link_info`: type, id, prog_id, padding, then by type `{ ifindex,
-    // attach_type }` or `{ cgroup_id: u64, attach_type }`.
+    // attach_type }`, `{ ifindex }` or `{ cgroup_id: u64, attach_type }`.
     let [link_type, id, program_id, _, first, second, ..] = info::<[u32; 16]>(link)?;
     Ok(LinkInfo {
         id,
         program_id,
         link_type,
-        ifindex: if link_type == LINK_TYPE_TCX { first } else { 0 },
+        ifindex: if matches!(link_type, LINK_TYPE_TCX | LINK_TYPE_XDP) { first } else { 0 },
         cgroup: if link_type == LINK_TYPE_CGROUP {
             u64::from(first) | u64::from(second) << 32
         } else {
@@ -402,6 +405,38 @@ pub fn link_create_tcx(
         flags: match place {
             Place::First => BEFORE,
             Place::Last => AFTER,
+        },
+        relative: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
+    bpf(command::LINK_CREATE, &mut attr).map(owned)
+}
+
+/// By whom an XDP program is run: `XDP_FLAGS_DRV_MODE` and `XDP_FLAGS_SKB_MODE`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XdpMode {
+    /// By the device's driver, before there is a socket buffer.
+    Native,
+    /// By the kernel, with a socket buffer.
+    Generic,
+}
+
+/// Attaches an XDP program to a device, which may have none, by its index in this thread's network
+/// namespace. Fails with `EBUSY` where another program is, `EOPNOTSUPP` where the driver can run none,
+/// `EINVAL` or `ERANGE` where the device's settings are in the way.
+pub fn link_create_xdp(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    mode: XdpMode,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: raw(program),
+        target: ifindex,
+        attach_type: attach_type::XDP,
+        flags: match mode {
+            XdpMode::Native => 1 << 2,
+            XdpMode::Generic => 1 << 1,
         },
         relative: 0,
         pad: 0,

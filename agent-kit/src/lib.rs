@@ -16,6 +16,7 @@ pub mod barrier;
 pub mod bpf;
 pub mod clsact;
 pub mod code;
+pub mod counts;
 pub mod descriptor;
 pub mod drops;
 pub mod dump;

@@ -20,7 +20,7 @@ use std::{
 };
 
 use crate::{
-    bpf::{self, LINK_TYPE_CGROUP, LINK_TYPE_TCX, LinkInfo, Place},
+    bpf::{self, LINK_TYPE_CGROUP, LINK_TYPE_TCX, LINK_TYPE_XDP, LinkInfo, Place, XdpMode},
     reason::hint,
 };
 
@@ -163,6 +163,26 @@ impl Links {
             |info| info.link_type == LINK_TYPE_TCX && info.ifindex == ifindex,
             || {
                 let link = bpf::link_create_tcx(program, ifindex, attach_type, place);
+                link.map_err(|source| LinkError::Device { pin: name.into(), ifindex, source })
+            },
+        )
+    }
+
+    /// Has `program` see the device's frames first, whatever was behind the link before. One that is
+    /// there keeps its mode.
+    pub fn attach_xdp(
+        &self,
+        name: &str,
+        program: BorrowedFd<'_>,
+        ifindex: u32,
+        mode: XdpMode,
+    ) -> Result<PinnedLink, LinkError> {
+        self.attach(
+            name,
+            program,
+            |info| info.link_type == LINK_TYPE_XDP && info.ifindex == ifindex,
+            || {
+                let link = bpf::link_create_xdp(program, ifindex, mode);
                 link.map_err(|source| LinkError::Device { pin: name.into(), ifindex, source })
             },
         )

@@ -29,6 +29,7 @@
 //! | `MARKS` | array of one | → one byte per hash of the way between two addresses |
 //! | `UPLINKS` | array | `nexthop::place` → `Uplink` |
 //! | `NEXTHOPS4/6` | per-CPU array | hash of an address → `NextHop` |
+//! | `CARRIED` | per-CPU array | `wire::Leg` → packets |
 //! | `PEERMARKS` | array of one | → one byte for the ports of backends that sockets were given |
 //!
 //! beside `VTEPS4/6`, `SENDERS` and `TUNNELS` of the overlay object, where there is an overlay; and of the overlay object, which has `FLOWS4/6`, `PENDING4/6`, `FRAGMENTS4/6`, `DEVICES`,

@@ -12,7 +12,16 @@ pub struct Uplink {
     pub mac: Mac,
     /// 1 if frames that came in by another device may be sent out by this one.
     pub sends: u16,
-    pub pad: u32,
+    /// One of [`mode`].
+    pub mode: u32,
+}
+
+/// Who runs the program that sees a device's frames.
+pub mod mode {
+    /// The driver.
+    pub const NATIVE: u32 = 1;
+    /// The kernel, which has made a socket buffer.
+    pub const GENERIC: u32 = 2;
 }
 
 /// Rows of `UPLINKS`; a power of two.

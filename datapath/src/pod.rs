@@ -8,6 +8,7 @@ use crate::{
     flow::{Flow, FlowKey, Scratch, Walk},
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
+    nexthop::{NextHop, Uplink},
     policy::Policy,
     service::{Service, ServiceCounters, ServiceName},
     service_network::Cover,
@@ -75,4 +76,7 @@ pod! {
     Tunnel: 88,
     Traffic: 32,
     Home: 16,
+    Uplink: 16,
+    NextHop<Ipv4>: 64,
+    NextHop<Ipv6>: 112,
 }

@@ -41,6 +41,51 @@ pub enum Fate {
     Send(u32),
 }
 
+/// What was done with a frame that did not pass untouched: index into the per-CPU array `CARRIED`.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leg {
+    /// To a backend on this node.
+    Local = 0,
+    /// To a backend elsewhere.
+    Out = 1,
+    /// The same in a tunnel.
+    Tunnel = 2,
+    /// From a backend elsewhere to a client.
+    Back = 3,
+    /// The same out of a tunnel.
+    TunnelBack = 4,
+}
+
+impl Leg {
+    pub const ALL: [Self; 5] = [Self::Local, Self::Out, Self::Tunnel, Self::Back, Self::TunnelBack];
+
+    /// As metrics have it.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Out => "out",
+            Self::Tunnel => "tunnel",
+            Self::Back => "back",
+            Self::TunnelBack => "tunnel_back",
+        }
+    }
+
+    #[inline(always)]
+    const fn of(is_original: bool, is_tunnelled: bool) -> Self {
+        match (is_original, is_tunnelled) {
+            (true, false) => Self::Out,
+            (true, true) => Self::Tunnel,
+            (false, false) => Self::Back,
+            (false, true) => Self::TunnelBack,
+        }
+    }
+}
+
+/// Length of `CARRIED`.
+pub const CARRIED_LEN: usize = 8;
+
 /// A packet behind an Ethernet header, without a tag.
 pub trait Wire: Packet {
     /// Destination and source.
@@ -56,7 +101,7 @@ pub trait Wire: Packet {
 /// The table of answered flows of one family, and counters.
 pub trait Rows<F: Underlay> {
     fn row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
-    fn count_packet(&mut self, service: u32, bytes: u32);
+    fn count_packet(&mut self, leg: Leg, service: u32, bytes: u32);
     fn count_drop(&mut self, hook: Hook, reason: Reason);
 
     /// [`wake`], which programs have as a global function.
@@ -203,7 +248,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         let src = Place::new(header.src, ports.src_port.xor(row.turn));
         let (service, bytes) = (row.service, length);
         track::touch(row, seen, now, bytes);
-        rows.count_packet(service, bytes);
+        rows.count_packet(Leg::Local, service, bytes);
         return match turn::<F, P>(frame, &plain, src, to, 0) {
             Some(()) => Fate::Pass,
             None => failed::<F, R>(rows),
@@ -230,7 +275,8 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     if is_asleep {
         rows.wake(&key, now);
     }
-    rows.count_packet(service, length);
+    let is_tunnelled = if is_original { hop.port != Be16::ZERO } else { at != 0 };
+    rows.count_packet(Leg::of(is_original, is_tunnelled), service, length);
     let path = hash::tuple(&key);
     let sent = send::<F, P>(frame, &plain, at, other, dst, hop, path, id);
     match sent {

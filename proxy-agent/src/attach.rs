@@ -10,7 +10,7 @@ use agent_kit::{
 use aya::Ebpf;
 use datapath::device::Device;
 
-use crate::devices::Role;
+use crate::{devices::Role, xdp};
 
 /// The devices as they are attached.
 pub type Devices = attach::Devices<Role, Device>;
@@ -54,7 +54,7 @@ const fn on_device(program: &'static str, role: Role, is_ingress: bool) -> Hook<
 pub fn programs() -> impl Iterator<Item = &'static str> {
     let of_sockets = SOCKET_HOOKS.map(|hook| hook.program);
     let of_devices = DEVICE_HOOKS.map(|hook| hook.program);
-    of_sockets.into_iter().chain(of_devices)
+    of_sockets.into_iter().chain(of_devices).chain([xdp::PROGRAM])
 }
 
 /// Puts the socket path on a cgroup.

@@ -216,7 +216,9 @@ pub struct RunArgs {
     #[arg(skip)]
     #[serde(skip)]
     pub conntrack: Sysctls,
-    /// XDP on uplinks (not built yet: off)
+    /// Whether frames of flows that are known already are dealt with on uplinks before the kernel makes
+    /// socket buffers of them, and by whom: the driver (native), or the kernel (generic), which is for
+    /// trying; auto is native where the driver can and nothing in netfilter is passed by
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,
     /// How a backend is chosen, unless a Service says otherwise by its annotation
@@ -274,8 +276,6 @@ pub struct EtcdArgs {
 /// A flag that is understood, and asks for what is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{flag}: not built yet; use {instead}")]
-    NotBuilt { flag: String, instead: &'static str },
     #[cfg(not(feature = "etcd"))]
     #[error(
         "--source etcd: this agent was built without etcd's client; build it by `cargo xtask \
@@ -289,11 +289,6 @@ pub enum ConfigError {
 impl RunArgs {
     /// Where objects come from, if everything asked for can be done.
     pub fn validate(&self) -> Result<Origin, ConfigError> {
-        let missing =
-            |flag: &str, instead| Err(ConfigError::NotBuilt { flag: flag.to_owned(), instead });
-        if self.xdp != Xdp::Off {
-            return missing("--xdp", "--xdp off");
-        }
         for (nth, &first) in self.node_ip.iter().enumerate() {
             let mut others = self.node_ip[nth + 1..].iter();
             if let Some(&second) = others.find(|other| other.is_ipv4() == first.is_ipv4()) {
@@ -629,14 +624,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused_by_name() {
+    fn what_cannot_be_is_refused_by_name() {
         let args = |line: &str| {
             Cli::parse_from(line.split(' ')).run.validate().map_err(|err| err.to_string())
         };
-        assert_eq!(
-            args("proxy-agent --source dir:/x --xdp native").unwrap_err(),
-            "--xdp: not built yet; use --xdp off"
-        );
+        assert!(args("proxy-agent --source dir:/x --xdp native").is_ok());
         assert!(args("proxy-agent --algorithm rr --source dir:/x").is_ok());
         assert!(args("proxy-agent --node-ip 10.0.0.1,10.0.0.2 --source dir:/x").is_err());
         assert!(args("proxy-agent --node-ip 10.0.0.1,::1,::2 --source dir:/x").is_err());

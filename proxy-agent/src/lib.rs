@@ -44,4 +44,5 @@ pub mod state;
 pub mod status;
 pub mod told;
 pub mod topology;
+pub mod xdp;
 pub mod zpages;

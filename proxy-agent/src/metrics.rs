@@ -453,6 +453,7 @@ impl Collector for Tables {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         self.encode_services(&mut encoder)?;
         self.encode_drops(&mut encoder)?;
+        self.encode_carried(&mut encoder)?;
         self.encode_fill(&mut encoder)?;
         let problems = self.board.state().problems();
         let mut family = encoder.encode_descriptor(
@@ -529,6 +530,21 @@ impl Tables {
         for (hook, reason, count) in counters.drops() {
             let labels: Labels =
                 vec![("reason", reason.name().into()), ("hook", hook.name().into())];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn encode_carried(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let Some(counters) = &self.counters else { return Ok(()) };
+        let mut family = encoder.encode_descriptor(
+            "millrace_xdp_packets",
+            "Packets dealt with before the kernel made socket buffers of them",
+            None,
+            MetricType::Counter,
+        )?;
+        for (leg, count) in counters.carried() {
+            let labels: Labels = vec![("leg", leg.label().into())];
             ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
         }
         Ok(())

@@ -1,8 +1,14 @@
 //! The proxy's eBPF object, embedded, and how it is loaded.
 
-use std::{collections::BTreeMap, fs::File, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
 
 use agent_kit::{
+    bpf,
     embedded::{Embedded, LoadError},
     object::{Loaded, Pins},
 };
@@ -37,6 +43,12 @@ const GROUPS: &[&[&str]] = &[
     &["SOCKETS4", "SOCKETS6", "PEERS4", "PEERS6", "PEERMARKS"],
 ];
 
+/// The overlay's tables that tell of nodes.
+const NODES: [&str; 4] = ["TUNNELS", "VTEPS4", "VTEPS6", "SENDERS"];
+
+/// Their numbers in the kernel, where there is an overlay.
+pub type Nodes = [Option<u32>; NODES.len()];
+
 /// The object, if this binary holds it.
 pub const EMBEDDED: Embedded = Embedded { bytes: OBJECT, groups: GROUPS };
 
@@ -54,9 +66,26 @@ pub fn restore<'a>(
     EMBEDDED.restore(bpffs, &pins(bpffs), loaded, claim)
 }
 
+/// The overlay's tables as they are pinned now.
+pub fn nodes(bpffs: &Path) -> Nodes {
+    NODES.map(|name| {
+        let map = bpf::obj_get(&nodes_pin(bpffs, name)).ok()?;
+        bpf::map_id(map.as_fd()).ok()
+    })
+}
+
+fn nodes_pin(bpffs: &Path, name: &str) -> PathBuf {
+    bpffs.join("overlay/maps").join(name)
+}
+
 /// Loads the object, with tables that nobody else may write while the file lives.
 pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<(Loaded, File), LoadError> {
-    let pins = pins(bpffs);
-    let claim = EMBEDDED.claim(bpffs, &pins)?;
-    Ok((EMBEDDED.load(&pins, capacities, &[])?, claim))
+    let claim = EMBEDDED.claim(bpffs, &pins(bpffs))?;
+    Ok((reload(bpffs, capacities)?, claim))
+}
+
+/// The same by the process that loaded it before.
+pub fn reload(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<Loaded, LoadError> {
+    let shared = NODES.map(|name| (name, nodes_pin(bpffs, name)));
+    EMBEDDED.load(&pins(bpffs), capacities, &shared)
 }

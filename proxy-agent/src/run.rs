@@ -36,7 +36,7 @@ use crate::{
     apply::{Applier, adopt::adopt, audit::Part, tables::Tables},
     attach::{self, DEVICE_HOOKS},
     check,
-    config::{ConfigError, OnRemovedEndpoint, PodLink, RunArgs, SocketLb},
+    config::{ConfigError, OnRemovedEndpoint, PodLink, RunArgs, SocketLb, Xdp},
     conntrack::{Conntrack, SetError},
     desired::Desired,
     devices::{Roles, Wish, health_check_addresses, node_port_addresses, roles},
@@ -47,7 +47,7 @@ use crate::{
     loads::{self, LoadsError},
     metrics::Metrics,
     netlink::{Netlink, NetlinkError, Network},
-    object,
+    object::{self, Nodes},
     pod_cgroups::PodCgroups,
     report,
     service_networks::ServiceNetworks,
@@ -56,6 +56,7 @@ use crate::{
     source::{self, Feed, Origin, Source, node_addresses},
     stale::{self, Ended, StaleError},
     status::{Board, Problem},
+    xdp::{self, Wires, XdpError, XdpStatus},
 };
 
 /// Expired flows are looked for this often.
@@ -198,6 +199,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
                     return Err(RunError::ConfigChanged(path.into()));
                 }
                 agent.restore_pins();
+                agent.follow_overlay();
                 agent.list_devices(&netlink).await;
                 agent.sync(0);
                 agent.guard_service_networks();
@@ -323,6 +325,11 @@ struct Agent {
     foreign_proxy: bool,
     /// Why what leaves toward pods cannot be seen at their bridges.
     obstacle: Option<String>,
+    /// What in netfilter forwarded packets meet, as it was seen last.
+    rules: Option<String>,
+    wires: Wires,
+    /// The overlay's tables when the programs were loaded.
+    nodes: Nodes,
     sockets_attached: bool,
     /// Devices and addresses as they were listed last.
     network: Network,
@@ -337,6 +344,8 @@ impl Agent {
         source: Source,
         requests: &RequestMetrics,
     ) -> Result<Self, RunError> {
+        // Before: what changes meanwhile is found later.
+        let nodes = object::nodes(&args.pins.bpffs);
         let (loaded, claim) = object::load(&args.pins.bpffs, &args.capacities())?;
         if !loaded.remade.is_empty() {
             let tables = loaded.remade.join(", ");
@@ -353,6 +362,7 @@ impl Agent {
             links.clone(),
             MapTable::open(&loaded.maps, "DEVICES")?,
         );
+        let wires = Wires::open(&loaded.maps, links.clone(), args.xdp)?;
         let service_networks = ServiceNetworks::open(&loaded.maps)?;
         let cgroups = args.cgroup_root.clone().or_else(mount::cgroup2);
         let pod_cgroups = PodCgroups::open(&loaded.maps, cgroups)?;
@@ -408,6 +418,9 @@ impl Agent {
             conntrack,
             foreign_proxy,
             obstacle: None,
+            rules: None,
+            wires,
+            nodes,
             sockets_attached: false,
             network: Network::default(),
             node_addresses,
@@ -487,6 +500,7 @@ impl Agent {
             None => "at bridges: nothing on this node filters or translates".to_owned(),
             Some(obstacle) => format!("at each pod's device: {obstacle}"),
         };
+        self.rules.clone_from(&obstacle);
         self.obstacle = obstacle;
         let told = &mut self.board.state().pod_egress;
         let is_news = *told != place;
@@ -591,6 +605,58 @@ impl Agent {
             if self.sockets_attached { self.mend_sockets() } else { self.attach_sockets() };
         problems.extend(sockets.err());
         self.board.set_problems("devices", problems);
+        self.attach_wires();
+    }
+
+    /// Has frames of uplinks seen before the kernel sees them, where that is wanted and can be.
+    fn attach_wires(&mut self) {
+        let rules = self.rules.as_deref();
+        let outcome = self.wires.sync(&self.loaded.ebpf, &self.roles, &self.network, rules);
+        for device in outcome.mended {
+            let program = xdp::PROGRAM;
+            warn!(device, program, "another hand took a program off; it is on again");
+            self.metrics.mended(program);
+        }
+        let told = std::mem::replace(&mut self.board.state().xdp, outcome.devices.clone());
+        for status in outcome.devices.iter().filter(|&status| !told.contains(status)) {
+            let XdpStatus { device, mode, reason } = status;
+            info!(device, mode, reason, "XDP");
+        }
+        let problem = |err: &XdpError| Problem::new(Problem::DEVICE, "--xdp", err.to_string());
+        self.board.set_problems("xdp", outcome.errors.iter().map(problem).collect());
+    }
+
+    /// Loads the programs with the overlay's tables as they are now, if these are others than before:
+    /// an overlay came, went, or made them anew.
+    fn follow_overlay(&mut self) {
+        let nodes = object::nodes(&self.args.pins.bpffs);
+        // Before the tables are filled, old programs go on with old ones.
+        if nodes == self.nodes || self.args.xdp == Xdp::Off || self.loaded.replaces.is_some() {
+            return;
+        }
+        match self.load_again() {
+            Ok(()) => {
+                info!("programs loaded with the overlay's tables");
+                self.nodes = nodes;
+                self.board.set_problems("overlay", Vec::new());
+                self.attach();
+            }
+            Err(err) => {
+                let message = format!("programs cannot be loaded with the overlay's tables: {err}");
+                let problem = Problem::new(Problem::NODE, "--xdp", message);
+                self.board.set_problems("overlay", vec![problem]);
+            }
+        }
+    }
+
+    fn load_again(&mut self) -> Result<(), RunError> {
+        let loaded = object::reload(&self.args.pins.bpffs, &self.args.capacities())?;
+        let table = MapTable::open(&loaded.maps, "DEVICES")?;
+        self.sweep = Arc::new(Sweep::new(&loaded.ebpf)?);
+        self.loaded = loaded;
+        self.devices = attach::Devices::new(&DEVICE_HOOKS, self.links.clone(), table);
+        self.sockets_attached = false;
+        Ok(())
     }
 
     fn attach_sockets(&mut self) -> Result<(), Problem> {

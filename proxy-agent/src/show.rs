@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, io, path::Path};
 
 pub use agent_kit::{
     array::ArrayView,
+    counts::Counts,
     drops::Drops,
     print,
     reason::hint,
@@ -19,6 +20,7 @@ use datapath::{
     flow::{Flow, FlowKey},
     service::{ServiceCounters, ServiceName},
     socket::Connected,
+    wire::Leg,
 };
 
 use crate::apply::tables::decode_name;
@@ -72,6 +74,7 @@ pub struct Counters {
     names: MapTable<u32, ServiceName>,
     services: ArrayView<ServiceCounters>,
     drops: Option<Drops>,
+    carried: Option<Counts>,
 }
 
 impl std::fmt::Debug for Counters {
@@ -83,7 +86,12 @@ impl std::fmt::Debug for Counters {
 impl Counters {
     /// Those pinned in `maps`, with the view of `STATS` that is mapped already.
     pub fn open(maps: &Path, services: ArrayView<ServiceCounters>) -> Result<Self, OpenError> {
-        Ok(Self { names: MapTable::open(maps, "NAMES")?, services, drops: Drops::open(maps).ok() })
+        Ok(Self {
+            names: MapTable::open(maps, "NAMES")?,
+            services,
+            drops: Drops::open(maps).ok(),
+            carried: Counts::open(maps, "CARRIED").ok(),
+        })
     }
 
     /// Of each Service's port, both families together.
@@ -100,6 +108,12 @@ impl Counters {
             sum.bytes += count.bytes;
         }
         services
+    }
+
+    /// Packets that the kernel never saw, by what was done with them.
+    pub fn carried(&self) -> Vec<(Leg, u64)> {
+        let carried = self.carried.iter();
+        carried.flat_map(|counts| Leg::ALL.map(|leg| (leg, counts.sum(leg as u32)))).collect()
     }
 
     /// Of each hook and reason.

@@ -10,9 +10,9 @@ use std::{
 
 use agent_kit::{
     attach::parse_pin,
-    bpf::LINK_TYPE_TCX,
+    bpf::{LINK_TYPE_TCX, LINK_TYPE_XDP},
     filter::{Filter, filters},
-    link::{LinkError, Links},
+    link::{LinkError, Links, PinnedLink},
     problems::Problems,
 };
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,7 @@ use crate::{
     attach::DEVICE_HOOKS,
     object,
     problem::{self, ProblemKind},
+    xdp::{self, XdpStatus},
 };
 
 /// Something that a person should see to.
@@ -88,7 +89,7 @@ pub struct AttachmentStatus {
     /// Name of the device, or path of the cgroup.
     pub target: String,
     pub hook: String,
-    /// `first`, `last`, or empty where order does not matter.
+    /// `first`, `last`, `only`, or empty where order does not matter.
     pub order: String,
     pub program: String,
     /// 0 where the kernel has no links for devices (before 6.6).
@@ -155,6 +156,8 @@ pub struct Status {
     pub nat_ports: String,
     /// Where the programs see what leaves toward pods, and why there.
     pub pod_egress: String,
+    /// On each uplink.
+    pub xdp: Vec<XdpStatus>,
     pub attachments: Vec<AttachmentStatus>,
     pub tables: Vec<TableStatus>,
     pub problems: Vec<Problem>,
@@ -177,6 +180,7 @@ pub struct State {
     pub pods_without_socket_lb: Vec<String>,
     pub nat_ports: String,
     pub pod_egress: String,
+    pub xdp: Vec<XdpStatus>,
     pub is_synced: bool,
     /// When the source last told of a change.
     pub last_event: Option<Instant>,
@@ -250,6 +254,7 @@ impl Board {
             pods_without_socket_lb: state.pods_without_socket_lb.clone(),
             nat_ports: state.nat_ports.clone(),
             pod_egress: state.pod_egress.clone(),
+            xdp: state.xdp.clone(),
             attachments: Vec::new(),
             tables: state.tables.clone(),
             problems: state.problems(),
@@ -283,10 +288,27 @@ fn of_filter(filter: Filter) -> AttachmentStatus {
     }
 }
 
+/// There is one on a device.
+fn of_xdp(link: &PinnedLink, maps: &Path) -> AttachmentStatus {
+    AttachmentStatus {
+        target: device_name(link.info.ifindex),
+        hook: format!("xdp {}", xdp::mode_of(maps, link.info.ifindex).unwrap_or_default()),
+        order: "only".into(),
+        program: xdp::PROGRAM.into(),
+        link_id: link.info.id,
+        program_id: link.info.program_id,
+        pin: link.path.display().to_string(),
+        filter: None,
+    }
+}
+
 /// Where programs run, as pins and devices tell, with or without an agent.
 pub fn attachments(bpffs: &Path) -> Result<Vec<AttachmentStatus>, AttachmentsError> {
-    let links = Links::new(object::pins(bpffs).links());
-    let pinned = links.list()?.into_iter().map(|link| {
+    let pins = object::pins(bpffs);
+    let pinned = Links::new(pins.links()).list()?.into_iter().map(|link| {
+        if link.info.link_type == LINK_TYPE_XDP {
+            return of_xdp(&link, &pins.maps());
+        }
         let hook = parse_pin(&DEVICE_HOOKS, &link.name).map(|(hook, _)| hook);
         let target = if link.info.link_type == LINK_TYPE_TCX {
             device_name(link.info.ifindex)

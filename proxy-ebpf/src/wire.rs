@@ -17,7 +17,7 @@ use datapath::{
     nexthop::{NEXTHOPS_LEN, NextHop, UPLINKS_LEN, Uplink, place},
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
-    wire::{self, Fate, Rows, Wires},
+    wire::{self, CARRIED_LEN, Fate, Leg, Rows, Wires},
 };
 
 use crate::{
@@ -35,6 +35,7 @@ use crate::{
 
 maps! {
     UPLINKS: Array<Uplink, { UPLINKS_LEN as usize }>,
+    CARRIED: PerCpuArray<u64, CARRIED_LEN>,
     NEXTHOPS4: PerCpuArray<NextHop<Ipv4>, { NEXTHOPS_LEN as usize }>,
     NEXTHOPS6: PerCpuArray<NextHop<Ipv6>, { NEXTHOPS_LEN as usize }>,
 }
@@ -126,7 +127,11 @@ impl<F: WireMaps> Rows<F> for Flows {
     }
 
     #[inline(always)]
-    fn count_packet(&mut self, service: u32, bytes: u32) {
+    fn count_packet(&mut self, leg: Leg, service: u32, bytes: u32) {
+        if let Some(row) = CARRIED.get_ptr_mut(leg as u32) {
+            // SAFETY: the row is this processor's own.
+            unsafe { *row += 1 };
+        }
         count_packet(service, bytes);
     }
 

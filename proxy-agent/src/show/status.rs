@@ -8,6 +8,7 @@ use super::{ShowError, filled_by_programs, print};
 use crate::{
     object,
     status::{Problem, Status, TableStatus, attachments},
+    xdp::XdpStatus,
 };
 
 /// Asks the agent; if none answers, tells what is pinned.
@@ -48,6 +49,7 @@ fn pinned(bpffs: &Path, agent: SocketAddr) -> Result<Status, ShowError> {
         socket_lb: String::new(),
         nat_ports: String::new(),
         pod_egress: String::new(),
+        xdp: Vec::new(),
         attachments: attachments(bpffs)?,
         tables: Vec::new(),
         problems: is_silent.then(silence).into_iter().collect(),
@@ -164,5 +166,8 @@ fn head(status: &Status) -> String {
     lines.push(format!("socket-lb  {}{without}", status.socket_lb));
     lines.push(format!("nat-ports  {}", status.nat_ports));
     lines.push(format!("to pods    seen {}", status.pod_egress));
+    for XdpStatus { device, mode, reason } in &status.xdp {
+        lines.push(format!("xdp        {device} {mode}: {reason}"));
+    }
     lines.join("\n") + "\n"
 }

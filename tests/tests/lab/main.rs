@@ -51,3 +51,4 @@ mod restart;
 mod service;
 mod source_range;
 mod table;
+mod xdp;
