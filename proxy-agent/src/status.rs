@@ -290,11 +290,12 @@ fn of_filter(filter: Filter) -> AttachmentStatus {
 
 /// There is one on a device.
 fn of_xdp(link: &PinnedLink, maps: &Path) -> AttachmentStatus {
+    let mode = xdp::mode_of(maps, link.info.ifindex);
     AttachmentStatus {
         target: device_name(link.info.ifindex),
-        hook: format!("xdp {}", xdp::mode_of(maps, link.info.ifindex).unwrap_or_default()),
+        hook: mode.map_or_else(|| "xdp".into(), |mode| format!("xdp {}", xdp::name(mode))),
         order: "only".into(),
-        program: xdp::PROGRAM.into(),
+        program: mode.map_or(xdp::PROGRAM, xdp::program).into(),
         link_id: link.info.id,
         program_id: link.info.program_id,
         pin: link.path.display().to_string(),

@@ -1,7 +1,7 @@
 //! The program that sees frames of uplinks before the kernel has made socket buffers of them: on which
 //! devices it runs, who runs it, and why it does not run on others.
 
-use std::{collections::BTreeMap, os::fd::BorrowedFd, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use agent_kit::{
     attach::{self, AttachError},
@@ -19,8 +19,18 @@ use crate::{
     netlink::{Link, Network},
 };
 
-/// The program, by which its links are pinned, too.
+/// The program that drivers run, by which links are pinned, too.
 pub const PROGRAM: &str = "xdp_ingress";
+/// The same for the kernel to run.
+const GENERIC: &str = "xdp_generic";
+
+/// By who runs it.
+pub const fn program(mode: XdpMode) -> &'static str {
+    match mode {
+        XdpMode::Native => PROGRAM,
+        XdpMode::Generic => GENERIC,
+    }
+}
 
 /// What is done on a device.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -79,13 +89,6 @@ impl Wires {
         if let Err(err) = self.take_off_others(roles) {
             outcome.errors.push(err);
         }
-        let program = match attach::program_fd(ebpf, PROGRAM) {
-            Ok(program) => program,
-            Err(err) => {
-                outcome.errors.push(err.into());
-                return outcome;
-            }
-        };
         for link in network.links.iter().filter(|link| is_uplink(roles, link)) {
             let status = |mode: &str, reason: String| XdpStatus {
                 device: link.name.clone(),
@@ -93,7 +96,7 @@ impl Wires {
                 reason,
             };
             let served = match wanted(link, self.asked, obstacle) {
-                Ok(mode) => self.put_on(program, link, mode, &mut outcome),
+                Ok(mode) => self.put_on(ebpf, link, mode, &mut outcome),
                 Err(reason) => self.take_off(link.index).map(|()| Err(reason)),
             };
             match served {
@@ -122,7 +125,7 @@ impl Wires {
     /// Puts the program on a device; says why not if the table has no place for it.
     fn put_on(
         &mut self,
-        program: BorrowedFd<'_>,
+        ebpf: &Ebpf,
         link: &Link,
         mode: XdpMode,
         outcome: &mut Outcome,
@@ -153,7 +156,8 @@ impl Wires {
                 outcome.mended.push(link.name.clone());
             }
         }
-        self.links.attach_xdp(&pin, program, link.index, mode)?;
+        let fd = attach::program_fd(ebpf, program(mode))?;
+        self.links.attach_xdp(&pin, fd, link.index, mode)?;
         if row != wanted {
             self.table.insert(&at, &wanted).map_err(failed)?;
         }
@@ -223,18 +227,18 @@ fn refusal(err: &XdpError) -> String {
 }
 
 /// Who runs the program on a device, as the tables tell.
-pub fn mode_of(maps: &Path, ifindex: u32) -> Option<&'static str> {
+pub fn mode_of(maps: &Path, ifindex: u32) -> Option<XdpMode> {
     let table: MapTable<u32, Uplink> = MapTable::open(maps, "UPLINKS").ok()?;
     let row = table.get(&place(ifindex)).ok()?.filter(|row| row.device == ifindex)?;
     match row.mode {
-        mode::NATIVE => Some(name(XdpMode::Native)),
-        mode::GENERIC => Some(name(XdpMode::Generic)),
+        mode::NATIVE => Some(XdpMode::Native),
+        mode::GENERIC => Some(XdpMode::Generic),
         _ => None,
     }
 }
 
 /// As `status` has it.
-const fn name(mode: XdpMode) -> &'static str {
+pub const fn name(mode: XdpMode) -> &'static str {
     match mode {
         XdpMode::Native => "native",
         XdpMode::Generic => "generic",

@@ -87,15 +87,30 @@ impl WireMaps for V6 {
     }
 }
 
+/// Run by drivers, which may give a frame in several buffers.
 #[xdp(frags)]
 pub fn xdp_ingress(context: XdpContext) -> u32 {
-    let Some(network) = at(&context, 0, 0) else { return xdp_action::XDP_PASS };
+    entered(&context)
+}
+
+/// Run by the kernel (generic mode), which for a program that is said to know of several buffers makes
+/// another socket buffer, and with that forgets the length of the link layer's header (`mac_len`):
+/// programs behind it on the device, ours too, would look for all else in the wrong place (since
+/// Linux 6.9, `skb_cow_data_for_xdp`).
+#[xdp]
+pub fn xdp_generic(context: XdpContext) -> u32 {
+    entered(&context)
+}
+
+#[inline(always)]
+fn entered(context: &XdpContext) -> u32 {
+    let Some(network) = at(context, 0, 0) else { return xdp_action::XDP_PASS };
     // SAFETY: `at` has checked that the link layer's header is there, whose type stands at an even
     // address.
     let kind = unsafe { network.sub(2).cast::<u16>().read() };
     match kind {
-        V4::ETHERTYPE => received::<V4>(&context),
-        V6::ETHERTYPE => received::<V6>(&context),
+        V4::ETHERTYPE => received::<V4>(context),
+        V6::ETHERTYPE => received::<V6>(context),
         _ => xdp_action::XDP_PASS,
     }
 }
