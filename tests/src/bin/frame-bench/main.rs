@@ -1,0 +1,140 @@
+//! What programs cost a frame, by the kernel's own count: runs each of them over single frames, by
+//! BPF_PROG_TEST_RUN, and prints a line of JSON for each case. `cargo xtask bench xdp` runs it; by hand:
+//! `frame-bench OBJECT RUNS`. Needs root; works in a network namespace of its own.
+
+mod bed;
+mod reference;
+
+use std::{env, fs};
+
+use agent_kit::program;
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp},
+    sys::{Stats, enable_stats},
+};
+use bed::{Bed, Case};
+use datapath::address::{V4, V6};
+
+/// Rounds that a case's runs are divided into; programs take turns.
+const ROUNDS: usize = 20;
+/// As many as a table of the default size holds beside others, and far more than caches do.
+const MANY: u32 = 64_000;
+
+fn main() -> Result<()> {
+    let mut arguments = env::args().skip(1);
+    let (Some(object), Some(runs)) = (arguments.next(), arguments.next()) else {
+        bail!("usage: frame-bench OBJECT RUNS");
+    };
+    let runs: usize = runs.parse().context("RUNS must be a number")?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("needs root")?;
+    let device = bed::make_devices()?;
+    let bytes = fs::read(&object).with_context(|| format!("cannot read {object}"))?;
+    let _stats = enable_stats(Stats::RunTime).context("the kernel counts no run time")?;
+    let mut pass = reference::load()?;
+    for flows in [1, MANY] {
+        measure::<V4>(&bytes, &mut pass, device, flows, runs)?;
+        measure::<V6>(&bytes, &mut pass, device, flows, runs)?;
+    }
+    Ok(())
+}
+
+/// All cases of a family, over so many flows.
+fn measure<F: bed::Family>(
+    bytes: &[u8],
+    pass: &mut Xdp,
+    device: u32,
+    flows: u32,
+    runs: usize,
+) -> Result<()> {
+    for case in Case::ALL {
+        let mut ebpf = load(bytes)?;
+        let bed = Bed::<F>::fill(&ebpf, device, case, flows)?;
+        let frames = bed.frames();
+        let (mut ours, mut reference, mut beside) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            reference.push(round(pass, device, &frames, runs / ROUNDS, bed::PASS)?);
+            let xdp = xdp(&mut ebpf, "xdp_ingress")?;
+            ours.push(round(xdp, device, &frames, runs / ROUNDS, case.verdict())?);
+            beside.push(packet_path(&mut ebpf, device, &frames, runs / ROUNDS)?);
+        }
+        let row = serde_json::json!({
+            "case": case.name(),
+            "family": F::NAME,
+            "flows": flows,
+            "runs": runs,
+            "pass_ns": reference,
+            "xdp_ns": ours,
+            "packet_path_ns": beside,
+        });
+        println!("{row}");
+    }
+    Ok(())
+}
+
+fn load(bytes: &[u8]) -> Result<Ebpf> {
+    let mut ebpf = EbpfLoader::new().btf(None).load(bytes)?;
+    for name in ["xdp_ingress", "uplink_ingress"] {
+        program::load(ebpf.program_mut(name).with_context(|| format!("no program {name}"))?)?;
+    }
+    Ok(ebpf)
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    match ebpf.program_mut(name) {
+        Some(Program::Xdp(program)) => Ok(program),
+        _ => bail!("no XDP program {name}"),
+    }
+}
+
+/// Nanoseconds a run, of so many runs one by one, each with the next of the frames.
+fn round(
+    program: &mut Xdp,
+    device: u32,
+    frames: &[Vec<u8>],
+    runs: usize,
+    verdict: u32,
+) -> Result<f64> {
+    let before = program.info()?;
+    for frame in frames.iter().cycle().take(runs) {
+        let context = bed::context(frame.len(), device);
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            repeat: 1,
+            ..TestRunOptions::default()
+        };
+        let result = program.test_run(options)?;
+        if result.return_value != verdict {
+            bail!("returned {} where {verdict} was expected", result.return_value);
+        }
+    }
+    let after = program.info()?;
+    let time = after.run_time().saturating_sub(before.run_time());
+    let count = after.run_count() - before.run_count();
+    Ok(time.as_nanos() as f64 / count as f64)
+}
+
+/// The same of the program that sees frames which XDP passes.
+fn packet_path(ebpf: &mut Ebpf, device: u32, frames: &[Vec<u8>], runs: usize) -> Result<f64> {
+    let Some(Program::SchedClassifier(program)) = ebpf.program_mut("uplink_ingress") else {
+        bail!("no program uplink_ingress");
+    };
+    let program: &mut SchedClassifier = program;
+    let context = bed::skb(device);
+    let before = program.info()?;
+    for frame in frames.iter().cycle().take(runs) {
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            repeat: 1,
+            ..TestRunOptions::default()
+        };
+        program.test_run(options)?;
+    }
+    let after = program.info()?;
+    let time = after.run_time().saturating_sub(before.run_time());
+    let count = after.run_count() - before.run_count();
+    Ok(time.as_nanos() as f64 / count as f64)
+}
