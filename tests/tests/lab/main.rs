@@ -51,4 +51,5 @@ mod restart;
 mod service;
 mod source_range;
 mod table;
+mod wired;
 mod xdp;

@@ -1,21 +1,11 @@
 //! Frames from outside that are dealt with before the kernel makes socket buffers of them: by the
 //! driver of a veth (native), and by the kernel (generic).
 
-use std::{
-    os::fd::{AsFd, OwnedFd},
-    thread::sleep,
-    time::Duration,
-};
+use std::{thread::sleep, time::Duration};
 
-use agent_kit::{
-    bpf::{self, XdpMode},
-    counts::Counts,
-    object,
-};
-use aya::Ebpf;
+use agent_kit::counts::Counts;
 use datapath::wire::Leg;
 use lab::{
-    Lab,
     agent::SocketLb,
     peer::{self, Exchange},
 };
@@ -23,43 +13,8 @@ use lab::{
 use crate::{
     cluster::{Cluster, Plan, eventually, ok},
     service::{FAMILIES, Target, expose},
+    wired::Wired,
 };
-
-/// What a veth needs for a program of its driver: ends that send whole checksums, and a peer that polls
-/// for what is sent back to it, which it does if it has a program, too.
-pub(crate) struct Wired {
-    _links: Vec<OwnedFd>,
-    _programs: Ebpf,
-}
-
-impl Wired {
-    /// Makes a lab so.
-    pub(crate) fn up(lab: &Lab) -> Self {
-        // The same program: it passes all, where no row tells it of its device.
-        let path = lab::dist().with_file_name("bpf").join("proxy.o");
-        let bytes = ok(std::fs::read(&path));
-        let mut programs = ok(object::load_private(&bytes));
-        let Some(program) = programs.program_mut("xdp_ingress") else {
-            panic!("{} has the program", path.display());
-        };
-        ok(agent_kit::program::load(program));
-        let fd = ok(program.fd()).as_fd();
-        let mut links = Vec::new();
-        for node in &lab.spec().nodes {
-            let port = format!("to-{}", node.name);
-            let listed = ok(lab.shell("fabric", &format!("ip -o link show {port}")));
-            let (index, _) = listed.split_once(':').expect("INDEX: NAME");
-            let index = index.parse().expect("a number");
-            let link = lab.enter("fabric", || bpf::link_create_xdp(fd, index, XdpMode::Native));
-            links.push(ok(ok(link)));
-        }
-        let ends = lab.spec().nodes().flat_map(|(_, node)| node.pods().map(|(_, pod)| pod));
-        for end in ends.chain(["client"]) {
-            ok(lab.shell(end, "ethtool -K eth0 tx off"));
-        }
-        Self { _links: links, _programs: programs }
-    }
-}
 
 /// Packets of each kind that a node dealt with.
 fn carried(cluster: &Cluster, node: usize) -> [u64; 5] {
@@ -80,7 +35,7 @@ fn serves(mode: &str) {
     let services = [expose(10, &["pod1a"]), expose(11, &["pod2a"])];
     let plan = Plan::new(SocketLb::On).extra(&["--xdp", mode]);
     let cluster = plan.up(&services);
-    let _wired = Wired::up(&cluster.lab);
+    let _wired = ok(Wired::up(&cluster.lab));
     let on = status(&cluster, 0)["xdp"][0].clone();
     assert_eq!((&on["device"], &on["mode"]), (&"eth0".into(), &mode.into()), "{on}");
     for _ in 0..3 {
@@ -114,7 +69,7 @@ fn the_kernel_carries_both_legs() {
 fn modes_change_under_traffic() {
     let plan = Plan::new(SocketLb::On);
     let mut cluster = plan.up(&[expose(10, &["pod1a"]), expose(11, &["pod2a"])]);
-    let _wired = Wired::up(&cluster.lab);
+    let _wired = ok(Wired::up(&cluster.lab));
     let loads = [10, 11].map(|number| {
         let to = Target::NodePort("node1", number).address(&cluster.lab, FAMILIES[0]);
         let (tcp, udp) = (format!("--tcp={to}"), format!("--udp={to}"));

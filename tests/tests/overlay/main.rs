@@ -14,3 +14,6 @@ mod programs;
 mod proxy;
 mod store;
 mod tunnel;
+#[path = "../lab/wired.rs"]
+mod wired;
+mod xdp;

@@ -14,10 +14,11 @@ use lab::{
 use crate::bed::{Bed, DUAL, eventually, ok};
 
 const VIP: [u8; 4] = [10, 96, 0, 20];
+const VIP6: [u16; 8] = [0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x20];
 
-fn publish(bed: &Bed) {
+pub(crate) fn publish(bed: &Bed) {
     let ports = [Port::tcp("tcp", 80, 80), Port::udp("udp", 53, 53)];
-    let mut service = Service::new("far").cluster_ip(IpAddr::from(VIP));
+    let mut service = Service::new("far").cluster_ip(VIP.into()).cluster_ip(VIP6.into());
     for (port, number) in ports.into_iter().zip(30080..) {
         service = service.port(port).node_port(number);
     }
@@ -28,9 +29,10 @@ fn publish(bed: &Bed) {
 }
 
 /// The proxies of both nodes; pods reach Services by the packet path.
-fn proxies(bed: &Bed) -> Vec<Agent> {
+pub(crate) fn proxies(bed: &Bed, extra: &[&str]) -> Vec<Agent> {
     let start = |node: &str| {
-        let options = AgentOptions { socket_lb: SocketLb::Host, ..AgentOptions::default() };
+        let extra = extra.iter().map(ToString::to_string).collect();
+        let options = AgentOptions { socket_lb: SocketLb::Host, extra, ..AgentOptions::default() };
         ok(Agent::start(&bed.lab, node, options))
     };
     ["node1", "node2"].map(start).into()
@@ -78,7 +80,7 @@ fn wait_straight(bed: &Bed) {
 fn the_overlay_first_and_then_the_proxy() {
     let mut bed = Bed::up(DUAL, &["--ip-masq"]);
     publish(&bed);
-    let mut proxies = proxies(&bed);
+    let mut proxies = proxies(&bed, &[]);
     wait_straight(&bed);
     assert_served(&bed, || {});
     assert_served(&bed, || {
@@ -103,7 +105,7 @@ fn the_overlay_first_and_then_the_proxy() {
 fn the_proxy_first_and_then_the_overlay() {
     let mut bed = Bed::furnished(DUAL, &["--ip-masq"]);
     publish(&bed);
-    let _proxies = proxies(&bed);
+    let _proxies = proxies(&bed, &[]);
     bed.launch();
     wait_straight(&bed);
     bed.assert_joined();
