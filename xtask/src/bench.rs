@@ -22,6 +22,7 @@ mod slices;
 mod stage;
 mod statistics;
 mod traffic;
+mod xdp;
 
 use anyhow::{Result, ensure};
 use clap::{ValueEnum, builder::PossibleValuesParser};
@@ -86,6 +87,12 @@ const BENCHES: &[Bench] = &[
         about: "what the way to other nodes' pods costs, and how soon a node is known",
         parts: &[Part::DataPath, Part::ControlPlane],
         run: overlay::run,
+    },
+    Bench {
+        name: "xdp",
+        about: "what a frame costs before the kernel makes a socket buffer of it",
+        parts: &[Part::DataPath],
+        run: xdp::run,
     },
 ];
 

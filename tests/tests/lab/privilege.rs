@@ -159,7 +159,7 @@ fn wrong_flags_exit_2_and_are_named() {
         (&["--source", "ftp:x"], "--source"),
         (&["--source", "etcd:"], "--source"),
         (&["--source", "dir:/tmp", "--algorithm", "fastest"], "--algorithm"),
-        (&["--source", "dir:/tmp", "--xdp", "native"], "--xdp"),
+        (&["--source", "dir:/tmp", "--xdp", "fast"], "--xdp"),
         (&["--source", "dir:/tmp", "--node-ip", "10.0.0.1,10.0.0.2"], "--node-ip"),
         (&["--no-such-flag"], "--no-such-flag"),
         (&["status", "-o", "yaml"], "--output"),
