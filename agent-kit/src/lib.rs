@@ -25,6 +25,7 @@ pub mod embedded;
 pub mod etcd;
 pub mod filter;
 pub mod finding;
+pub mod ipsec;
 pub mod kernel;
 pub mod kubernetes;
 pub mod link;

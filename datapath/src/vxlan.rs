@@ -105,13 +105,7 @@ impl Outer {
 /// The headers of IPv4, UDP and VXLAN before a packet of `length` bytes, of this type of service.
 #[inline(always)]
 #[must_use]
-pub fn headers(
-    ends: &Ends<Ipv4>,
-    vni: u32,
-    inner_tos: u8,
-    length: u16,
-    id: u16,
-) -> [u32; 9] {
+pub fn headers(ends: &Ends<Ipv4>, vni: u32, inner_tos: u8, length: u16, id: u16) -> [u32; 9] {
     let total = length.wrapping_add(OVERHEAD as u16);
     let first = u32::from_ne_bytes(pair([0x45, congestion(inner_tos)], total.to_be_bytes()));
     let second = u32::from_ne_bytes(pair(id.to_ne_bytes(), [0, 0]));

@@ -183,7 +183,9 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
 ) -> Fate {
     let Some(outer) = plain::<F, P>(frame, 0) else { return Fate::Pass };
     let tunnel = wires.tunnel();
-    if tunnel.port == outer.ports.dst_port && outer.header.next == protocol::UDP {
+    let is_tunnel = tunnel.port == outer.ports.dst_port && outer.header.next == protocol::UDP;
+    // Unless the overlay has its device do all.
+    if is_tunnel && tunnel.uplink != 0 {
         return if is_ours::<F, P, W>(frame, wires, &tunnel) {
             translate::<F, P, R, W>(frame, rows, wires, F::OVERHEAD)
         } else {
@@ -195,11 +197,7 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
 
 /// True for a frame that a node we know sent through the tunnel.
 #[inline(always)]
-fn is_ours<F: Underlay, P: Wire, W: Wires<F>>(
-    frame: &P,
-    wires: &mut W,
-    tunnel: &Tunnel,
-) -> bool {
+fn is_ours<F: Underlay, P: Wire, W: Wires<F>>(frame: &P, wires: &mut W, tunnel: &Tunnel) -> bool {
     let Some((to, from)) = F::unwrap(frame, tunnel) else { return false };
     to == F::mac(tunnel) && wires.is_sender(Sender { mac: from, pad: 0 })
 }
@@ -386,11 +384,8 @@ fn send<F: Underlay, P: Wire>(
 pub fn wake<F: Underlay, R: Rows<F>>(rows: &mut R, key: &FlowKey<F::Address>, now: u32) {
     let Some(row) = rows.row(key) else { return };
     let parties = Parties::of(key, row);
-    let beside = if row.role == role::ORIGINAL {
-        parties.original_source()
-    } else {
-        parties.reply()
-    };
+    let beside =
+        if row.role == role::ORIGINAL { parties.original_source() } else { parties.reply() };
     if let Some(row) = rows.row(&beside) {
         row.last = now;
     }

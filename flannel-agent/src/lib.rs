@@ -13,7 +13,6 @@ pub mod entries;
 pub mod file;
 pub mod health;
 pub mod interface;
-pub mod ipsec;
 pub mod json;
 pub mod kernel;
 pub mod lease;

@@ -17,6 +17,7 @@ use agent_kit::{
     embedded::LoadError,
     filter,
     kubernetes::RequestMetrics,
+    ipsec,
     link::Links,
     mount, netfilter,
     notice::word,
@@ -272,6 +273,15 @@ async fn until(time: Option<Instant>) {
     }
 }
 
+/// That the kernel encrypts what goes between some addresses, in words.
+fn encryption() -> Option<String> {
+    match ipsec::has_policies() {
+        Ok(false) => None,
+        Ok(true) => Some("there are IPsec policies".into()),
+        Err(err) => Some(format!("the kernel cannot be asked for IPsec policies: {err}")),
+    }
+}
+
 /// As kube-proxy: without blanks, in small letters.
 fn node_name(args: &RunArgs) -> String {
     let name = args.hostname_override.clone().filter(|name| !name.trim().is_empty());
@@ -325,7 +335,7 @@ struct Agent {
     foreign_proxy: bool,
     /// Why what leaves toward pods cannot be seen at their bridges.
     obstacle: Option<String>,
-    /// What in netfilter forwarded packets meet, as it was seen last.
+    /// What in netfilter or of IPsec forwarded packets meet, as it was seen last.
     rules: Option<String>,
     wires: Wires,
     /// The overlay's tables when the programs were loaded.
@@ -500,7 +510,7 @@ impl Agent {
             None => "at bridges: nothing on this node filters or translates".to_owned(),
             Some(obstacle) => format!("at each pod's device: {obstacle}"),
         };
-        self.rules.clone_from(&obstacle);
+        self.rules = obstacle.clone().or_else(encryption);
         self.obstacle = obstacle;
         let told = &mut self.board.state().pod_egress;
         let is_news = *told != place;

@@ -102,7 +102,9 @@ impl Wires {
             match served {
                 Ok(Ok(mode)) => {
                     let reason = match (obstacle, self.asked) {
-                        (Some(obstacle), _) => format!("asked for; passes by what there is: {obstacle}"),
+                        (Some(obstacle), _) => {
+                            format!("asked for; passes by what there is: {obstacle}")
+                        }
                         (None, Xdp::Auto) => "the driver can run it".into(),
                         (None, _) => "asked for".into(),
                     };
@@ -217,7 +219,9 @@ fn refusal(err: &XdpError) -> String {
     let XdpError::Link(LinkError::Device { source, .. }) = err else { return err.to_string() };
     let why = match source.raw_os_error() {
         Some(libc::EBUSY) => "another XDP program is there already (ip link, bpftool net)",
-        Some(libc::EOPNOTSUPP) => "its driver runs no XDP programs; --xdp generic has the kernel do it",
+        Some(libc::EOPNOTSUPP) => {
+            "its driver runs no XDP programs; --xdp generic has the kernel do it"
+        }
         Some(libc::EINVAL | libc::ERANGE) => {
             "its settings are in the way: MTU too large, offloads (LRO) on, or too few queues"
         }

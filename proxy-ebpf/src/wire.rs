@@ -65,8 +65,9 @@ impl WireMaps for V4 {
 
     #[inline(always)]
     fn find(frame: *mut xdp_md, place: u32) {
-        enter4(place);
-        ask4(frame, place);
+        if enter4(place) != 0 {
+            ask4(frame, place);
+        }
     }
 }
 
@@ -82,8 +83,9 @@ impl WireMaps for V6 {
 
     #[inline(always)]
     fn find(frame: *mut xdp_md, place: u32) {
-        enter6(place);
-        ask6(frame, place);
+        if enter6(place) != 0 {
+            ask6(frame, place);
+        }
     }
 }
 
@@ -158,7 +160,11 @@ impl<F: WireMaps> Rows<F> for Flows {
     #[inline(always)]
     fn wake(&mut self, key: &FlowKey<F::Address>, now: u32) {
         let key = core::ptr::from_ref(key);
-        if F::V6 { wake6(key.cast(), now) } else { wake4(key.cast(), now) };
+        if F::V6 {
+            wake6(key.cast(), now)
+        } else {
+            wake4(key.cast(), now)
+        };
     }
 }
 
@@ -224,15 +230,22 @@ fn uplink(device: u32) -> Option<Uplink> {
     UPLINKS.get(place(device)).copied().filter(|row| row.device == device)
 }
 
-/// Writes into the row at `place` through which tunnel its way goes, if it goes through any.
+/// Writes into the row at `place` through which tunnel its way goes, if it goes through any. Zero if
+/// that is for the kernel to see to.
 #[inline(always)]
 fn enter<F: WireMaps>(place: u32) -> u32 {
     let Some(row) = F::NEXTHOPS.get_ptr_mut(place) else { return 0 };
     // SAFETY: the row is this processor's own, and frames are dealt with one by one.
     let row = unsafe { &mut *row };
+    row.since = now();
+    row.device = 0;
     (row.own, row.underlay, row.port) = (row.source, row.destination, Be16::ZERO);
-    let Some(vtep) = vtep::<F>(row.destination) else { return 0 };
+    let Some(vtep) = vtep::<F>(row.destination) else { return 1 };
     let tunnel = tunnel();
+    // The overlay has its device do all.
+    if tunnel.uplink == 0 {
+        return 0;
+    }
     (row.own, row.underlay, row.port) = (F::underlay(&tunnel), vtep.underlay, tunnel.port);
     (row.inner_to, row.inner_from) = (vtep.mac, F::mac(&tunnel));
     row.vni = tunnel.vni;
@@ -245,8 +258,6 @@ fn ask<F: WireMaps>(frame: *mut xdp_md, place: u32) -> u32 {
     let Some(row) = F::NEXTHOPS.get_ptr_mut(place) else { return 0 };
     // SAFETY: the row is this processor's own, and frames are dealt with one by one.
     let row = unsafe { &mut *row };
-    row.since = now();
-    row.device = 0;
     // SAFETY: of plain numbers, for which zero is one.
     let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     // SAFETY: the kernel's context.

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use agent_kit::{
+    ipsec,
     attach::Mended,
     audit::{Damage, Difference},
     code,
@@ -26,7 +27,6 @@ use crate::{
     entries::diff,
     file,
     interface::{Listing, Uplink},
-    ipsec,
     kernel::KernelError,
     masquerade,
     net_config::{Backend, NetConfig, Vxlan},

@@ -7,7 +7,11 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Options, files, host::Host, statistics::{Ratio, median}};
+use super::{
+    Options, files,
+    host::Host,
+    statistics::{Ratio, median},
+};
 use crate::{command, machine::Machine, object};
 
 /// One case as `frame-bench` prints it; times are those of rounds, in nanoseconds a frame.

@@ -2,13 +2,18 @@
 
 use std::{os::fd::AsFd, process::Command};
 
-use agent_kit::{Pod, table::{MapTable, Table}};
+use agent_kit::{
+    Pod,
+    table::{MapTable, Table},
+};
 use anyhow::{Context, Result, bail, ensure};
 use aya::{Ebpf, maps::Map};
 use datapath::{
     address::{Be16, Mac, V4, V6, protocol},
     flow::{Flow, FlowKey, Parties, Place, TICK_NS, flow_flags, role, seen},
-    frontend::{AddressUse, Frontend, FrontendKey, address_mark, address_use, kind, mark, port_mark},
+    frontend::{
+        AddressUse, Frontend, FrontendKey, address_mark, address_use, kind, mark, port_mark,
+    },
     hash,
     header::tcp,
     host::frame::{Datagram, Sample},
@@ -137,7 +142,8 @@ fn table<K: Copy + 'static, V: Copy + 'static>(
         Map::Array(map) | Map::HashMap(map) | Map::LpmTrie(map) => map,
         other => bail!("{name} is {other:?}"),
     };
-    MapTable::new(map.fd().as_fd().try_clone_to_owned()?).with_context(|| format!("the sizes of {name}"))
+    MapTable::new(map.fd().as_fd().try_clone_to_owned()?)
+        .with_context(|| format!("the sizes of {name}"))
 }
 
 /// The device of this network namespace that frames come in by: where it leads, and to whom.
@@ -192,7 +198,8 @@ impl<F: Family> Bed<F> {
         let mut marks = [0_u8; MARKS_LEN];
         let node = F::address(NODES, 1);
         address_marks[address_mark(node)] |= mark::PORTS;
-        let mut frontends = table::<FrontendKey<F::Address>, Frontend>(ebpf, &of_family("FRONTENDS"))?;
+        let mut frontends =
+            table::<FrontendKey<F::Address>, Frontend>(ebpf, &of_family("FRONTENDS"))?;
         let mut addresses = table::<F::Address, AddressUse>(ebpf, &of_family("ADDRESSES"))?;
         for service in 0..SERVICES {
             let (host, port) = (service as u16, 30_000 + (service % 2_768) as u16);
@@ -200,8 +207,7 @@ impl<F: Family> Bed<F> {
             address_marks[address_mark(cluster)] |= mark::WHOLE;
             port_marks[port_mark(Be16::new(port))] |= mark::of_protocol(protocol::TCP);
             let row = |kind| Frontend { service, kind, pad: [0; 3] };
-            let places =
-                [(cluster, 80, kind::CLUSTER_IP), (node, port, kind::NODE_PORT)];
+            let places = [(cluster, 80, kind::CLUSTER_IP), (node, port, kind::NODE_PORT)];
             for (address, port, kind) in places {
                 let key = FrontendKey::new(address, Be16::new(port), protocol::TCP);
                 frontends.insert(&Row(key), &Row(row(kind)))?;
@@ -242,6 +248,7 @@ impl<F: Family> Bed<F> {
             mac4: TUNNEL,
             mac6: TUNNEL,
             port: Be16::new(PORT),
+            uplink: device,
             ..Tunnel::default()
         };
         F::own(&mut tunnel);
@@ -255,7 +262,8 @@ impl<F: Family> Bed<F> {
 
     /// One frame for each flow, in random order.
     pub(crate) fn frames(&self) -> Vec<Vec<u8>> {
-        let mut frames: Vec<_> = self.flows.iter().map(|flow| frame::<F>(self.case, flow)).collect();
+        let mut frames: Vec<_> =
+            self.flows.iter().map(|flow| frame::<F>(self.case, flow)).collect();
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         for at in (1..frames.len()).rev() {
             random ^= random << 13;

@@ -3,8 +3,9 @@
 
 use std::io;
 
-use agent_kit::dump::Dump;
 use rustix::{io::Errno, net::netlink};
+
+use crate::dump::Dump;
 
 /// `XFRM_MSG_NEWPOLICY` and `XFRM_MSG_GETPOLICY` (include/uapi/linux/xfrm.h).
 const NEW_POLICY: u16 = 0x13;
