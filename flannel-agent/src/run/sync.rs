@@ -4,10 +4,9 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use agent_kit::{
-    ipsec,
     attach::Mended,
     audit::{Damage, Difference},
-    code,
+    code, ipsec,
     netfilter::{self, Obstacles},
     ports::{self, SYSCTL},
 };

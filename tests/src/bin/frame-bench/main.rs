@@ -1,6 +1,6 @@
 //! What programs cost a frame, by the kernel's own count: runs each of them over single frames, by
 //! BPF_PROG_TEST_RUN, and prints a line of JSON for each case. `cargo xtask bench xdp` runs it; by hand:
-//! `frame-bench OBJECT RUNS`. Needs root; works in a network namespace of its own.
+//! `frame-bench OBJECT RUNS [FLOWS...]`. Needs root; works in a network namespace of its own.
 
 mod bed;
 mod reference;
@@ -25,15 +25,22 @@ const MANY: u32 = 64_000;
 fn main() -> Result<()> {
     let mut arguments = env::args().skip(1);
     let (Some(object), Some(runs)) = (arguments.next(), arguments.next()) else {
-        bail!("usage: frame-bench OBJECT RUNS");
+        bail!("usage: frame-bench OBJECT RUNS [FLOWS...]");
     };
     let runs: usize = runs.parse().context("RUNS must be a number")?;
+    let mut numbers: Vec<u32> = Vec::new();
+    for number in arguments {
+        numbers.push(number.parse().context("FLOWS must be numbers")?);
+    }
+    if numbers.is_empty() {
+        numbers = vec![1, MANY];
+    }
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("needs root")?;
     let device = bed::make_devices()?;
     let bytes = fs::read(&object).with_context(|| format!("cannot read {object}"))?;
     let _stats = enable_stats(Stats::RunTime).context("the kernel counts no run time")?;
     let mut pass = reference::load()?;
-    for flows in [1, MANY] {
+    for flows in numbers {
         measure::<V4>(&bytes, &mut pass, device, flows, runs)?;
         measure::<V6>(&bytes, &mut pass, device, flows, runs)?;
     }
