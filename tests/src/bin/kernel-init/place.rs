@@ -20,7 +20,9 @@ impl Place {
             let own = nix::sched::unshare(CloneFlags::CLONE_NEWNET).map(|()| gettid().as_raw());
             let is_there = own.is_ok();
             if begun.send(own).is_ok() && is_there {
-                inbox.into_iter().for_each(|job| job());
+                for job in inbox {
+                    job();
+                }
             }
         });
         Ok(Self { thread: word.recv()?.context("a network of its own")?, jobs })
