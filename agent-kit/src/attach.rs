@@ -306,9 +306,9 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
     /// seen is seen twice for a moment, and not never.
     pub fn sync(&mut self, ebpf: &mut Ebpf, devices: &BTreeMap<u32, Attachment<R, V>>) -> Outcome {
         let mut outcome = Outcome::default();
-        if let Err(err) = self.look(ebpf, &mut outcome) {
-            outcome.errors.push(err);
-        }
+        self.look(ebpf, &mut outcome);
+        // What cannot be looked at keeps no device from getting its programs, or losing them.
+        let unseen = outcome.errors.len();
         let mut ready = Vec::new();
         for (&ifindex, wanted) in devices {
             if self.attached.get(&ifindex) == Some(wanted) {
@@ -321,7 +321,7 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
                 Err(err) => outcome.errors.push(err),
             }
         }
-        let is_whole = outcome.errors.is_empty();
+        let is_whole = outcome.errors.len() == unseen;
         for (ifindex, wanted) in ready {
             match self.tell(ifindex, wanted, is_whole) {
                 Ok(true) => {
@@ -335,13 +335,11 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
                 Err(err) => outcome.errors.push(err),
             }
         }
-        if outcome.errors.is_empty() {
+        if outcome.errors.len() == unseen {
             self.shed(devices, &mut outcome);
         }
         self.find_again(devices, &mut outcome);
-        if let Err(err) = self.mend_rows(devices, &mut outcome) {
-            outcome.errors.push(err);
-        }
+        self.mend_rows(devices, &mut outcome);
         outcome
     }
 
@@ -431,34 +429,63 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
     }
 
     /// Forgets devices that lack one of their programs, so that they are attached to again, and
-    /// drops pins that lead to nothing.
-    fn look(&mut self, ebpf: &Ebpf, outcome: &mut Outcome) -> Result<(), AttachError> {
-        outcome.pinned = self.links.restore()?;
-        let pinned = self.links.list()?;
-        for link in pinned.iter().filter(|link| !link.is_attached()) {
-            if parse_pin(self.hooks, &link.name).is_some() {
-                self.links.detach(&link.name)?;
+    /// drops pins that lead to nothing. What cannot be looked at is told, and counts as it did.
+    fn look(&mut self, ebpf: &Ebpf, outcome: &mut Outcome) {
+        let (pinned, errors) = self.links.restore();
+        outcome.pinned = pinned;
+        outcome.errors.extend(errors.into_iter().map(AttachError::from));
+        let names = match self.links.names() {
+            Ok(names) => names,
+            Err(err) => return outcome.errors.push(err.into()),
+        };
+        let mut links: HashMap<&str, Option<PinnedLink>> = HashMap::new();
+        for name in names.iter().filter(|name| parse_pin(self.hooks, name).is_some()) {
+            match self.links.get(name) {
+                Ok(Some(link)) if link.is_attached() => {
+                    links.insert(name, Some(link));
+                }
+                Ok(Some(_)) => {
+                    if let Err(err) = self.links.detach(name) {
+                        outcome.errors.push(err.into());
+                    }
+                }
+                Ok(None) => {}
+                Err(err) => {
+                    links.insert(name, None);
+                    outcome.errors.push(err.into());
+                }
             }
         }
         if self.attached.is_empty() {
-            return Ok(());
+            return;
         }
         let mut ids = HashMap::new();
         for Hook { program, .. } in self.hooks {
-            let id = bpf::program_id(program_fd(ebpf, program)?);
-            ids.insert(*program, id.map_err(|source| AttachError::Id { program, source })?);
+            let id = program_fd(ebpf, program).and_then(|fd| {
+                bpf::program_id(fd).map_err(|source| AttachError::Id { program, source })
+            });
+            match id {
+                Ok(id) => {
+                    ids.insert(*program, id);
+                }
+                Err(err) => outcome.errors.push(err),
+            }
         }
+        let is_own = |hook: &Hook<R>, id| ids.get(hook.program).is_none_or(|&own| own == id);
         if !self.uses_clsact {
-            let links: HashMap<&str, &PinnedLink> =
-                pinned.iter().map(|link| (link.name.as_str(), link)).collect();
-            self.lose(|hook, ifindex, _| {
-                links.get(hook.pin_name(ifindex).as_str()).is_some_and(|link| {
-                    link.info.ifindex == ifindex && link.info.program_id == ids[hook.program]
-                })
+            self.lose(|hook, ifindex, _| match links.get(hook.pin_name(ifindex).as_str()) {
+                Some(Some(link)) => {
+                    link.info.ifindex == ifindex && is_own(hook, link.info.program_id)
+                }
+                Some(None) => true,
+                None => false,
             });
         } else if self.filters_listed.is_none_or(|at| at.elapsed() >= LIST_FILTERS) {
             let devices = self.attached.iter().map(|(ifindex, on)| (*ifindex, on.name.as_str()));
-            let filters = filters_of(devices).map_err(AttachError::Filters)?;
+            let filters = match filters_of(devices) {
+                Ok(filters) => filters,
+                Err(err) => return outcome.errors.push(AttachError::Filters(err)),
+            };
             self.filters_listed = Some(Instant::now());
             let on: HashMap<(&str, bool, u16), &Filter> = filters
                 .iter()
@@ -468,10 +495,9 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
                 .collect();
             self.lose(|hook, _, device| {
                 let at = (device, hook.is_ingress, hook.priority() as u16);
-                on.get(&at).is_some_and(|filter| filter.program_id == ids[hook.program])
+                on.get(&at).is_some_and(|filter| is_own(hook, filter.program_id))
             });
         }
-        Ok(())
     }
 
     /// Has devices count as lost where the program of a hook of theirs is not on, as `is_on` tells
@@ -500,12 +526,12 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
         let keeps = |ifindex: u32, program: &str| {
             devices.get(&ifindex).is_some_and(|wanted| has(wanted.role, program))
         };
-        match self.links.list() {
-            Ok(pinned) => {
-                for link in pinned {
-                    if let Some((hook, ifindex)) = parse_pin(self.hooks, &link.name)
+        match self.links.names() {
+            Ok(names) => {
+                for name in names {
+                    if let Some((hook, ifindex)) = parse_pin(self.hooks, &name)
                         && !keeps(ifindex, hook.program)
-                        && let Err(err) = self.links.detach(&link.name)
+                        && let Err(err) = self.links.detach(&name)
                     {
                         outcome.errors.push(err.into());
                     }
@@ -532,13 +558,11 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
     }
 
     /// Removes rows of devices that have no programs, and puts right what another hand changed.
-    fn mend_rows(
-        &mut self,
-        devices: &BTreeMap<u32, Attachment<R, V>>,
-        outcome: &mut Outcome,
-    ) -> Result<(), AttachError> {
-        let found: BTreeMap<u32, V> =
-            self.table.rows().map_err(AttachError::Rows)?.into_iter().collect();
+    fn mend_rows(&mut self, devices: &BTreeMap<u32, Attachment<R, V>>, outcome: &mut Outcome) {
+        let found: BTreeMap<u32, V> = match self.table.rows() {
+            Ok(rows) => rows.into_iter().collect(),
+            Err(err) => return outcome.errors.push(AttachError::Rows(err)),
+        };
         let mut differ = |key: String, damage| {
             outcome.rows.push(Difference { table: "DEVICES", key, damage });
         };
@@ -550,15 +574,20 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
                 Some(_) => Damage::Changed,
                 None => Damage::Missing,
             };
-            let failed = |source| AttachError::Device { ifindex, source };
-            self.table.insert(&ifindex, &on.device).map_err(failed)?;
+            if let Err(source) = self.table.insert(&ifindex, &on.device) {
+                outcome.errors.push(AttachError::Device { ifindex, source });
+                continue;
+            }
             rows.insert(ifindex);
             differ(on.name.clone(), damage);
         }
         for &ifindex in found.keys().filter(|index| !devices.contains_key(index)) {
             match self.table.remove(&ifindex) {
                 Ok(()) | Err(TableError::Missing) => {}
-                Err(source) => return Err(AttachError::Device { ifindex, source }),
+                Err(source) => {
+                    outcome.errors.push(AttachError::Device { ifindex, source });
+                    continue;
+                }
             }
             rows.remove(&ifindex);
             // What there was before this process is the last one's.
@@ -567,7 +596,6 @@ impl<R: Copy + Eq, V: Pod + Eq> Devices<R, V> {
             }
         }
         self.rows = Some(rows);
-        Ok(())
     }
 }
 

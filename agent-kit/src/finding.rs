@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde::Serialize;
 
-use crate::{mount, print};
+use crate::{kernel, mount, print};
 
 /// How a thing stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -72,6 +72,9 @@ pub fn forwarding() -> Vec<Finding> {
     ]
     .into_iter()
     .map(|(subject, path)| {
+        if path.contains("ipv6") && !kernel::has_ipv6() {
+            return ok(subject, "the kernel has no IPv6, so there is nothing to forward");
+        }
         let value = fs::read_to_string(Path::new("/proc/sys").join(path));
         let advice = format!(
             "packets do not pass between pods and uplinks: sysctl -w {}=1",

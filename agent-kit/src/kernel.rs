@@ -1,6 +1,6 @@
 //! What the running kernel is able to.
 
-use std::{fs, io};
+use std::{fs, io, path::Path};
 
 /// Flags of `bpf_l4_csum_replace`.
 const PSEUDO_HEADER: u32 = 0x10;
@@ -14,6 +14,12 @@ const IPV6_FLAG_SINCE: (u32, u32) = (6, 16);
 pub fn ipv6_checksum_flags() -> io::Result<u32> {
     let ipv6 = if version()? >= IPV6_FLAG_SINCE { IPV6 } else { 0 };
     Ok(PSEUDO_HEADER | ipv6)
+}
+
+/// False where it was left out of the kernel, or switched off for good when it booted
+/// (`ipv6.disable=1`); what `disable_ipv6` switches off may come back.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/net/if_inet6").exists()
 }
 
 /// Major and minor version.

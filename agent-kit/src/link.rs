@@ -87,29 +87,34 @@ impl Links {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Pins again what somebody else unpinned meanwhile; gives the names. What has no target any
-    /// more is let go of.
-    pub fn restore(&self) -> Result<Vec<String>, LinkError> {
-        let mut restored = Vec::new();
+    /// Pins again what somebody else unpinned meanwhile; gives the names, and why others cannot be.
+    /// What has no target any more is let go of.
+    pub fn restore(&self) -> (Vec<String>, Vec<LinkError>) {
+        let mut unpinned = Vec::new();
         self.held().retain(|name, link| {
             if self.path(name).symlink_metadata().is_ok() {
                 return true;
             }
             let is_attached = bpf::link_info(link.as_fd()).is_ok_and(|info| info.is_attached());
             if is_attached {
-                restored.push(name.clone());
+                unpinned.push(name.clone());
             }
             is_attached
         });
-        for name in &restored {
-            let path = self.path(name);
-            let pinned = fs::create_dir_all(&self.dir).and_then(|()| match self.held().get(name) {
-                Some(link) => bpf::obj_pin(link.as_fd(), &path),
-                None => Ok(()),
-            });
-            pinned.map_err(|source| LinkError::Pin { path, source })?;
+        let (mut restored, mut errors) = (Vec::new(), Vec::new());
+        for name in unpinned {
+            let path = self.path(&name);
+            let pinned =
+                fs::create_dir_all(&self.dir).and_then(|()| match self.held().get(&name) {
+                    Some(link) => bpf::obj_pin(link.as_fd(), &path),
+                    None => Ok(()),
+                });
+            match pinned {
+                Ok(()) => restored.push(name),
+                Err(source) => errors.push(LinkError::Pin { path, source }),
+            }
         }
-        Ok(restored)
+        (restored, errors)
     }
 
     /// Where a link of this name is pinned.
@@ -119,22 +124,24 @@ impl Links {
 
     /// All pinned links, by name. A directory that does not exist holds none.
     pub fn list(&self) -> Result<Vec<PinnedLink>, LinkError> {
+        let links = self.names()?.into_iter().filter_map(|name| self.get(&name).transpose());
+        links.collect()
+    }
+
+    /// The names of all pins, in order, be they links that can be looked at or not.
+    pub fn names(&self) -> Result<Vec<String>, LinkError> {
+        let failed = |source| LinkError::Pin { path: self.dir.clone(), source };
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(LinkError::Pin { path: self.dir.clone(), source }),
+            Err(source) => return Err(failed(source)),
         };
-        let mut links = Vec::new();
+        let mut names = Vec::new();
         for entry in entries {
-            let entry =
-                entry.map_err(|source| LinkError::Pin { path: self.dir.clone(), source })?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if let Some(link) = self.get(&name)? {
-                links.push(link);
-            }
+            names.push(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
         }
-        links.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(links)
+        names.sort();
+        Ok(names)
     }
 
     /// The link pinned by this name.

@@ -11,6 +11,14 @@ pub const CLUSTER_CIDR6: &str = "fd00:10:244::/48";
 pub const SERVICE_CIDR4: &str = "10.96.0.0/16";
 pub const SERVICE_CIDR6: &str = "fd00:10:96::/112";
 
+/// Which families a cluster's pods and nodes have; Services may have both in either.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Families {
+    #[default]
+    Ipv4,
+    Both,
+}
+
 /// The primary addresses of node `number`, counted from 1.
 pub fn node4(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 168, 78, 10 + number)

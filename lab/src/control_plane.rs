@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use crate::{
-    address::{CLUSTER_CIDR4, SERVICE_CIDR4},
+    address::{CLUSTER_CIDR4, CLUSTER_CIDR6, Families, SERVICE_CIDR4, SERVICE_CIDR6},
     api_server::ApiServer,
     error::{Error, Result},
     lab::Lab,
@@ -20,12 +20,16 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     /// Starts both where the API server is, without waiting for anything.
-    pub fn start(lab: &Lab, place: &str, api: &ApiServer) -> Result<Self> {
+    pub fn start(lab: &Lab, place: &str, api: &ApiServer, families: Families) -> Result<Self> {
+        let of = |v4: &str, v6: &str| match families {
+            Families::Ipv4 => v4.to_owned(),
+            Families::Both => format!("{v4},{v6}"),
+        };
         let [root, key] = api.service_account_files();
         let controllers = [
             ("--allocate-node-cidrs", "true".to_owned()),
-            ("--cluster-cidr", CLUSTER_CIDR4.into()),
-            ("--service-cluster-ip-range", SERVICE_CIDR4.into()),
+            ("--cluster-cidr", of(CLUSTER_CIDR4, CLUSTER_CIDR6)),
+            ("--service-cluster-ip-range", of(SERVICE_CIDR4, SERVICE_CIDR6)),
             ("--root-ca-file", root.display().to_string()),
             ("--service-account-private-key-file", key.display().to_string()),
             ("--use-service-account-credentials", "true".into()),

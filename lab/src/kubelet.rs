@@ -3,6 +3,7 @@
 use std::{fs, process::Command};
 
 use crate::{
+    address::Families,
     api_server::ApiServer,
     containerd::SOCKET,
     error::{At, Error, Result},
@@ -22,7 +23,7 @@ pub struct Kubelet {
 
 impl Kubelet {
     /// Starts it without waiting for anything: a node is ready only when it has a network.
-    pub fn start(machine: &Machine, api: &ApiServer) -> Result<Self> {
+    pub fn start(machine: &Machine, api: &ApiServer, families: Families) -> Result<Self> {
         let binary = peers().join("kubelet");
         if !binary.exists() {
             return Err(Error::NoPeer { path: binary });
@@ -33,7 +34,12 @@ impl Kubelet {
         command.arg("--config").arg(&config);
         command.arg("--kubeconfig").arg(api.node_kubeconfig(machine.name()));
         command.args(["--hostname-override", machine.name()]);
-        command.args(["--node-ip", &machine.place().addresses.v4.to_string()]);
+        let addresses = machine.place().addresses;
+        let own = match families {
+            Families::Ipv4 => addresses.v4.to_string(),
+            Families::Both => format!("{},{}", addresses.v4, addresses.v6),
+        };
+        command.args(["--node-ip", &own]);
         Ok(Self { _process: machine.start("kubelet", &command)? })
     }
 }

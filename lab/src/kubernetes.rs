@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::{
     LabSpec, NodeSpec,
+    address::Families,
     api_server::ApiServer,
     containerd::{self, Containerd},
     control_plane::ControlPlane,
@@ -49,13 +50,13 @@ pub struct Kubernetes {
 impl Kubernetes {
     /// Raises a cluster of nodes `node1`, `node2` and so on, and waits until each is registered and has
     /// its podCIDR. `archives` are imported on all nodes; `sandbox` is an image of one of them.
-    pub fn up(nodes: u8, archives: &[&Path], sandbox: &str) -> Result<Self> {
+    pub fn up(nodes: u8, families: Families, archives: &[&Path], sandbox: &str) -> Result<Self> {
         let names = (1..=nodes).map(|number| format!("node{number}"));
         // A CNI plugin makes their bridges and an overlay the routes between them.
         let nodes = names.map(|name| NodeSpec::new(&name, &[]).routed()).collect();
         let lab = Lab::up(LabSpec { nodes, overlay: true, ..LabSpec::default() })?;
         let api = ApiServer::start_for_cluster(&lab, CENTRE, &peers().join("kube-apiserver"))?;
-        let control_plane = ControlPlane::start(&lab, CENTRE, &api)?;
+        let control_plane = ControlPlane::start(&lab, CENTRE, &api, families)?;
         let names: Vec<_> = lab.spec().nodes.iter().map(|node| node.name.clone()).collect();
         let (mut machines, mut containerds, mut kubelets) = (Vec::new(), Vec::new(), Vec::new());
         for name in &names {
@@ -64,7 +65,7 @@ impl Kubernetes {
             archives
                 .iter()
                 .try_for_each(|archive| containerd::Containerd::import(&machine, archive))?;
-            kubelets.push(Kubelet::start(&machine, &api)?);
+            kubelets.push(Kubelet::start(&machine, &api, families)?);
             machines.push(machine);
         }
         let cluster = Self {
@@ -138,6 +139,27 @@ impl Kubernetes {
         Err(Error::Command {
             place: CENTRE.into(),
             command: format!("kubectl {}", arguments.join(" ")),
+            message: String::from_utf8_lossy(&output.stderr).trim().into(),
+        })
+    }
+
+    /// Has helm install a chart as an administrator does, by `--set` with each of the values.
+    pub fn helm_install(&self, chart: &Path, values: &[&str]) -> Result<()> {
+        let mut helm = Command::new(peers().join("helm"));
+        helm.args(["install", "millrace"]).arg(chart);
+        helm.arg("--kubeconfig").arg(self.api.kubeconfig());
+        helm.args(values.iter().flat_map(|value| ["--set", value]));
+        // It keeps what it has downloaded below the user's home unless told otherwise.
+        for kind in ["CACHE", "CONFIG", "DATA"] {
+            helm.env(format!("HELM_{kind}_HOME"), self.lab.directory(CENTRE).join("helm"));
+        }
+        let output = self.lab.run(CENTRE, helm)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(Error::Command {
+            place: CENTRE.into(),
+            command: format!("helm install {}", chart.display()),
             message: String::from_utf8_lossy(&output.stderr).trim().into(),
         })
     }

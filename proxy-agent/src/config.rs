@@ -2,6 +2,7 @@
 
 mod nodeport_addresses;
 mod server_address;
+mod verbosity;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ use ipnetwork::IpNetwork;
 pub use nodeport_addresses::NodePortAddresses;
 use serde::Serialize;
 pub use server_address::ServerAddress;
+pub use verbosity::spelled;
 
 use crate::{
     conntrack::{NetfilterArgs, Sysctls},
@@ -246,7 +248,7 @@ pub struct RunArgs {
     /// How the log is written to standard error
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
-    /// Say more; twice for everything
+    /// Say more; twice for everything. A level as kube-proxy takes it (-v=4) is understood
     #[arg(short, action = clap::ArgAction::Count)]
     #[serde(skip)]
     pub verbose: u8,

@@ -2,7 +2,7 @@
 //! (0 success, 1 failure, 2 bad usage).
 
 use std::{
-    fs,
+    env, fs,
     io::{self, Write},
     path::Path,
     process::ExitCode,
@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use proxy_agent::{
     check, cleanup,
-    config::{Cli, Command, ConfigError, RunArgs},
+    config::{Cli, Command, ConfigError, RunArgs, spelled},
     init,
     kube_proxy::{self, KubeProxyConfig, KubeProxyError, flags::Errand},
     object,
@@ -29,7 +29,7 @@ use proxy_agent::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(spelled(env::args_os()));
     match execute(cli) {
         Ok(code) => code,
         Err(err) => {

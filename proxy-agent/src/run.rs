@@ -15,7 +15,7 @@ use agent_kit::{
     barrier::Barrier,
     code, descriptor,
     embedded::LoadError,
-    filter, ipsec,
+    filter, ipsec, kernel,
     kubernetes::RequestMetrics,
     link::Links,
     mount, netfilter,
@@ -115,6 +115,9 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     }
     for note in &kube_proxy.told.notes {
         info!("{note}");
+    }
+    if !kernel::has_ipv6() {
+        warn!("the kernel has no IPv6; Services are served at their addresses of IPv4 alone");
     }
     if let Some(score) = kube_proxy.oom_score_adj() {
         adjust_oom_score(score);

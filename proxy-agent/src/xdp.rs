@@ -201,7 +201,6 @@ fn is_uplink(roles: &Roles, link: &Link) -> bool {
 fn wanted(link: &Link, asked: Xdp, obstacle: Option<&str>) -> Result<XdpMode, String> {
     match (asked, obstacle) {
         (Xdp::Off, _) => Err("--xdp off".into()),
-        (Xdp::Native, _) => Ok(XdpMode::Native),
         (Xdp::Generic, _) => Ok(XdpMode::Generic),
         (Xdp::Auto, Some(obstacle)) => {
             Err(format!("it would pass by what forwarded packets meet: {obstacle}"))
@@ -210,7 +209,7 @@ fn wanted(link: &Link, asked: Xdp, obstacle: Option<&str>) -> Result<XdpMode, St
              checksums, and sends one by one what it sends in batches otherwise; --xdp native has it \
              none the less"
             .into()),
-        (Xdp::Auto, None) => Ok(XdpMode::Native),
+        (Xdp::Native, _) | (Xdp::Auto, None) => Ok(XdpMode::Native),
     }
 }
 

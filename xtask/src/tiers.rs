@@ -104,6 +104,9 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
     let objects = object::build(machine)?;
     if has_lab {
         agents::build_with_peer(machine, &objects)?;
+    } else {
+        // The kernels tier boots one that the agents run on.
+        agents::build(machine, &objects, agents::Profile::Release)?;
     }
     let (mut no_image, mut no_kubelet) = (None, None);
     if has_cluster && no_peer.is_none() {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lab::{containerd::archive, kubernetes::Kubernetes};
+use lab::{address::Families, containerd::archive, kubernetes::Kubernetes};
 use serde_json::{Value, json};
 
 use crate::manifest::{deploy, kustomize, ok};
@@ -27,19 +27,12 @@ pub(crate) fn deployed_with(
     further: &[&str],
     change: impl Fn(&mut Value),
 ) -> Kubernetes {
-    let names = ["millrace.tar", "pods.tar"].iter().chain(further);
-    let archives: Vec<PathBuf> = names.map(|name| archive(name)).collect();
-    let archives: Vec<&Path> = archives.iter().map(PathBuf::as_path).collect();
-    let cluster = ok(Kubernetes::up(nodes, &archives, PEER));
-    let is_old = cluster
-        .machines
-        .iter()
-        .any(|machine| ok(lab::containerd::Containerd::version(machine)) < (1, 7));
+    let cluster = bare(nodes, Families::Ipv4, further);
     let mut objects = Vec::new();
     for part in ["flannel-agent/overlays/new", "proxy-agent/base"] {
         objects.extend(kustomize(&deploy().join("kustomize").join(part)));
     }
-    if is_old {
+    if is_old(&cluster) {
         // As components/seccomp-unconfined has it.
         for object in objects.iter_mut().filter(|object| object["kind"] == "DaemonSet") {
             object["spec"]["template"]["spec"]["securityContext"]["seccompProfile"]["type"] =
@@ -65,6 +58,38 @@ pub(crate) fn deployed_with(
         );
     }
     ok(cluster.apply(&objects));
+    for (namespace, agent) in AGENTS {
+        ok(cluster.rolled_out(namespace, &format!("daemonset/{agent}")));
+    }
+    cluster
+}
+
+/// Nodes with images, and with nobody who joins them or balances Services.
+fn bare(nodes: u8, families: Families, further: &[&str]) -> Kubernetes {
+    let names = ["millrace.tar", "pods.tar"].iter().chain(further);
+    let archives: Vec<PathBuf> = names.map(|name| archive(name)).collect();
+    let archives: Vec<&Path> = archives.iter().map(PathBuf::as_path).collect();
+    ok(Kubernetes::up(nodes, families, &archives, PEER))
+}
+
+/// Whether containers are refused bpf(2) by default.
+fn is_old(cluster: &Kubernetes) -> bool {
+    let versions = cluster.machines.iter().map(lab::containerd::Containerd::version);
+    versions.map(ok).any(|version| version < (1, 7))
+}
+
+/// Nodes of both families with both agents as helm installs them in a new cluster, and ready.
+pub(crate) fn installed_by_helm(nodes: u8) -> Kubernetes {
+    let cluster = bare(nodes, Families::Both, &[]);
+    let (host, port) = cluster.api.endpoint();
+    let (host, port) = (format!("apiServer.host={host}"), format!("apiServer.port={port}"));
+    let mut values =
+        vec!["flannelAgent.createConfig=true", "flannelAgent.ipv6Network=fd00:10:244::/48"];
+    values.extend([host.as_str(), port.as_str()]);
+    if is_old(&cluster) {
+        values.push("seccompProfile=Unconfined");
+    }
+    ok(cluster.helm_install(&deploy().join("helm/millrace"), &values));
     for (namespace, agent) in AGENTS {
         ok(cluster.rolled_out(namespace, &format!("daemonset/{agent}")));
     }

@@ -20,7 +20,7 @@ use crate::{
 const NAME: &str = "web";
 const NODE_PORT: u16 = 30080;
 /// Asks enough to meet both of two backends, but for once in a million times.
-const ASKED: u32 = 21;
+pub(crate) const ASKED: u32 = 21;
 
 #[test]
 fn they_carry_all_traffic_and_are_updated_without_loss() {
@@ -164,13 +164,13 @@ const GENTLY: [&str; 4] = ["--rate=20", "--requests=20", "--datagrams=50", "--ti
 /// Where the image has the program.
 const PEER: &str = "/usr/local/bin/lab-peer";
 
-struct Pod {
-    name: String,
+pub(crate) struct Pod {
+    pub(crate) name: String,
     address: Ipv4Addr,
 }
 
 /// The pods with a label that the agents' and the test's DaemonSets give theirs.
-fn pods(cluster: &Kubernetes, namespace: &str, selector: &str) -> Vec<Value> {
+pub(crate) fn pods(cluster: &Kubernetes, namespace: &str, selector: &str) -> Vec<Value> {
     let path = format!("/api/v1/namespaces/{namespace}/pods?labelSelector={selector}");
     let mut found = ok(cluster.api.read(&path));
     match found["items"].take() {
@@ -180,7 +180,7 @@ fn pods(cluster: &Kubernetes, namespace: &str, selector: &str) -> Vec<Value> {
 }
 
 /// The pod of the test's DaemonSet on a node.
-fn pod(cluster: &Kubernetes, name: &str, node: &str) -> Pod {
+pub(crate) fn pod(cluster: &Kubernetes, name: &str, node: &str) -> Pod {
     let pods = pods(cluster, "default", &format!("app={name}"));
     let pod = pods.iter().find(|pod| pod["spec"]["nodeName"] == node).expect("one on each node");
     let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
@@ -200,7 +200,7 @@ fn service(cluster: &Kubernetes) -> Ipv4Addr {
 }
 
 /// Asks from inside a pod, in its namespaces and its cgroup.
-fn ask_in(
+pub(crate) fn ask_in(
     cluster: &Kubernetes,
     from: &Pod,
     protocol: Protocol,
@@ -216,13 +216,13 @@ fn ask_in(
 }
 
 /// Asks from a place of the lab.
-fn ask_from(place: &Place, protocol: Protocol, to: SocketAddr) -> Vec<Answer> {
+pub(crate) fn ask_from(place: &Place, protocol: Protocol, to: SocketAddr) -> Vec<Answer> {
     let question = Question { count: Some(ASKED), ..Question::default() };
     ok(peer::ask_with(place, protocol, to, &question))
 }
 
 #[track_caller]
-fn assert_both_answer(answers: &[Answer]) {
+pub(crate) fn assert_both_answer(answers: &[Answer]) {
     let names: BTreeSet<_> = answers.iter().map(Answer::name).collect();
     assert_eq!(names, [Some("node1"), Some("node2")].into(), "{answers:?}");
 }

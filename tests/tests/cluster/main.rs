@@ -9,6 +9,7 @@
 mod bed;
 mod conformance;
 mod daemon_set;
+mod dual_stack;
 mod e2e;
 #[allow(dead_code, reason = "the cases about manifests use the rest")]
 #[path = "../deploy/manifest.rs"]

@@ -2,12 +2,13 @@
 
 use std::{
     fmt::Debug,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use serde::Deserialize as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub(crate) fn ok<T, E: Debug + std::fmt::Display>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|err| panic!("{err}"))
@@ -35,6 +36,21 @@ pub(crate) fn kustomizations() -> Vec<PathBuf> {
 pub(crate) fn kustomize(directory: &Path) -> Vec<Value> {
     let mut build = Command::new(lab::peers().join("kustomize"));
     objects(build.arg("build").arg(directory))
+}
+
+/// The same of a directory of `deploy/kustomize` with a component.
+pub(crate) fn kustomize_with(directory: &str, component: &str) -> Vec<Value> {
+    // The tool takes relative paths alone.
+    let own = ok(tempfile::tempdir_in(deploy().join("../target")));
+    let kustomize = "../../deploy/kustomize";
+    let kustomization = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [format!("{kustomize}/{directory}")],
+        "components": [format!("{kustomize}/components/{component}")],
+    });
+    ok(fs::write(own.path().join("kustomization.yaml"), kustomization.to_string()));
+    self::kustomize(own.path())
 }
 
 /// What `helm template` makes of the chart with values such as `proxyAgent.enabled=false`.

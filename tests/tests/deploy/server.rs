@@ -13,6 +13,7 @@ use crate::manifest::{deploy, helm, kustomizations, kustomize, list, ok, only};
 const CHARTS: &[&[&str]] = &[
     &[],
     &["proxyAgent.kubeadm=true", "nodeSelector.millrace=true"],
+    &["proxyAgent.kubeadm=true", "proxyAgent.kubeProxyConfig=true"],
     &["apiServer.host=10.0.0.1", "seccompProfile=Unconfined", "image.tag=1"],
     &["flannelAgent.createConfig=true", "flannelAgent.ipv6Network=fd00:10:244::/56"],
     &["proxyAgent.args={--nodeport-addresses=all}", "proxyAgent.podAnnotations.a=b"],

@@ -12,6 +12,8 @@ use crate::archive::Archive;
 /// What `kernel-init` inserts, in this order: the packet path before tcx, and a device that
 /// comes with its module.
 const MODULES: [&str; 3] = ["sch_ingress", "cls_bpf", "dummy"];
+/// The same for agents: devices of pods, and of tunnels.
+const MODULES_OF_AGENTS: [&str; 4] = ["veth", "udp_tunnel", "ip6_udp_tunnel", "vxlan"];
 
 pub(crate) struct Kernel {
     dir: PathBuf,
@@ -36,8 +38,9 @@ impl Kernel {
     }
 
     /// Keeps what the machine wrote beside the kernel, for people.
-    pub(crate) fn keep_log(&self, text: &str) {
-        let path = self.dir.join("console.log");
+    pub(crate) fn keep_log(&self, arguments: &str, text: &str) {
+        let name = if arguments.is_empty() { "console.log" } else { "console-of-agents.log" };
+        let path = self.dir.join(name);
         if let Err(err) = fs::write(&path, text) {
             println!("{}: {err}", path.display());
         }
@@ -46,23 +49,52 @@ impl Kernel {
     /// `kernel-init` as the first process, the object and the packet tier for it to run, and
     /// the libraries of both: the binaries are those that run here, not built anew.
     pub(crate) fn initramfs(&self) -> Vec<u8> {
-        let init = Path::new(env!("CARGO_BIN_EXE_kernel-init"));
         let packet = packet_tier();
+        let objects =
+            ["proxy.o", "overlay.o"].map(|name| (format!("/objects/{name}"), object(name)));
+        self.archive(&[("/packet", &*packet)], objects.into(), &MODULES)
+    }
+
+    /// `kernel-init` as the first process, the agents for it to run, and `ip` to make networks by.
+    pub(crate) fn initramfs_of_agents(&self) -> Vec<u8> {
+        let [proxy, flannel] = ["proxy-agent", "flannel-agent"].map(|name| lab::dist().join(name));
+        for agent in [&proxy, &flannel] {
+            assert!(
+                agent.exists(),
+                "{} is not there; `cargo xtask build` makes it",
+                agent.display()
+            );
+        }
+        let ip = Path::new("/usr/sbin/ip");
+        let programs = [("/proxy-agent", &*proxy), ("/flannel-agent", &*flannel), ("/ip", ip)];
+        self.archive(&programs, Vec::new(), &MODULES_OF_AGENTS)
+    }
+
+    fn archive(
+        &self,
+        programs: &[(&str, &Path)],
+        files: Vec<(String, Vec<u8>)>,
+        modules: &[&str],
+    ) -> Vec<u8> {
+        let init = Path::new(env!("CARGO_BIN_EXE_kernel-init"));
+        let programs: Vec<_> = [("/init", init)].iter().chain(programs).copied().collect();
         let mut archive = Archive::default();
         let mut directories = BTreeSet::new();
         make_directories(&mut archive, &mut directories, "/dev");
         archive.console("/dev/console");
-        archive.file("/init", &stripped(init));
-        archive.file("/packet", &stripped(&packet));
+        for (place, path) in &programs {
+            archive.file(place, &stripped(path));
+        }
         make_directories(&mut archive, &mut directories, "/objects");
-        for name in ["proxy.o", "overlay.o"] {
-            archive.file(&format!("/objects/{name}"), &object(name));
+        for (place, contents) in files {
+            archive.file(&place, &contents);
         }
         make_directories(&mut archive, &mut directories, "/modules");
-        for (at, name) in MODULES.iter().enumerate() {
+        for (at, name) in modules.iter().enumerate() {
             archive.file(&format!("/modules/{at}-{name}.ko"), &self.module(name));
         }
-        let libraries: BTreeSet<_> = [init, &packet].into_iter().flat_map(libraries).collect();
+        let libraries: BTreeSet<_> =
+            programs.into_iter().flat_map(|(_, path)| libraries(path)).collect();
         for path in libraries {
             let directory = Path::new(&path).parent().expect("a library in a directory");
             make_directories(&mut archive, &mut directories, &directory.to_string_lossy());
@@ -140,12 +172,13 @@ fn stripped(path: &Path) -> Vec<u8> {
     read(copy.path())
 }
 
-/// The paths of a binary's libraries, the loader among them.
+/// The paths of a binary's libraries, the loader among them; none of one that is static, at which `ldd`
+/// may fail.
 fn libraries(binary: &Path) -> Vec<String> {
-    let lines = output(Command::new("ldd").arg(binary));
-    String::from_utf8_lossy(&lines)
+    let lines = Command::new("ldd").arg(binary).output().expect("ldd");
+    String::from_utf8_lossy(&lines.stdout)
         .split_whitespace()
-        .filter(|word| word.starts_with('/'))
+        .filter(|word| word.starts_with('/') && !word.ends_with(':'))
         .map(String::from)
         .collect()
 }

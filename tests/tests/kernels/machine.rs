@@ -36,12 +36,12 @@ pub(crate) struct Console {
 }
 
 /// Boots the kernel and waits until the machine is switched off, or the time is over.
-pub(crate) fn run(kernel: &Path, initramfs: &[u8], deadline: Duration) -> Console {
+pub(crate) fn run(kernel: &Path, arguments: &str, initramfs: &[u8], deadline: Duration) -> Console {
     let mut archive = tempfile::NamedTempFile::new().expect("a temporary file");
     archive.write_all(initramfs).expect("room for the initramfs");
     let mut child = Command::new("qemu-system-x86_64")
         .args(QEMU)
-        .args(["-append", KERNEL_ARGUMENTS, "-kernel"])
+        .args(["-append", &format!("{KERNEL_ARGUMENTS} {arguments}"), "-kernel"])
         .arg(kernel)
         .arg("-initrd")
         .arg(archive.path())

@@ -1,8 +1,9 @@
 //! The kernels tier: the object on older kernels, each booted in an emulated machine whose
-//! whole system is `kernel-init` and the packet tier's own binary.
+//! whole system is `kernel-init` and the packet tier's own binary; and the agents on one without IPv6.
 //!
 //! `MILLRACE_KERNELS` names the directory of kernels, one subdirectory a series, as
-//! `cargo xtask test` lays it out. Needs qemu, but no root and no KVM.
+//! `cargo xtask test` lays it out, and `MILLRACE_DIST` that of the agents. Needs qemu, but no root and
+//! no KVM.
 
 mod archive;
 mod image;
@@ -26,15 +27,28 @@ fn linux_6_12() {
     on("6.12");
 }
 
+/// Switched off at the boot, as administrators do it who want none.
+#[test]
+fn agents_serve_ipv4_without_ipv6() {
+    let kernel = image::Kernel::find("6.12");
+    let initramfs = kernel.initramfs_of_agents();
+    judge(&kernel, "6.12 without IPv6", "ipv6.disable=1 -- without-ipv6", &initramfs);
+}
+
 fn on(series: &str) {
     let kernel = image::Kernel::find(series);
     let initramfs = kernel.initramfs();
-    let console = machine::run(&kernel.vmlinuz(), &initramfs, DEADLINE);
-    kernel.keep_log(&console.log());
+    judge(&kernel, series, "", &initramfs);
+}
+
+/// Boots the kernel; what stands behind `--` is said to `kernel-init`.
+fn judge(kernel: &image::Kernel, name: &str, arguments: &str, initramfs: &[u8]) {
+    let console = machine::run(&kernel.vmlinuz(), arguments, initramfs, DEADLINE);
+    kernel.keep_log(arguments, &console.log());
     for line in console.lines().filter(|line| line.starts_with("program ")) {
-        println!("{series}: {line}");
+        println!("{name}: {line}");
     }
     if let Err(why) = console.verdict() {
-        panic!("Linux {series}: {why}; the console's end:\n{}", console.tail());
+        panic!("Linux {name}: {why}; the console's end:\n{}", console.tail());
     }
 }

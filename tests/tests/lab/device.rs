@@ -27,6 +27,7 @@ both! {
     hooks_move_from_bridge_to_pods_and_back_under_traffic,
     programs_that_another_hand_takes_off_come_back,
     pins_that_another_hand_removes_are_made_again_and_nothing_is_lost,
+    a_link_that_cannot_be_looked_at_keeps_no_other_from_being_dealt_with,
 }
 
 /// Programs on a device.
@@ -233,6 +234,39 @@ fn pins_that_another_hand_removes_are_made_again_and_nothing_is_lost(mode: Socke
     assert_eq!(ids(&cluster), objects);
     assert_nothing_lost(&ok(load.stop()));
     assert_served(&cluster);
+}
+
+fn a_link_that_cannot_be_looked_at_keeps_no_other_from_being_dealt_with(mode: SocketLb) {
+    let mut cluster = Plan::single(mode).up(&[expose(10, &["pod1a"])]);
+    let root = cluster.lab.bpffs("node1").join("proxy");
+    let before = pins(&root);
+    let pin = |program: &str| {
+        let name = before.iter().find(|name| name.starts_with(program)).expect("a pin of it");
+        root.join("links").join(name)
+    };
+    // The first by name, as they are looked at.
+    let (blocked, unpinned) = (pin("pod_egress_"), pin("uplink_egress_"));
+    ok(fs::remove_file(&blocked));
+    ok(fs::create_dir(&blocked));
+    let detach = format!("bpftool link detach pinned {}", pin("uplink_ingress_").display());
+    ok(cluster.lab.shell("node1", &detach));
+    ok(fs::remove_file(&unpinned));
+    ok(cluster.lab.remove_pod("pod1b"));
+    ok(cluster.lab.add_pod("node1", "pod1c"));
+    eventually("all but that one are as they should be", || {
+        let now = pins(&root);
+        let gone = before.difference(&now).count();
+        let come = now.difference(&before).count();
+        ((gone, come) == (1, 1) && mended(&cluster, "uplink_ingress") == 1 && unpinned.exists())
+            .then_some(())
+    });
+    cluster.answers("node1", Target::ClusterIp(10), &["pod1a"]);
+    cluster.answers("client", Target::NodePort("node1", 10), &["pod1a"]);
+    let told = || cluster.show(&["status"])["problems"].to_string();
+    assert!(told().contains(&*blocked.to_string_lossy()), "{}", told());
+    ok(fs::remove_dir(&blocked));
+    eventually("that one, too", || (blocked.exists() && told() == "[]").then_some(()));
+    assert_eq!(mended(&cluster, "pod_egress"), 0, "it was on all the time");
 }
 
 /// A kernel without links has filters in their place.

@@ -17,7 +17,8 @@ use crate::{command, machine::Machine, object};
 /// One case as `frame-bench` prints it; times are those of rounds, in nanoseconds a frame.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Case {
-    case: String,
+    #[serde(rename = "case")]
+    name: String,
     family: String,
     flows: u32,
     runs: u64,
@@ -42,7 +43,7 @@ const GOALS: [Goal; 3] = [
 
 impl Case {
     fn goal(&self) -> Option<f64> {
-        let goal = GOALS.iter().find(|goal| self.case.starts_with(goal.case))?;
+        let goal = GOALS.iter().find(|goal| self.name.starts_with(goal.case))?;
         if self.flows == 1 { Some(goal.one) } else { goal.many }
     }
 
@@ -61,7 +62,7 @@ impl Case {
         };
         Some(format!(
             "| {} | {} | {} | {:.2} | {:.2} – {:.2} | {goal} | {verdict} | {:.0} ns | {:.0} ns | {:.2} |\n",
-            self.case,
+            self.name,
             self.family,
             self.flows,
             xdp.value,

@@ -1,6 +1,6 @@
 //! Tables, devices and frames of the cases.
 
-use std::{os::fd::AsFd, process::Command};
+use std::{os::fd::AsFd, process::Command, time::Duration};
 
 use agent_kit::{
     Pod,
@@ -46,6 +46,9 @@ const TUNNELLED: u8 = 5;
 const CLUSTER: u8 = 6;
 const FOREIGN: u8 = 7;
 const NODES: u8 = 9;
+
+static NO_MARKS: [u8; MARKS_LEN] = [0; MARKS_LEN];
+static NO_PORTS: [u8; PORTMARKS_LEN] = [0; PORTMARKS_LEN];
 
 /// What a frame is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -193,9 +196,8 @@ pub(crate) struct Bed<F: Family> {
 impl<F: Family> Bed<F> {
     pub(crate) fn fill(ebpf: &Ebpf, device: u32, case: Case, flows: u32) -> Result<Self> {
         let of_family = |name: &str| format!("{name}{}", F::SUFFIX);
-        let mut address_marks = [0_u8; MARKS_LEN];
-        let mut port_marks = [0_u8; PORTMARKS_LEN];
-        let mut marks = [0_u8; MARKS_LEN];
+        let (mut address_marks, mut port_marks, mut marks) =
+            (Box::new(NO_MARKS), Box::new(NO_PORTS), Box::new(NO_MARKS));
         let node = F::address(NODES, 1);
         address_marks[address_mark(node)] |= mark::PORTS;
         let mut frontends =
@@ -238,9 +240,9 @@ impl<F: Family> Bed<F> {
             }
             all.push(parties);
         }
-        table(ebpf, "ADDRESSMARKS")?.insert(&Row(0_u32), &Row(address_marks))?;
-        table(ebpf, "PORTMARKS")?.insert(&Row(0_u32), &Row(port_marks))?;
-        table(ebpf, "MARKS")?.insert(&Row(0_u32), &Row(marks))?;
+        table(ebpf, "ADDRESSMARKS")?.insert(&Row(0_u32), &Row(*address_marks))?;
+        table(ebpf, "PORTMARKS")?.insert(&Row(0_u32), &Row(*port_marks))?;
+        table(ebpf, "MARKS")?.insert(&Row(0_u32), &Row(*marks))?;
         let uplink = Uplink { device, mac: OWN, sends: 0, mode: mode::NATIVE };
         table(ebpf, "UPLINKS")?.insert(&Row(place(device)), &Row(uplink))?;
         let mut tunnel = Tunnel {
@@ -333,6 +335,6 @@ fn wrapped<F: Family>(packet: &[u8]) -> Vec<u8> {
 /// As programs have it: `bpf_ktime_get_coarse_ns` in ticks.
 fn now() -> u32 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
-    let now = now.expect("there is this clock");
-    ((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) / TICK_NS) as u32
+    let now = Duration::from(now.expect("there is this clock"));
+    (now.as_nanos() / u128::from(TICK_NS)) as u32
 }

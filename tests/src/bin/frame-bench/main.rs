@@ -11,7 +11,7 @@ use agent_kit::program;
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{Program, SchedClassifier, TestRun, TestRunOptions, Xdp},
+    programs::{Program, ProgramInfo, SchedClassifier, TestRun, TestRunOptions, Xdp},
     sys::{Stats, enable_stats},
 };
 use bed::{Bed, Case};
@@ -118,9 +118,7 @@ fn round(
         }
     }
     let after = program.info()?;
-    let time = after.run_time().saturating_sub(before.run_time());
-    let count = after.run_count() - before.run_count();
-    Ok(time.as_nanos() as f64 / count as f64)
+    Ok(each(&before, &after))
 }
 
 /// The same of the program that sees frames which XDP passes.
@@ -141,7 +139,13 @@ fn packet_path(ebpf: &mut Ebpf, device: u32, frames: &[Vec<u8>], runs: usize) ->
         program.test_run(options)?;
     }
     let after = program.info()?;
+    Ok(each(&before, &after))
+}
+
+/// Nanoseconds a run between two looks at a program.
+#[allow(clippy::cast_precision_loss, reason = "times of a measurement have fewer digits")]
+fn each(before: &ProgramInfo, after: &ProgramInfo) -> f64 {
     let time = after.run_time().saturating_sub(before.run_time());
     let count = after.run_count() - before.run_count();
-    Ok(time.as_nanos() as f64 / count as f64)
+    time.as_nanos() as f64 / count as f64
 }

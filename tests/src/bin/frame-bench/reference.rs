@@ -42,11 +42,11 @@ pub(crate) fn load() -> Result<Xdp> {
     let fd = unsafe { call(LOAD, &program) }.context("cannot load two instructions")?;
     let path = format!("/sys/fs/bpf/millrace-frame-bench-{}", std::process::id());
     let name = CString::new(path.as_str())?;
-    let object = Object { path: name.as_ptr() as u64, fd: fd as u32, flags: 0 };
+    let object = Object { path: name.as_ptr() as u64, fd: u32::try_from(fd)?, flags: 0 };
     // SAFETY: the path outlives the call.
     let pinned = unsafe { call(PIN, &object) };
     // SAFETY: the call above has made it, and nobody else knows it.
-    unsafe { libc::close(fd as i32) };
+    unsafe { libc::close(i32::try_from(fd)?) };
     pinned.with_context(|| format!("cannot pin {path}; is a bpf file system mounted there?"))?;
     let program = Xdp::from_pin(&path, XdpAttachType::Interface);
     fs::remove_file(&path)?;

@@ -65,15 +65,21 @@ impl Parties {
 
     /// Servers for TCP and UDP on one port, and the Services before them.
     fn serve(&self, tables: &mut Tables, offset: u16) -> Result<Served> {
-        let listener = TcpListener::bind((self.backend, 0))?;
-        let backend = listener.local_addr()?;
-        let socket = UdpSocket::bind(backend)?;
-        thread::spawn(move || listener.incoming().flatten().try_for_each(echo));
-        thread::spawn(move || echo_datagrams(&socket));
+        let backend = answer((self.backend, 0).into())?;
         let row = tables.service(self.vip(SERVED + offset), Some(backend))?;
         tables.service(self.vip(EMPTY + offset), None)?;
         Ok(Served { row, backend })
     }
+}
+
+/// Gives back what comes there by TCP and UDP; where that is, if the port was left to the kernel.
+pub(crate) fn answer(at: SocketAddr) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind(at)?;
+    let at = listener.local_addr()?;
+    let socket = UdpSocket::bind(at)?;
+    thread::spawn(move || listener.incoming().flatten().try_for_each(echo));
+    thread::spawn(move || echo_datagrams(&socket));
+    Ok(at)
 }
 
 fn echo(mut stream: TcpStream) -> io::Result<()> {
@@ -153,7 +159,7 @@ fn connections(tables: &Tables, served: &Served, sockets: u64, packets: u64) -> 
     Ok(())
 }
 
-fn connect(from: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+pub(crate) fn connect(from: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     if let Some(from) = from {
         socket.bind(&SocketAddr::from((from, 0)).into())?;
@@ -165,7 +171,7 @@ fn connect(from: Option<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Sends much, and gets it back, on a connection whose peer is named `peer`.
-fn exchange(from: Option<IpAddr>, to: SocketAddr, peer: SocketAddr) -> Result<()> {
+pub(crate) fn exchange(from: Option<IpAddr>, to: SocketAddr, peer: SocketAddr) -> Result<()> {
     let mut stream = connect(from, to).context("connect")?;
     let named = stream.peer_addr()?;
     ensure!(named == peer, "the peer is called {named}");
@@ -187,7 +193,7 @@ fn datagrams(from: Option<IpAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// Sends from a socket that is not connected, and looks who answers.
-fn exchange_datagrams(from: Option<IpAddr>, to: SocketAddr) -> Result<()> {
+pub(crate) fn exchange_datagrams(from: Option<IpAddr>, to: SocketAddr) -> Result<()> {
     let socket = datagrams(from, to)?;
     let mut bytes = [0; 64];
     for text in [&b"one"[..], b"two"] {
