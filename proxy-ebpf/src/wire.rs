@@ -227,6 +227,10 @@ fn ask<F: WireMaps>(frame: *mut xdp_md, place: u32) -> u32 {
     let row = unsafe { &mut *row };
     row.since = now();
     row.device = 0;
+    // There is a node for it, and the overlay has not said yet by which tunnel.
+    if row.port == Be16::ZERO && row.underlay != row.destination {
+        return 0;
+    }
     // SAFETY: of plain numbers, for which zero is one.
     let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     // SAFETY: the kernel's context.

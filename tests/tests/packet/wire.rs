@@ -252,6 +252,7 @@ both! {
     packets_are_as_long_as_the_way_takes,
     the_way_is_asked_for_anew,
     tunnels_are_judged_alike,
+    pods_networks_without_a_tunnel_have_no_way,
     every_bit_of_the_headers_is_judged_alike,
     nothing_is_read_that_is_not_there,
     large_frames_lie_in_pieces,
@@ -540,6 +541,22 @@ fn tunnels_are_judged_alike<F: Family>() {
     bytes[at..at + 2].copy_from_slice(&PORT.to_be_bytes());
     pair.passes(&bytes, "to the tunnels' port");
     pair.same_tables();
+}
+
+/// The overlay's agent writes one table after the other: what belongs into a tunnel never leaves
+/// without one.
+fn pods_networks_without_a_tunnel_have_no_way<F: Family>() {
+    let mut pair = Pair::<F>::new();
+    let tunnel = pair.scene.wires.tunnel;
+    let bytes = arriving::<F>(&request::<F>(Kind::Tunnelled, TCP).bytes());
+    let ways = pair.scene.wires.hops.clone();
+    pair.set_tunnel(Tunnel::default());
+    pair.scene.wires.hops.remove(&F::address(2, 3));
+    pair.passes(&bytes, "no tunnel as yet");
+    pair.set_tunnel(tunnel);
+    pair.scene.wires.hops = ways;
+    let up = pair.scene.devices.up;
+    pair.is_sent(&bytes, up);
 }
 
 fn every_bit_of_the_headers_is_judged_alike<F: Family>() {
