@@ -32,6 +32,10 @@ const TCP: u8 = protocol::TCP;
 const UDP: u8 = protocol::UDP;
 const DEVICES: Devices = Devices { up: 2, up2: 5 };
 
+/// What a case changes, and in words; of tables, or of those of one flow.
+type Change<F> = (&'static str, fn(&mut Scene<F>));
+type KeyChange<F> = (&'static str, fn(&mut Scene<F>, &Key<F>));
+
 both! {
     frames_of_flows_are_turned,
     they_become_what_the_packet_path_makes_of_them,
@@ -53,6 +57,7 @@ both! {
     padding_stays_behind,
     what_cannot_be_written_any_more_is_dropped_and_counted,
     checksums_are_right_whatever_is_in_the_packet,
+    a_sum_of_zero_is_told_from_none,
 }
 
 fn scene<F: Side>() -> Scene<F> {
@@ -88,27 +93,33 @@ fn key_of<F: Side>(packet: &Datagram<F>) -> Key<F> {
 }
 
 /// What is to become of a packet of a flow, by the table of `datapath::flow`.
+fn turned<F: Side>(kind: Kind, is_request: bool, packet: &Datagram<F>) -> Datagram<F> {
+    let parties = kind.parties::<F>(packet.proto);
+    if kind.is_local() {
+        packet.clone().from(parties.alias()).to(parties.backend)
+    } else if is_request {
+        forwarded(packet, parties.source, parties.backend)
+    } else {
+        forwarded(packet, parties.frontend, parties.client)
+    }
+}
+
+/// The same with what is to stand before it.
 fn expected<F: Side>(
     scene: &mut Scene<F>,
     kind: Kind,
     is_request: bool,
     packet: &Datagram<F>,
 ) -> (Fate, Vec<u8>) {
-    let parties = kind.parties::<F>(packet.proto);
+    let turned = turned(kind, is_request, packet);
     if kind.is_local() {
-        let packet = packet.clone().from(parties.alias()).to(parties.backend);
-        return (Fate::Pass, arriving::<F>(&packet.bytes()));
+        return (Fate::Pass, arriving::<F>(&turned.bytes()));
     }
-    let (src, dst) = if is_request {
-        (parties.source, parties.backend)
-    } else {
-        (parties.frontend, parties.client)
-    };
     let key = key_of(packet);
     let path = hash::tuple(&key);
     let id = scene.row(&key).packets as u16 ^ path as u16;
-    let hop = scene.wires.hops[&dst.addr];
-    let mut bytes = forwarded(packet, src, dst).bytes();
+    let hop = scene.wires.hops[&turned.dst.addr];
+    let mut bytes = turned.bytes();
     if hop.port != Be16::ZERO {
         let outer = Outer {
             src: F::address(9, 1),
@@ -391,8 +402,7 @@ fn what_is_no_plain_packet_passes<F: Side>() {
 }
 
 fn what_the_tables_do_not_tell_of_passes<F: Side>() {
-    type Change<F> = (&'static str, fn(&mut Scene<F>, &Key<F>));
-    let changes: [Change<F>; 5] = [
+    let changes: [KeyChange<F>; 5] = [
         ("no row", |scene, key| {
             let _ = scene.memory.flows.remove(key);
         }),
@@ -423,9 +433,15 @@ fn what_the_tables_do_not_tell_of_passes<F: Side>() {
             bytes[..6].copy_from_slice(&to.0);
             passes(&mut scene::<F>(), &bytes, "a frame for others");
         }
-        // One of these is enough to look: a port of a frontend, or a way that is marked.
+        // An address that is ours as a whole is enough to look,
+        let mut scene = scene::<F>();
+        scene.wires.uses.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
+        scene.wires.marks.fill(0);
+        scene.wires.ports.fill(0);
+        is_turned(&mut scene, &bytes, "a cluster IP");
+        // and of another, a port of a frontend, or a way that is marked.
         for keeps_ports in [true, false] {
-            let mut scene = scene::<F>();
+            let mut scene = self::scene::<F>();
             if keeps_ports {
                 scene.wires.marks.fill(0);
                 scene.wires.ports.fill(7);
@@ -626,7 +642,6 @@ fn every_bit_of_a_tunnels_headers_is_judged<F: Side>() {
         }
     }
     assert!(judged > 100, "{judged}");
-    type Change<F> = (&'static str, fn(&mut Scene<F>));
     let changes: [Change<F>; 5] = [
         ("another network", |scene| scene.wires.tunnel.vni += 1),
         ("another port", |scene| scene.wires.tunnel.port = Be16::new(4789)),
@@ -752,7 +767,6 @@ impl Dice {
     }
 }
 
-/// Summed up from scratch: by what becomes of one word, each value of a sum is met.
 fn checksums_are_right_whatever_is_in_the_packet<F: Side>() {
     let mut dice = Dice(7);
     for (kind, proto, is_request) in all::<F>() {
@@ -765,20 +779,13 @@ fn checksums_are_right_whatever_is_in_the_packet<F: Side>() {
             if round < 100 && length >= 2 {
                 payload.fill(0xff);
             }
-            let mut packet = Datagram {
+            let packet = Datagram {
                 hops: 2 + (dice.next() % 254) as u8,
                 id: dice.next() as u16 as u32,
                 sequence: dice.next() as u32,
                 acknowledgement: dice.next() as u32,
                 ..packet.clone().with_payload(&payload)
             };
-            if round % 3 == 0 {
-                // Has the packet sum up to what is next to zero, before or behind.
-                let sum = checksum_of(&packet);
-                packet.payload.truncate(length / 2 * 2);
-                let word = checksum_of(&packet).wrapping_add(sum % 3).wrapping_sub(1);
-                packet.payload.extend(word.to_be_bytes());
-            }
             let bytes = enters::<F>(kind, is_request, &packet.bytes());
             let (fate, out) = scene.run(&bytes);
             assert_ne!(fate, Fate::Drop);
@@ -794,6 +801,41 @@ fn checksums_are_right_whatever_is_in_the_packet<F: Side>() {
             }
         }
         assert!(turned > 1_900, "{turned}");
+    }
+}
+
+/// Zero says that there is none, so it is written in its other form (RFC 768).
+fn a_sum_of_zero_is_told_from_none<F: Side>() {
+    for (kind, proto, is_request) in all::<F>() {
+        if proto == TCP {
+            continue;
+        }
+        // A word that makes the packet's sum what it has to be, once it is turned.
+        let mut packet = packet_of::<F>(kind, proto, is_request).with_payload(&[0; 6]);
+        let bare = turned(kind, is_request, &packet);
+        packet.payload[4..].copy_from_slice(&checksum_of(&bare).to_be_bytes());
+        assert_eq!(checksum_of(&turned(kind, is_request, &packet)), 0xffff);
+        let mut scene = scene::<F>();
+        let expected = expected(&mut scene, kind, is_request, &packet);
+        let bytes = enters::<F>(kind, is_request, &packet.bytes());
+        same::<F>(&scene.run(&bytes), &expected, "the packet's");
+    }
+    if !F::V6 {
+        return;
+    }
+    // In a tunnel's sum the packet's own makes up for all but its first words: the label of its flow.
+    for (kind, proto, is_request) in all::<F>() {
+        let mut packet = packet_of::<F>(kind, proto, is_request).bytes();
+        let enter = |packet: &[u8]| enters::<F>(kind, is_request, packet);
+        let (_, out) = scene::<F>().run(&enter(&packet));
+        let at = ETHERNET + F::HEADER as usize + 6;
+        if out.len() < ETHERNET + packet.len() + F::OVERHEAD as usize {
+            continue;
+        }
+        packet[2..4].copy_from_slice(&out[at..at + 2]);
+        let (_, out) = scene::<F>().run(&enter(&packet));
+        assert_eq!(out[at..at + 2], [0xff, 0xff], "the tunnel's");
+        sums::<F>(&out);
     }
 }
 

@@ -133,7 +133,8 @@ impl Kind {
             at::<F>(3, 3, 8080)
         };
         // A cluster IP, or this node's address.
-        let frontend = if number % 2 == 0 { at::<F>(96, 1, 80) } else { at::<F>(9, 1, 30_080) };
+        let frontend =
+            if number.is_multiple_of(2) { at::<F>(96, 1, 80) } else { at::<F>(9, 1, 30_080) };
         let source = match self {
             _ if self.is_local() => Place::default(),
             _ if self.is_tunnelled() => at::<F>(1, 0x100, 50_000 + number),
