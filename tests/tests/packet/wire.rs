@@ -253,6 +253,7 @@ both! {
     ways_are_the_kernels,
     uplinks_are_those_of_the_table,
     packets_are_as_long_as_the_way_takes,
+    packets_are_as_long_as_the_tunnel_takes,
     the_way_is_asked_for_anew,
     tunnels_are_judged_alike,
     pods_networks_without_a_tunnel_have_no_way,
@@ -480,6 +481,28 @@ fn packets_are_as_long_as_the_way_takes<F: Family>() {
         let long = packet.with_payload(&vec![7; mtu as usize - headers + 1]);
         pair.passes(&arriving::<F>(&long.bytes()), "too long");
     }
+}
+
+/// The tunnel's own MTU may be less than its way would take.
+fn packets_are_as_long_as_the_tunnel_takes<F: Family>() {
+    let mut pair = Pair::<F>::new();
+    let tunnel = Tunnel { mtu: 1_280, ..pair.scene.wires.tunnel };
+    pair.set_tunnel(tunnel);
+    pair.scene.wires.hops.get_mut(&F::address(2, 3)).expect("a way").mtu = tunnel.mtu;
+    let headers = F::HEADER as usize + 20;
+    let up = pair.scene.devices.up;
+    for (length, fits) in [(1_280, true), (1_281, false)] {
+        let packet = request::<F>(Kind::Tunnelled, TCP).with_payload(&vec![7; length - headers]);
+        let bytes = arriving::<F>(&packet.bytes());
+        if fits {
+            pair.is_sent(&bytes, up);
+        } else {
+            pair.passes(&bytes, "too long for the tunnel");
+        }
+    }
+    // Other ways are as they were.
+    let packet = request::<F>(Kind::Routed, TCP).with_payload(&[7; 1_400]);
+    pair.is_sent(&arriving::<F>(&packet.bytes()), up);
 }
 
 /// What is known of a way holds until the tick ends.
