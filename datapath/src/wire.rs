@@ -152,7 +152,7 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     translate::<F, P, R, W>(frame, rows, wires, 0)
 }
 
-/// True for a frame that a node we know sent through the tunnel.
+/// True for a frame that a node we know sent through the tunnel, unless the device is to see them all.
 #[inline(always)]
 fn is_ours<F: Underlay, P: Wire, W: Wires<F>>(
     frame: &P,
@@ -160,7 +160,7 @@ fn is_ours<F: Underlay, P: Wire, W: Wires<F>>(
     tunnel: &Tunnel,
 ) -> bool {
     let Some((to, from)) = F::unwrap(frame, tunnel) else { return false };
-    to == F::mac(tunnel) && wires.is_sender(Sender { mac: from, pad: 0 })
+    tunnel.uplink != 0 && to == F::mac(tunnel) && wires.is_sender(Sender { mac: from, pad: 0 })
 }
 
 /// Looks for the flow of the packet at `at`, and does what its row says.

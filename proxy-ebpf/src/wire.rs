@@ -214,7 +214,9 @@ fn enter<F: WireMaps>(place: u32) -> u32 {
     row.mtu = u32::MAX;
     let Some(vtep) = vtep::<F>(row.destination) else { return 0 };
     let tunnel = tunnel();
-    (row.own, row.underlay, row.port) = (F::underlay(&tunnel), vtep.underlay, tunnel.port);
+    // Where the device alone is to encapsulate, there is no other way.
+    let port = if tunnel.uplink == 0 { Be16::ZERO } else { tunnel.port };
+    (row.own, row.underlay, row.port) = (F::underlay(&tunnel), vtep.underlay, port);
     (row.inner_to, row.inner_from) = (vtep.mac, F::mac(&tunnel));
     row.vni = tunnel.vni;
     row.mtu = tunnel.mtu;
@@ -229,7 +231,7 @@ fn ask<F: WireMaps>(frame: *mut xdp_md, place: u32) -> u32 {
     let row = unsafe { &mut *row };
     row.since = now();
     row.device = 0;
-    // There is a node for it, and the overlay has not said yet by which tunnel.
+    // There is a node for it, and the overlay has not said yet by which tunnel, or wants it left.
     if row.port == Be16::ZERO && row.underlay != row.destination {
         return 0;
     }

@@ -642,9 +642,10 @@ fn every_bit_of_a_tunnels_headers_is_judged<F: Side>() {
         }
     }
     assert!(judged > 100, "{judged}");
-    let changes: [Change<F>; 5] = [
+    let changes: [Change<F>; 6] = [
         ("another network", |scene| scene.wires.tunnel.vni += 1),
         ("another port", |scene| scene.wires.tunnel.port = Be16::new(4789)),
+        ("the device does all", |scene| scene.wires.tunnel.uplink = 0),
         ("no sender", |scene| scene.wires.senders.clear()),
         ("another sender", |scene| scene.wires.senders = vec![Sender { mac: OWN, pad: 0 }]),
         ("another device", |scene| {

@@ -257,6 +257,7 @@ both! {
     the_way_is_asked_for_anew,
     tunnels_are_judged_alike,
     pods_networks_without_a_tunnel_have_no_way,
+    where_the_device_alone_encapsulates_it_does,
     every_bit_of_the_headers_is_judged_alike,
     nothing_is_read_that_is_not_there,
     large_frames_lie_in_pieces,
@@ -582,6 +583,22 @@ fn pods_networks_without_a_tunnel_have_no_way<F: Family>() {
     pair.scene.wires.hops = ways;
     let up = pair.scene.devices.up;
     pair.is_sent(&bytes, up);
+}
+
+/// Where there is IPsec, or if somebody wants it so.
+fn where_the_device_alone_encapsulates_it_does<F: Family>() {
+    let mut pair = Pair::<F>::new();
+    pair.set_tunnel(Tunnel { uplink: 0, ..pair.scene.wires.tunnel });
+    for proto in [TCP, UDP] {
+        let bytes = from_peer::<F>(&reply::<F>(Kind::Tunnelled, proto).bytes());
+        pair.passes(&bytes, "out of the tunnel");
+        pair.scene.wires.hops.remove(&F::address(2, 3));
+        let bytes = arriving::<F>(&request::<F>(Kind::Tunnelled, proto).bytes());
+        pair.passes(&bytes, "into the tunnel");
+        let up = pair.scene.devices.up;
+        let bytes = arriving::<F>(&request::<F>(Kind::Routed, proto).bytes());
+        pair.is_sent(&bytes, up);
+    }
 }
 
 fn every_bit_of_the_headers_is_judged_alike<F: Family>() {
