@@ -8,6 +8,7 @@ pub fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
+        Program::Xdp(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
