@@ -9,6 +9,7 @@ pub mod lru;
 pub mod memory;
 pub mod tunnel;
 pub mod verify;
+pub mod wire;
 
 /// Makes of each case, a function that takes the family as its type, two tests: `v4::CASE` and
 /// `v6::CASE`.

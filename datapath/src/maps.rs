@@ -32,8 +32,9 @@
 //! | `CARRIED` | per-CPU array | `wire::Leg` → packets |
 //! | `PEERMARKS` | array of one | → one byte for the ports of backends that sockets were given |
 //!
-//! beside `VTEPS4/6`, `SENDERS` and `TUNNELS` of the overlay object, where there is an overlay; and of the overlay object, which has `FLOWS4/6`, `PENDING4/6`, `FRAGMENTS4/6`, `DEVICES`,
-//! `DROPS`, `WALKS`, `SCRATCH4/6` and `MARKS` of its own:
+//! beside `VTEPS4/6`, `SENDERS` and `TUNNELS` of the overlay object, where there is an overlay; and of
+//! the overlay object, which has `FLOWS4/6`, `PENDING4/6`, `FRAGMENTS4/6`, `DEVICES`, `DROPS`, `WALKS`,
+//! `SCRATCH4/6` and `MARKS` of its own:
 //!
 //! | map | type | key → value |
 //! |---|---|---|

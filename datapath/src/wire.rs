@@ -91,6 +91,9 @@ pub trait Wire: Packet {
     /// Destination and source.
     fn hardware(&self) -> Option<(Mac, Mac)>;
 
+    /// True if there are so many bytes from the network header on.
+    fn holds(&self, length: u32) -> bool;
+
     /// Makes room of so many bytes before all there is.
     fn grow(&mut self, length: u32) -> Option<()>;
 
@@ -156,10 +159,18 @@ fn plain<F: Underlay, P: Packet>(packet: &P, at: u32) -> Option<Plain<F::Address
     let length = F::total_length(packet, at)?;
     let (both, flags, checksum) = if header.next == protocol::TCP {
         let [both, _, _, flags, checksum] = packet.words(at + F::HEADER)?;
+        if length < F::HEADER + 20 {
+            return None;
+        }
         (both, flags.to_ne_bytes()[1], first_half(checksum))
     } else if header.next == protocol::UDP {
-        let [both, checksum] = packet.words(at + F::HEADER)?;
-        let [_, _, high, low] = checksum.to_ne_bytes();
+        let [both, last] = packet.words(at + F::HEADER)?;
+        let [a, b, high, low] = last.to_ne_bytes();
+        // Behind the datagram its checksum covers nothing, which a tunnel's relies on.
+        let datagram = u16::from_be_bytes([a, b]) as u32;
+        if datagram < 8 || datagram + F::HEADER != length {
+            return None;
+        }
         (both, 0, u16::from_ne_bytes([high, low]))
     } else {
         return None;
@@ -229,7 +240,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         || row.seen | seen != row.seen
         || row.flags & flow_flags::RESET != 0
         || header.next == protocol::UDP && track::is_idle(row, now);
-    if is_news || is_partial::<F>(&plain) {
+    if is_news || is_partial::<F>(&plain) || !frame.holds(at + length) {
         return Fate::Pass;
     }
     let is_masqueraded = row.flags & flow_flags::MASQUERADE != 0;
@@ -239,7 +250,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     }
     let (to, other) = (Place::new(row.to, row.to_port), Place::new(row.other, row.other_port));
     if is_original && !is_masqueraded {
-        // A reply that came out of a tunnel is the only thing that may.
+        // Out of a tunnel it would have to be handed on without that.
         if at != 0 {
             return Fate::Pass;
         }

@@ -10,7 +10,7 @@ use datapath::{
 };
 
 use crate::{
-    linear::{self, at, hidden},
+    linear::{self, Linear, at, hidden},
     skb::ETHERNET,
 };
 
@@ -132,6 +132,13 @@ impl Wire for Buffer<'_> {
     #[inline(always)]
     fn hardware(&self) -> Option<(Mac, Mac)> {
         linear::hardware(self.context)
+    }
+
+    #[inline(always)]
+    fn holds(&self, length: u32) -> bool {
+        let (data, end) = self.context.bounds();
+        // Nearly every frame is in one buffer.
+        end - data >= (ETHERNET + length) as usize || self.len() >= length
     }
 
     #[inline(always)]

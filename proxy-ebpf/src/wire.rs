@@ -240,15 +240,17 @@ fn enter<F: WireMaps>(place: u32) -> u32 {
     row.since = now();
     row.device = 0;
     (row.own, row.underlay, row.port) = (row.source, row.destination, Be16::ZERO);
+    row.mtu = u32::MAX;
     let Some(vtep) = vtep::<F>(row.destination) else { return 1 };
     let tunnel = tunnel();
-    // The overlay has its device do all.
-    if tunnel.uplink == 0 {
+    // The overlay has its device do all, or has not said yet by which tunnel.
+    if tunnel.uplink == 0 || tunnel.port == Be16::ZERO {
         return 0;
     }
     (row.own, row.underlay, row.port) = (F::underlay(&tunnel), vtep.underlay, tunnel.port);
     (row.inner_to, row.inner_from) = (vtep.mac, F::mac(&tunnel));
     row.vni = tunnel.vni;
+    row.mtu = tunnel.mtu;
     1
 }
 
@@ -279,7 +281,7 @@ fn ask<F: WireMaps>(frame: *mut xdp_md, place: u32) -> u32 {
     // SAFETY: after success the kernel has put the route's MTU there.
     let mtu: u32 = unsafe { question.__bindgen_anon_1.mtu_result }.into();
     let less = if row.port == Be16::ZERO { 0 } else { F::OVERHEAD };
-    row.mtu = mtu.saturating_sub(less);
+    row.mtu = row.mtu.min(mtu.saturating_sub(less));
     row.to = Mac(question.dmac);
     row.from = Mac(question.smac);
     row.device = device;

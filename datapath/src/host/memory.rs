@@ -24,6 +24,7 @@ use crate::{
     tables::{FlowTables, KeepError, Opening, Scope, Store, Tables},
     track,
     tunnel::NetworkKey,
+    wire::CARRIED_LEN,
 };
 
 /// Rows that the tables of flows may hold.
@@ -67,6 +68,8 @@ pub struct Memory<F: Network, const BARE: bool = false> {
     pub sockets: HashSet<FlowKey<F::Address>>,
     pub drops: Vec<u64>,
     pub stats: HashMap<u32, ServiceCounters>,
+    /// By [`crate::wire::Leg`].
+    pub carried: [u64; CARRIED_LEN],
     /// By slot.
     pub loads: HashMap<u32, u32>,
     /// What another processor does once, between a look at an unanswered flow and its keeping.
@@ -100,6 +103,7 @@ impl<F: Network, const BARE: bool> Memory<F, BARE> {
             sockets: HashSet::new(),
             drops: vec![0; DROPS_LEN],
             stats: HashMap::new(),
+            carried: [0; CARRIED_LEN],
             loads: HashMap::new(),
             meanwhile: None,
             parties: Parties::default(),

@@ -51,3 +51,8 @@ mod host;
 mod swap;
 mod tunnel;
 mod twins;
+mod uplinks;
+mod wire;
+#[allow(dead_code, reason = "the engine's own cases ask for more")]
+#[path = "../../../datapath/tests/wire/scene.rs"]
+mod wire_scene;

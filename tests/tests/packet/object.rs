@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Map, MapData, PerCpuArray},
-    programs::{SchedClassifier, TestRun, TestRunOptions},
+    programs::{SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
 use datapath::{counter::Hook, tunnel::Traffic};
 
@@ -105,6 +105,13 @@ impl Object {
                 "ADDRESSMARKS",
                 "PORTMARKS",
                 "NAMES",
+                "UPLINKS",
+                "NEXTHOPS4",
+                "NEXTHOPS6",
+                "TUNNELS",
+                "VTEPS4",
+                "VTEPS6",
+                "SENDERS",
             ],
             Self::Overlay => &[
                 "POLICIES",
@@ -178,6 +185,14 @@ impl Loaded {
                 ebpf.program_mut(name).expect("a program").try_into().expect("a classifier");
             program.load().expect("the verifier accepts the program");
         }
+        if object == Object::Proxy {
+            let program: &mut Xdp = ebpf
+                .program_mut("xdp_ingress")
+                .expect("a program")
+                .try_into()
+                .expect("one of frames");
+            program.load().expect("the verifier accepts the program");
+        }
         let duplicate = |name: &str| {
             let (Map::Array(data)
             | Map::HashMap(data)
@@ -206,6 +221,11 @@ impl Loaded {
 
     pub(crate) fn classifier(&self, name: &str) -> &SchedClassifier {
         self.ebpf.program(name).expect("a program").try_into().expect("a classifier")
+    }
+
+    /// The program that sees frames before they are socket buffers.
+    pub(crate) fn wire(&self) -> &Xdp {
+        self.ebpf.program("xdp_ingress").expect("a program").try_into().expect("one of frames")
     }
 
     pub(crate) fn program(&self, hook: Hook) -> &SchedClassifier {
@@ -267,4 +287,24 @@ pub(crate) fn test_run_segmented(
         })
         .unwrap_or_else(|err| panic!("test run of {} bytes: {err:?}", frame.len()));
     (result.return_value.cast_signed(), result.data_size_out as usize)
+}
+
+/// Runs a program on a frame that came in by a device of the caller's namespace; what it returned,
+/// and what the frame is then.
+pub(crate) fn test_run_wire(program: &Xdp, device: u32, frame: &[u8]) -> (u32, Vec<u8>) {
+    // `struct xdp_md`: where data begins, ends, and what stands before it; the device and its queue;
+    // the device that it leaves by.
+    let context = [0, frame.len() as u32, 0, device, 0, 0].map(u32::to_ne_bytes).concat();
+    let mut out = vec![0; frame.len() + 256];
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            repeat: 1,
+            ..TestRunOptions::default()
+        })
+        .unwrap_or_else(|err| panic!("test run of {} bytes: {err:?}", frame.len()));
+    out.truncate(result.data_size_out as usize);
+    (result.return_value, out)
 }

@@ -90,7 +90,7 @@ where
         ages: &[u32],
         mut next: impl FnMut(&mut Dice, &[Vec<u8>]) -> Option<(Hook, Vec<u8>)>,
     ) -> Counts {
-        let mut counts = Counts { packets: packets(), ..Counts::default() };
+        let mut counts = Counts { packets: packets(PACKETS), ..Counts::default() };
         let mut recent: Vec<Vec<u8>> = Vec::new();
         for index in 0..counts.packets {
             if index % ROUND == 0 {
@@ -283,8 +283,8 @@ pub(crate) fn mangle<F: Side>(dice: &mut Dice, mut packet: Datagram<F>) -> Vec<u
     bytes
 }
 
-/// How many packets to compare.
-fn packets() -> u64 {
+/// How many packets to compare, if it is to be as usual.
+pub(crate) fn packets(usual: u64) -> u64 {
     std::env::var("MILLRACE_PACKETS")
-        .map_or(PACKETS, |count| count.parse().expect("a number in MILLRACE_PACKETS"))
+        .map_or(usual, |count| count.parse().expect("a number in MILLRACE_PACKETS"))
 }
