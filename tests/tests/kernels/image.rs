@@ -9,11 +9,14 @@ use std::{
 
 use crate::archive::Archive;
 
-/// What `kernel-init` inserts, in this order: the packet path before tcx, and a device that
-/// comes with its module.
-const MODULES: [&str; 3] = ["sch_ingress", "cls_bpf", "dummy"];
+/// What `kernel-init` inserts, in this order: the packet path before tcx, a device that comes with its
+/// module, and those that cases of the packet tier make.
+const MODULES: [&str; 4] = ["sch_ingress", "cls_bpf", "dummy", "veth"];
 /// The same for agents: devices of pods, and of tunnels.
 const MODULES_OF_AGENTS: [&str; 4] = ["veth", "udp_tunnel", "ip6_udp_tunnel", "vxlan"];
+
+/// Makes networks.
+const IP: &str = "/usr/sbin/ip";
 
 pub(crate) struct Kernel {
     dir: PathBuf,
@@ -46,13 +49,13 @@ impl Kernel {
         }
     }
 
-    /// `kernel-init` as the first process, the object and the packet tier for it to run, and
-    /// the libraries of both: the binaries are those that run here, not built anew.
+    /// `kernel-init` as the first process, the objects, the packet tier for it to run and `ip` for that,
+    /// and the libraries of all: the binaries are those that run here, not built anew.
     pub(crate) fn initramfs(&self) -> Vec<u8> {
         let packet = packet_tier();
         let objects =
             ["proxy.o", "overlay.o"].map(|name| (format!("/objects/{name}"), object(name)));
-        self.archive(&[("/packet", &*packet)], objects.into(), &MODULES)
+        self.archive(&[("/packet", &*packet), ("/ip", Path::new(IP))], objects.into(), &MODULES)
     }
 
     /// `kernel-init` as the first process, the agents for it to run, and `ip` to make networks by.
@@ -65,8 +68,7 @@ impl Kernel {
                 agent.display()
             );
         }
-        let ip = Path::new("/usr/sbin/ip");
-        let programs = [("/proxy-agent", &*proxy), ("/flannel-agent", &*flannel), ("/ip", ip)];
+        let programs = [("/proxy-agent", &*proxy), ("/flannel-agent", &*flannel), ("/ip", Path::new(IP))];
         self.archive(&programs, Vec::new(), &MODULES_OF_AGENTS)
     }
 

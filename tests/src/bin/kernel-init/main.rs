@@ -91,6 +91,8 @@ fn packet_tier() -> Result<()> {
         .args(["--test-threads=1", "--skip=swap"])
         .env("MILLRACE_BPF_OBJECTS", programs::OBJECTS)
         .env("MILLRACE_PACKETS", RANDOM_PACKETS)
+        // Where `ip` is.
+        .env("PATH", "/")
         .status()?;
     if !status.success() {
         bail!("{status}");
