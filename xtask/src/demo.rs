@@ -1,8 +1,6 @@
 //! `cargo xtask demo`: two nodes joined by the overlay, both agents, and every way to reach a
 //! Service, as a table.
 
-mod xdp;
-
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
@@ -161,9 +159,8 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     machine.provide(&setup::joined_lab())?;
     let objects = object::build(&machine)?;
     agents::build_with_peer(&machine, &objects)?;
-    let mut stage = raise(args)?;
-    let mut wrong = ask_all(&stage.lab)?;
-    wrong += xdp::show(&stage.lab, stage.joined.first_proxy()?)?;
+    let stage = raise(args)?;
+    let wrong = ask_all(&stage.lab)?;
     if wrong > 0 {
         for agent in stage.joined.agents() {
             eprintln!("an agent of {} said last:\n{}\n", agent.node(), agent.log_tail());
