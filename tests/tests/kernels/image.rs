@@ -68,7 +68,8 @@ impl Kernel {
                 agent.display()
             );
         }
-        let programs = [("/proxy-agent", &*proxy), ("/flannel-agent", &*flannel), ("/ip", Path::new(IP))];
+        let programs =
+            [("/proxy-agent", &*proxy), ("/flannel-agent", &*flannel), ("/ip", Path::new(IP))];
         self.archive(&programs, Vec::new(), &MODULES_OF_AGENTS)
     }
 

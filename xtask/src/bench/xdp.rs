@@ -34,9 +34,11 @@ struct Goal {
     many: Option<f64>,
 }
 
+const NEW: &str = "new flow";
+
 const GOALS: [Goal; 3] = [
     Goal { case: "not ours", one: 1.9, many: None },
-    Goal { case: "new flow", one: 10.0, many: None },
+    Goal { case: NEW, one: 10.0, many: None },
     // What is established, by the beginning of its name.
     Goal { case: "", one: 3.55, many: Some(7.65) },
 ];
@@ -53,8 +55,16 @@ impl Case {
         Ratio::of_logs(&logs)
     }
 
+    /// What the frame costs: of a new flow, which is passed on, in both programs.
+    fn times(&self) -> Vec<f64> {
+        let is_passed_on = self.name == NEW;
+        let both = self.xdp_ns.iter().zip(&self.packet_path_ns);
+        both.map(|(xdp, beside)| if is_passed_on { xdp + beside } else { *xdp }).collect()
+    }
+
     fn line(&self) -> Option<String> {
-        let (xdp, beside) = (self.ratio(&self.xdp_ns)?, self.ratio(&self.packet_path_ns)?);
+        let times = self.times();
+        let (xdp, beside) = (self.ratio(&times)?, self.ratio(&self.packet_path_ns)?);
         let (goal, verdict) = match self.goal() {
             Some(goal) if xdp.low <= goal => (format!("≤ {goal:.2}"), "holds"),
             Some(goal) => (format!("≤ {goal:.2}"), "**missed**"),
@@ -68,7 +78,7 @@ impl Case {
             xdp.value,
             xdp.low,
             xdp.high,
-            median(&self.xdp_ns),
+            median(&times),
             median(&self.pass_ns),
             beside.value,
         ))
@@ -80,7 +90,8 @@ const NOTE: &str = "Every figure is a ratio to an XDP program of two instruction
     each frame is a test run (BPF_PROG_TEST_RUN) by itself, because a program that is run again would \
     meet its own work. 10,000 Services are programmed. With many flows, the frames of 64,000 come in \
     random order. `packet path` is the first of the two programs that the same frame meets there, \
-    which leaves the kernel all the rest to do. A new flow is passed to the packet path.\n\n";
+    which leaves the kernel all the rest to do. A new flow is passed to the packet path, and what it \
+    costs there is counted in.\n\n";
 
 pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
     let objects = object::build(machine)?;

@@ -247,6 +247,7 @@ impl<F: Family> Bed<F> {
         table(ebpf, "UPLINKS")?.insert(&Row(place(device)), &Row(uplink))?;
         let mut tunnel = Tunnel {
             vni: VNI,
+            mtu: 1_450,
             mac4: TUNNEL,
             mac6: TUNNEL,
             port: Be16::new(PORT),
