@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// Longer than a busy machine takes by far: emulation is some twenty times slower than the
 /// processor.
-const DEADLINE: Duration = Duration::from_mins(15);
+const DEADLINE: Duration = Duration::from_mins(25);
 
 /// The oldest kernel that we support. No tcx; the verifier knows least here.
 #[test]
