@@ -19,9 +19,6 @@ pub trait Underlay: Network + Inner {
     /// True if UDP has no datagrams without a checksum (RFC 8200 §8.1).
     const NEEDS_CHECKSUM: bool;
 
-    /// True if the packet at `at` may be forwarded once more.
-    fn has_hops<P: Packet>(packet: &P, at: u32) -> bool;
-
     /// The hardware addresses of the frame in this tunnel, destination and source. `None` for what
     /// the kernel's device has to judge: another network, options, fragments, congestion on the way,
     /// bits that we do not know, and packets of another family.
@@ -43,13 +40,8 @@ pub trait Underlay: Network + Inner {
 
 impl Underlay for V4 {
     const OVERHEAD: u32 = vxlan::OVERHEAD;
-    const ETHERTYPE: u16 = 0x0800_u16.to_be();
+    const ETHERTYPE: u16 = vxlan::ETHERTYPE;
     const NEEDS_CHECKSUM: bool = false;
-
-    #[inline(always)]
-    fn has_hops<P: Packet>(packet: &P, at: u32) -> bool {
-        packet.words(at + 8).is_some_and(|[word]: [u32; 1]| word.to_ne_bytes()[0] > 1)
-    }
 
     #[inline(always)]
     fn unwrap<P: Packet>(packet: &P, tunnel: &Tunnel) -> Option<(Mac, Mac)> {
@@ -76,11 +68,6 @@ impl Underlay for V6 {
     const OVERHEAD: u32 = Self::HEADER + TO_FRAME + FRAME;
     const ETHERTYPE: u16 = 0x86dd_u16.to_be();
     const NEEDS_CHECKSUM: bool = true;
-
-    #[inline(always)]
-    fn has_hops<P: Packet>(packet: &P, at: u32) -> bool {
-        packet.words(at + 4).is_some_and(|[word]: [u32; 1]| word.to_ne_bytes()[3] > 1)
-    }
 
     #[inline(always)]
     fn unwrap<P: Packet>(packet: &P, tunnel: &Tunnel) -> Option<(Mac, Mac)> {

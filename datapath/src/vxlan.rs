@@ -28,7 +28,7 @@ pub(crate) const FLAGS: u32 = 0x0800_0000_u32.to_be();
 /// First of the ports that a source is to be chosen from (RFC 7348 §5); as many follow as
 /// fourteen bits tell.
 const FIRST_PORT: u16 = 49_152;
-const ETHERTYPE: u16 = 0x0800_u16.to_be();
+pub(crate) const ETHERTYPE: u16 = 0x0800_u16.to_be();
 
 /// Explicit congestion notification in the byte behind an IPv4 header's first (RFC 3168 §5).
 pub(crate) const ECN_MASK: u8 = 3;

@@ -22,7 +22,7 @@ use crate::{
     hash,
     header::{self, IpHeader, Part, checksum_offset, tcp},
     nexthop::{NextHop, Uplink},
-    packet::Packet,
+    packet::{Covers, Packet},
     track,
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
@@ -131,8 +131,13 @@ pub trait Wires<F: Underlay> {
     fn is_marked(&mut self, way: u32) -> bool;
     fn tunnel(&mut self) -> Tunnel;
     fn is_sender(&mut self, sender: Sender) -> bool;
-    /// The way of packets of these addresses.
-    fn next_hop(&mut self, to: F::Address, from: F::Address) -> Option<&NextHop<F::Address>>;
+    /// The way of packets of these addresses, at this time.
+    fn next_hop(
+        &mut self,
+        to: F::Address,
+        from: F::Address,
+        now: u32,
+    ) -> Option<&NextHop<F::Address>>;
 }
 
 /// A packet that can be dealt with here: not divided, without options, of a protocol whose checksum
@@ -196,14 +201,14 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     let tunnel = wires.tunnel();
     let is_tunnel = tunnel.port == outer.ports.dst_port && outer.header.next == protocol::UDP;
     // Unless the overlay has its device do all.
-    if is_tunnel && tunnel.uplink != 0 {
-        return if is_ours::<F, P, W>(frame, wires, &tunnel) {
-            translate::<F, P, R, W>(frame, rows, wires, F::OVERHEAD)
-        } else {
-            Fate::Pass
-        };
+    if !is_tunnel || tunnel.uplink == 0 {
+        return translate::<F, P, R, W>(frame, rows, wires, &outer, 0);
     }
-    translate::<F, P, R, W>(frame, rows, wires, 0)
+    if !is_ours::<F, P, W>(frame, wires, &tunnel) {
+        return Fate::Pass;
+    }
+    let Some(inner) = plain::<F, P>(frame, F::OVERHEAD) else { return Fate::Pass };
+    translate::<F, P, R, W>(frame, rows, wires, &inner, F::OVERHEAD)
 }
 
 /// True for a frame that a node we know sent through the tunnel.
@@ -219,11 +224,11 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     frame: &mut P,
     rows: &mut R,
     wires: &mut W,
+    plain: &Plain<F::Address>,
     at: u32,
 ) -> Fate {
-    let Some(plain) = plain::<F, P>(frame, at) else { return Fate::Pass };
-    let Plain { header, ports, length, .. } = plain;
-    if is_foreign::<F, W>(wires, &plain) || !is_for_this_node::<F, P, W>(frame, wires) {
+    let &Plain { header, ports, length, .. } = plain;
+    if is_foreign::<F, W>(wires, plain) || !is_for_this_node::<F, P, W>(frame, wires) {
         return Fate::Pass;
     }
     let key = FlowKey::new(
@@ -240,7 +245,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         || row.seen | seen != row.seen
         || row.flags & flow_flags::RESET != 0
         || header.next == protocol::UDP && track::is_idle(row, now);
-    if is_news || is_partial::<F>(&plain) || !frame.holds(at + length) {
+    if is_news || is_partial::<F>(plain) || !frame.holds(at + length) {
         return Fate::Pass;
     }
     let is_masqueraded = row.flags & flow_flags::MASQUERADE != 0;
@@ -258,7 +263,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         let (service, bytes) = (row.service, length);
         track::touch(row, seen, now, bytes);
         rows.count_packet(Leg::Local, service, bytes);
-        return match turn::<F, P>(frame, &plain, src, to, 0) {
+        return match turn::<F, P>(frame, plain, src, to, 0) {
             Some(()) => Fate::Pass,
             None => failed::<F, R>(rows),
         };
@@ -270,8 +275,9 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     if other.port == Be16::ZERO {
         return Fate::Pass;
     }
-    let Some(hop) = wires.next_hop(dst.addr, other.addr) else { return Fate::Pass };
-    if hop.device == 0 || length > hop.mtu || !F::has_hops(frame, at) {
+    let Some(hop) = wires.next_hop(dst.addr, other.addr, now) else { return Fate::Pass };
+    let has_hops = frame.words(at).and_then(F::forwarded).is_some();
+    if hop.device == 0 || length > hop.mtu || !has_hops {
         return Fate::Pass;
     }
     // The kernel has to sum up what has no checksum in a tunnel that needs one.
@@ -287,7 +293,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     let is_tunnelled = if is_original { hop.port != Be16::ZERO } else { at != 0 };
     rows.count_packet(Leg::of(is_original, is_tunnelled), service, length);
     let path = hash::tuple(&key);
-    let sent = send::<F, P>(frame, &plain, at, other, dst, hop, path, id);
+    let sent = send::<F, P>(frame, plain, at, other, dst, hop, path, id);
     match sent {
         Some(()) => Fate::Send(hop.device),
         None => failed::<F, R>(rows),
@@ -340,18 +346,13 @@ fn turn<F: Underlay, P: Packet>(
     dst: Place<F::Address>,
     hops: u8,
 ) -> Option<()> {
-    let Plain { header, ports, checksum, .. } = plain;
+    let Plain { header, ports, .. } = plain;
     let new = Ports { src_port: src.port, dst_port: dst.port };
-    let is_udp = header.next == protocol::UDP;
-    if !(is_udp && *checksum == 0) {
-        let before = header.src.sum() + header.dst.sum() + ports.sum();
-        let after = src.addr.sum() + dst.addr.sum() + new.sum();
-        let changed = checksum::replace(*checksum, checksum::difference(before, after));
-        // Zero would say that there is none (RFC 768).
-        let changed = if is_udp && changed == 0 { u16::MAX } else { changed };
-        let at = F::HEADER + checksum_offset(header.next);
-        packet.store(at, &changed.to_ne_bytes())?;
-    }
+    let before = header.src.sum() + header.dst.sum() + ports.sum();
+    let after = src.addr.sum() + dst.addr.sum() + new.sum();
+    let (at, by) = (F::HEADER + checksum_offset(header.next), checksum::difference(before, after));
+    // All of it lies in the field: none is partial.
+    packet.change_transport_checksum(at, by, Covers::Payload, header.next == protocol::UDP)?;
     F::store_ends(packet, header, src.addr, dst.addr, new, hops)
 }
 

@@ -211,12 +211,17 @@ impl<F: WireMaps> Wires<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn next_hop(&mut self, to: F::Address, from: F::Address) -> Option<&NextHop<F::Address>> {
+    fn next_hop(
+        &mut self,
+        to: F::Address,
+        from: F::Address,
+        now: u32,
+    ) -> Option<&NextHop<F::Address>> {
         let place = modulo::<{ NEXTHOPS_LEN as usize }>(hash::address(to) as usize) as u32;
         let row = F::NEXTHOPS.get_ptr_mut(place)?;
         // SAFETY: the row is this processor's own, and frames are dealt with one by one.
         let row = unsafe { &mut *row };
-        if row.destination != to || row.since != now() {
+        if row.destination != to || row.since != now {
             (row.destination, row.source) = (to, from);
             F::find(self.context.ctx, place);
         }

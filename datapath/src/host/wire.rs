@@ -215,7 +215,12 @@ impl<F: Underlay> Wires<F> for MemoryWires<F> {
         self.senders.contains(&sender)
     }
 
-    fn next_hop(&mut self, to: F::Address, from: F::Address) -> Option<&NextHop<F::Address>> {
+    fn next_hop(
+        &mut self,
+        to: F::Address,
+        from: F::Address,
+        _now: u32,
+    ) -> Option<&NextHop<F::Address>> {
         self.asked.push((to, from));
         self.hops.get(&to)
     }
