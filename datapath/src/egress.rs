@@ -12,6 +12,7 @@ use crate::{
     ingress::{fragment_key, key, read_key},
     masquerade,
     packet::{Packet, Verdict},
+    policy::MASQUERADE_MARK,
     rewrite::{Side, rewrite},
     tables::{KeepError, Store, Tables},
     track,
@@ -166,7 +167,7 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
         }
     }
     let key = key(header, &transport, hook::EGRESS);
-    let source = match known::<F, T>(tables, &key, &transport, packet.len()) {
+    let source = match known::<F, P, T>(packet, tables, &key, &transport) {
         Ok(source) => source,
         Err(step) => return step,
     };
@@ -185,11 +186,11 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
 /// The new source of a packet that has a row, and what turns its other port, or what has to be done
 /// first.
 #[inline(always)]
-fn known<F: Network, T: Tables<F>>(
+fn known<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
     tables: &mut T,
     key: &FlowKey<F::Address>,
     transport: &Transport,
-    length: u32,
 ) -> Result<(Place<F::Address>, Be16), Step> {
     let now = tables.now();
     let Some((row, store)) = tables.find(key) else { return Err(Step::Done) };
@@ -207,10 +208,14 @@ fn known<F: Network, T: Tables<F>>(
     if track::is_to_end(row) {
         return Err(Step::Gone);
     }
+    let length = packet.len();
     track::touch(row, track::seen(transport), now, length);
-    // At ingress the other direction has been counted.
     if reply {
+        // At ingress the other direction has been counted.
         tables.count_packet(service, length);
+    } else {
+        // Done: nobody is to heed it in what the packet is put into.
+        packet.set_mark(packet.mark() & !MASQUERADE_MARK);
     }
     Ok(source)
 }

@@ -13,6 +13,7 @@ use crate::{
     header::{self, IpHeader, Network, Part, Transport, tcp},
     icmp::{self, Entered},
     packet::{Packet, Verdict},
+    policy::MASQUERADE_MARK,
     rewrite::{Side, rewrite},
     select::Choice,
     source_range,
@@ -163,7 +164,7 @@ pub fn look<F: Network, P: Packet, T: Tables<F>>(
         transport.ports = ports;
     }
     let key = key(&header, &transport, hook::INGRESS);
-    let target = match known::<F, T>(tables, &key, &transport, packet.len(), look) {
+    let target = match known::<F, P, T>(packet, tables, &key, &transport, look) {
         Ok(target) => target,
         Err(Step::Open) if transport.part == Part::Later => {
             return unreadable::<F, T>(tables, header.dst, Reason::FragmentWithoutFirst);
@@ -241,11 +242,11 @@ pub(crate) const fn fragment_key<A: Address>(
 /// The new destination of a packet whose flow is known, and what turns its other port, or what
 /// has to be done first.
 #[inline(always)]
-fn known<F: Network, T: Tables<F>>(
+fn known<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
     tables: &mut T,
     key: &FlowKey<F::Address>,
     transport: &Transport,
-    length: u32,
     look: Look,
 ) -> Result<(Place<F::Address>, Be16), Step> {
     let now = tables.now();
@@ -270,8 +271,13 @@ fn known<F: Network, T: Tables<F>>(
             return Err(Step::Settle);
         }
     }
+    let length = packet.len();
     track::touch(row, track::seen(transport), now, length);
     let (target, service) = (row.becomes(), row.service);
+    // So that whoever else masquerades where it leaves (flannel) knows that egress will.
+    if row.role == role::ORIGINAL && row.flags & flow_flags::MASQUERADE != 0 {
+        packet.set_mark(packet.mark() | MASQUERADE_MARK);
+    }
     tables.count_packet(service, length);
     Ok(target)
 }

@@ -25,7 +25,7 @@ use crate::{
     ingress::{Look, fragment_key, key},
     masquerade,
     packet::{Packet, Verdict},
-    policy::KUBE_PROXY_MARK,
+    policy::MASQUERADE_MARK,
     rewrite::{self, Side},
     tables::{FlowTables, KeepError, Opening, Store},
     track,
@@ -124,16 +124,10 @@ pub trait PolicyTables<F: Network>: FlowTables<F> {
     }
 }
 
-/// Decides over a packet that leaves by a device, with this `skb->mark`.
+/// Decides over a packet that leaves by a device. As with netfilter, a mark tells only of what begins:
+/// a flow that is masqueraded here goes on being so.
 #[inline(always)]
-pub fn leave<F: Network, P: Packet, T: PolicyTables<F>>(
-    packet: &mut P,
-    tables: &mut T,
-    mark: u32,
-) -> Verdict {
-    if mark & KUBE_PROXY_MARK != 0 {
-        return Verdict::Pass;
-    }
+pub fn leave<F: Network, P: Packet, T: PolicyTables<F>>(packet: &mut P, tables: &mut T) -> Verdict {
     let mut step = tables.look_out(packet, Look::First);
     if step == Step::Done {
         return Verdict::Pass;
@@ -144,6 +138,9 @@ pub fn leave<F: Network, P: Packet, T: PolicyTables<F>>(
         step = mend_out::<F, P, T>(packet, tables, step);
     }
     if step == Step::Begin {
+        if packet.mark() & MASQUERADE_MARK != 0 {
+            return Verdict::Pass;
+        }
         step = begin::<F, P, T>(packet, tables);
     }
     if step == Step::Again {

@@ -61,6 +61,18 @@ pub trait Packet {
         zero_is_none: bool,
     ) -> Option<()>;
 
+    /// `skb->mark`; zero where there is no socket buffer yet.
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        0
+    }
+
+    /// Sets it.
+    #[inline(always)]
+    fn set_mark(&mut self, mark: u32) {
+        let _ = mark;
+    }
+
     /// True if a device is to compute the checksum at `offset` (CHECKSUM_PARTIAL), whose field holds
     /// zero. No helper tells, but the one that changes a checksum leaves such a one alone where the
     /// change is of what only the checksum covers; any other field is spoilt by asking.

@@ -5,8 +5,9 @@ use crate::{
     tunnel::NetworkKey,
 };
 
-/// Bit of `skb->mark` by which kube-proxy says that it masquerades the packet itself.
-pub const KUBE_PROXY_MARK: u32 = 0x4000;
+/// Bit of `skb->mark` by which a proxy, kube-proxy or ours, says that it is the one to masquerade the
+/// packet's flow. Flannel's rules heed it, too.
+pub const MASQUERADE_MARK: u32 = 0x4000;
 
 /// The one row of the array `POLICIES`: what the agent tells the programs. All zero masquerades
 /// nothing. 60 bytes.

@@ -15,6 +15,7 @@ use aya_ebpf::{
 use datapath::{
     address::{Address, Mac},
     header::Network,
+    packet::Packet,
     tunnel::{Frame, Inner, Tunnel, Vtep},
     vxlan::{OUTER, OVERHEAD, Outer},
 };
@@ -70,12 +71,6 @@ impl Skb<'_> {
             let failed = helper::bpf_skb_get_tunnel_key(skb, key.as_mut_ptr(), KEY, flags.into());
             (failed == 0).then(|| (*key.as_ptr()).tunnel_id)
         }
-    }
-
-    #[inline(always)]
-    fn set_mark(&mut self, mark: u32) {
-        // SAFETY: the kernel's context, whose mark programs may write.
-        unsafe { (&raw mut (*self.context.skb.skb).mark).write_volatile(mark) };
     }
 }
 
@@ -142,7 +137,7 @@ impl Frame for Skb<'_> {
     #[inline(always)]
     fn take_sent(&mut self) -> bool {
         // SAFETY: the kernel's context.
-        let is_sent = unsafe { (*self.context.skb.skb).mark } == SENT;
+        let is_sent = self.mark() == SENT;
         if is_sent {
             self.set_mark(0);
         }

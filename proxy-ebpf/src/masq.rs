@@ -47,10 +47,8 @@ pub fn flow_sweep(_context: TcContext) -> i32 {
 
 #[inline(always)]
 fn leaves<F: FlowMaps + Policed>(context: &TcContext) -> i32 {
-    // SAFETY: the kernel's context.
-    let mark = unsafe { (*context.skb.skb).mark };
     let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
-    act(leave::<F, _, _>(&mut skb, &mut maps, mark))
+    act(leave::<F, _, _>(&mut skb, &mut maps))
 }
 
 #[inline(always)]

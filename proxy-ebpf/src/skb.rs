@@ -119,6 +119,18 @@ fn done(result: i64) -> Option<()> {
 
 impl Packet for Skb<'_> {
     #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: the kernel's context.
+        unsafe { (*self.context.skb.skb).mark }
+    }
+
+    #[inline(always)]
+    fn set_mark(&mut self, mark: u32) {
+        // SAFETY: the kernel's context, whose mark programs may write.
+        unsafe { (&raw mut (*self.context.skb.skb).mark).write_volatile(mark) };
+    }
+
+    #[inline(always)]
     fn len(&self) -> u32 {
         self.context.len().wrapping_sub(ETHERNET)
     }

@@ -21,12 +21,13 @@ pub struct Buffer {
     /// holds the sum of the pseudo header only (of SCTP: zero), and the device that sends the packet does the
     /// rest.
     pub partial: Option<u32>,
+    pub mark: u32,
 }
 
 impl Buffer {
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, partial: None }
+        Self { bytes, partial: None, mark: 0 }
     }
 
     /// The two bytes of a checksum, where the helpers would change them: at even offsets.
@@ -43,6 +44,14 @@ fn read(word: &[u8]) -> u16 {
 }
 
 impl Packet for Buffer {
+    fn mark(&self) -> u32 {
+        self.mark
+    }
+
+    fn set_mark(&mut self, mark: u32) {
+        self.mark = mark;
+    }
+
     fn len(&self) -> u32 {
         self.bytes.len() as u32
     }

@@ -15,7 +15,7 @@ use datapath::{
     header::tcp::{ACK, FIN, RST, SYN},
     host::frame::{Datagram, Sum, icmp},
     packet::Verdict,
-    policy::{KUBE_PROXY_MARK, Networks, Policy},
+    policy::{MASQUERADE_MARK, Networks, Policy},
     sctp::chunk,
     tables::Store,
     tunnel::NetworkKey,
@@ -35,7 +35,7 @@ both! {
     transit_is_masqueraded,
     what_the_node_sends_keeps_its_source,
     multicast_keeps_its_source,
-    what_kube_proxy_marks_is_left_alone,
+    what_a_proxy_marks_is_left_alone,
     without_a_policy_nothing_is_masqueraded,
     an_answer_to_the_outside_keeps_its_source,
     a_segment_without_a_flow_is_an_answer,
@@ -295,17 +295,21 @@ fn multicast_keeps_its_source<F: Side>() {
     assert_eq!(bed.rows(), (0, 0));
 }
 
-fn what_kube_proxy_marks_is_left_alone<F: Side>() {
+fn what_a_proxy_marks_is_left_alone<F: Side>() {
     let mut bed = Gateway::<F>::new();
     let syn = Datagram::<F>::tcp(client::<F>(1), outside::<F>(80), SYN);
-    for mark in [KUBE_PROXY_MARK, KUBE_PROXY_MARK | 7] {
-        let passed = (Verdict::Pass, syn.bytes());
-        assert_eq!(bed.machine.run_marked(UP_OUT, mark, &syn.bytes()), passed);
+    for mark in [MASQUERADE_MARK, MASQUERADE_MARK | 7] {
+        let (passed, mut after) = ((Verdict::Pass, syn.bytes()), mark);
+        assert_eq!(bed.machine.run_marked(UP_OUT, &mut after, &syn.bytes()), passed);
+        assert_eq!(after, mark);
     }
     assert_eq!(bed.rows(), (0, 0));
     // Other bits are other people's.
-    let (_, out) = bed.machine.run_marked(UP_OUT, 0x8000, &syn.bytes());
+    let (_, out) = bed.machine.run_marked(UP_OUT, &mut 0x8000, &syn.bytes());
     assert_ne!(out, syn.bytes());
+    // And what is masqueraded here, a mark that comes later does not end.
+    let marked = bed.machine.run_marked(UP_OUT, &mut { MASQUERADE_MARK }, &syn.bytes());
+    assert_eq!(marked, (Verdict::Pass, out));
 }
 
 fn without_a_policy_nothing_is_masqueraded<F: Side>() {

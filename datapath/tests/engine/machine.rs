@@ -82,6 +82,19 @@ impl<F: Side> Machine<F> {
         self.run_buffer(hook, Buffer::new(bytes.to_vec()))
     }
 
+    /// Sends a packet that has a mark, and tells the one that it has then.
+    pub(crate) fn run_marked(
+        &mut self,
+        hook: Hook,
+        mark: &mut u32,
+        bytes: &[u8],
+    ) -> (Verdict, Vec<u8>) {
+        let mut buffer = Buffer { mark: *mark, ..Buffer::new(bytes.to_vec()) };
+        let verdict = self.decide(hook, &mut buffer);
+        *mark = buffer.mark;
+        (verdict, buffer.bytes)
+    }
+
     pub(crate) fn run_buffer(&mut self, hook: Hook, mut buffer: Buffer) -> (Verdict, Vec<u8>) {
         let verdict = self.decide(hook, &mut buffer);
         (verdict, buffer.bytes)
@@ -111,19 +124,25 @@ impl<F: Side> Overlay<F> {
         self.memory.policy = policy;
     }
 
-    /// Sends a packet that has a mark.
-    pub(crate) fn run_marked(&mut self, hook: Hook, mark: u32, bytes: &[u8]) -> (Verdict, Vec<u8>) {
-        let mut buffer = Buffer::new(bytes.to_vec());
-        let verdict = self.decide(hook, mark, &mut buffer);
+    /// Sends a packet that has a mark, and tells the one that it has then.
+    pub(crate) fn run_marked(
+        &mut self,
+        hook: Hook,
+        mark: &mut u32,
+        bytes: &[u8],
+    ) -> (Verdict, Vec<u8>) {
+        let mut buffer = Buffer { mark: *mark, ..Buffer::new(bytes.to_vec()) };
+        let verdict = self.decide(hook, &mut buffer);
+        *mark = buffer.mark;
         (verdict, buffer.bytes)
     }
 
     /// What the program of a hook decides.
-    pub(crate) fn decide(&mut self, hook: Hook, mark: u32, buffer: &mut Buffer) -> Verdict {
+    pub(crate) fn decide(&mut self, hook: Hook, buffer: &mut Buffer) -> Verdict {
         if matches!(hook, Hook::UplinkIngress) {
             ipmasq::enter::<F, _, _>(buffer, &mut self.memory)
         } else {
-            ipmasq::leave::<F, _, _>(buffer, &mut self.memory, mark)
+            ipmasq::leave::<F, _, _>(buffer, &mut self.memory)
         }
     }
 }
@@ -194,7 +213,7 @@ impl<F: Side> Runs<F> for Machine<F> {
 
 impl<F: Side> Runs<F> for Overlay<F> {
     fn run(&mut self, hook: Hook, bytes: &[u8]) -> (Verdict, Vec<u8>) {
-        self.run_marked(hook, 0, bytes)
+        self.run_marked(hook, &mut 0, bytes)
     }
 
     fn drops(&mut self, hook: Hook) -> Vec<u64> {

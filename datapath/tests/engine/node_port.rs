@@ -12,6 +12,8 @@ use datapath::{
     frontend::kind,
     header::tcp::{ACK, FIN, SYN},
     host::frame::Datagram,
+    packet::Verdict,
+    policy::MASQUERADE_MARK,
     service::{SetRef, service_flags},
 };
 
@@ -29,6 +31,7 @@ both! {
     other_ports_of_the_node_are_not_ours,
     sources_differ_in_their_ports,
     ports_come_from_the_range_alone,
+    who_gives_a_source_says_so_by_a_mark,
     a_port_serves_several_backends,
     an_unanswered_flow_gives_its_port_up,
     a_flow_that_is_over_gives_its_port_up,
@@ -129,6 +132,32 @@ fn sources_differ_in_their_ports<F: Side>() {
     bed.node_port(30_080, TCP, &[remote(b)]);
     let given: BTreeSet<_> = (1000..1500).map(|port| leave(&mut bed, port, b)).collect();
     assert_eq!(given.len(), 500);
+}
+
+/// From ingress to egress, and only for what has no source yet.
+fn who_gives_a_source_says_so_by_a_mark<F: Side>() {
+    const OTHERS: u32 = 0x8001;
+    let mut bed = Bed::<F>::new();
+    let (near_b, far_b) = (near::<F>(8080), far::<F>(8080));
+    for (port, backend, bits) in
+        [(30_080, remote(far_b), MASQUERADE_MARK), (30_081, local(near_b), 0)]
+    {
+        bed.node_port(port, TCP, &[backend]);
+        for flags in [SYN, ACK] {
+            let asked = Datagram::<F>::tcp(outside::<F>(1000), node::<F>(port), flags);
+            let mut mark = OTHERS;
+            let (verdict, entered) = bed.machine.run_marked(UP_IN, &mut mark, &asked.bytes());
+            assert_eq!((verdict, mark), (Verdict::Pass, OTHERS | bits));
+            let (verdict, _) = bed.machine.run_marked(UP_OUT, &mut mark, &entered);
+            assert_eq!((verdict, mark), (Verdict::Pass, OTHERS));
+        }
+    }
+    let elsewhere = Datagram::<F>::tcp(outside::<F>(1), far::<F>(22), SYN).bytes();
+    let mut mark = OTHERS | MASQUERADE_MARK;
+    for hook in [UP_IN, UP_OUT] {
+        let _ = bed.machine.run_marked(hook, &mut mark, &elsewhere);
+        assert_eq!(mark, OTHERS | MASQUERADE_MARK, "it is not ours");
+    }
 }
 
 fn ports_come_from_the_range_alone<F: Side>() {

@@ -30,7 +30,7 @@ fn partial<F: Side>(mut packet: Datagram<F>) -> (Buffer, Datagram<F>) {
         _ => (8, 6),
     };
     let field = packet.bytes().len() - packet.payload.len() - header + field;
-    let buffer = Buffer { bytes: packet.bytes(), partial: Some(field as u32) };
+    let buffer = Buffer { partial: Some(field as u32), ..Buffer::new(packet.bytes()) };
     (buffer, packet)
 }
 

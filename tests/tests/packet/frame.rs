@@ -32,10 +32,10 @@ fn frames_for_others_are_none_of_ours_on_an_uplink<F: Side>() {
         ethernet[..6].copy_from_slice(&to);
         for (packet, in_a_pod) in &packets {
             let passed = (Verdict::Pass, packet.clone());
-            assert_eq!(bed.machine.run_frame(UP_IN, ethernet, 0, packet), passed);
+            assert_eq!(bed.machine.run_frame(UP_IN, ethernet, &mut 0, packet), passed);
             assert_eq!(bed.machine.drops(UP_IN).iter().sum::<u64>(), 0);
             // The frames of pods are for the bridge.
-            assert_eq!(bed.machine.run_frame(POD_IN, ethernet, 0, packet).0, *in_a_pod);
+            assert_eq!(bed.machine.run_frame(POD_IN, ethernet, &mut 0, packet).0, *in_a_pod);
         }
         bed.machine.clear_flows();
     }
@@ -57,7 +57,7 @@ fn an_answer_from_port_to_port_has_its_source_where_it_enters<F: Side>() {
     bed.cluster_ip(vip::<F>(53), UDP, &[local(near::<F>(5353))]);
     let on_a_bridge = Device { bridge: Mac(BRIDGE), ..device::<F>(node::<F>(0).addr) };
     let enters = |bed: &mut Bed<F>, to: [u8; 6], packet: &Datagram<F>| {
-        let (verdict, bytes) = bed.machine.run_frame(POD_IN, frame(to), 0, &packet.bytes());
+        let (verdict, bytes) = bed.machine.run_frame(POD_IN, frame(to), &mut 0, &packet.bytes());
         assert_eq!(verdict, Verdict::Pass);
         bytes
     };

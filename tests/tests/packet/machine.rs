@@ -158,11 +158,16 @@ impl<F: Side> Node<F> {
     }
 
     pub(crate) fn run(&mut self, hook: Hook, bytes: &[u8]) -> (Verdict, Vec<u8>) {
-        self.run_frame(hook, ETHERNET, 0, bytes)
+        self.run_frame(hook, ETHERNET, &mut 0, bytes)
     }
 
-    /// Sends a packet that has a mark.
-    pub(crate) fn run_marked(&mut self, hook: Hook, mark: u32, bytes: &[u8]) -> (Verdict, Vec<u8>) {
+    /// Sends a packet that has a mark, and tells the one that it has then.
+    pub(crate) fn run_marked(
+        &mut self,
+        hook: Hook,
+        mark: &mut u32,
+        bytes: &[u8],
+    ) -> (Verdict, Vec<u8>) {
         self.run_frame(hook, ETHERNET, mark, bytes)
     }
 
@@ -171,7 +176,7 @@ impl<F: Side> Node<F> {
         &mut self,
         hook: Hook,
         ethernet: [u8; 12],
-        mark: u32,
+        mark: &mut u32,
         bytes: &[u8],
     ) -> (Verdict, Vec<u8>) {
         // The kernel runs nothing on a frame without a whole network header.

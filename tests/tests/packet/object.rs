@@ -245,7 +245,7 @@ impl Loaded {
     }
 
     pub(crate) fn sweep(&self) {
-        test_run(self.classifier("flow_sweep"), 0, &[0; 64], &mut [0; 64]);
+        test_run(self.classifier("flow_sweep"), &mut 0, &[0; 64], &mut [0; 64]);
     }
 }
 
@@ -254,11 +254,11 @@ const CONTEXT: usize = 192;
 const MARK: usize = 8;
 const GSO_SIZE: usize = 176;
 
-/// Runs a program on a frame that has a mark; what it returned, and how long the frame is in
-/// `out`.
+/// Runs a program on a frame that has a mark, which is then the one that the frame left with; what it
+/// returned, and how long the frame is in `out`.
 pub(crate) fn test_run(
     program: &SchedClassifier,
-    mark: u32,
+    mark: &mut u32,
     frame: &[u8],
     out: &mut [u8],
 ) -> (i32, usize) {
@@ -268,24 +268,27 @@ pub(crate) fn test_run(
 /// The same of a GSO packet, of which the kernel does not know by which protocol it is one.
 pub(crate) fn test_run_segmented(
     program: &SchedClassifier,
-    mark: u32,
+    mark: &mut u32,
     segment: u32,
     frame: &[u8],
     out: &mut [u8],
 ) -> (i32, usize) {
     let mut context = [0; CONTEXT];
-    for (at, number) in [(MARK, mark), (GSO_SIZE, segment)] {
+    for (at, number) in [(MARK, *mark), (GSO_SIZE, segment)] {
         context[at..at + 4].copy_from_slice(&number.to_ne_bytes());
     }
+    let mut left = [0; CONTEXT];
     let result = program
         .test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(out),
-            ctx_in: (mark | segment != 0).then_some(&context),
+            ctx_in: (*mark | segment != 0).then_some(&context),
+            ctx_out: Some(&mut left),
             repeat: 1,
             ..TestRunOptions::default()
         })
         .unwrap_or_else(|err| panic!("test run of {} bytes: {err:?}", frame.len()));
+    *mark = u32::from_ne_bytes(left[MARK..MARK + 4].try_into().expect("four bytes"));
     (result.return_value.cast_signed(), result.data_size_out as usize)
 }
 

@@ -146,7 +146,7 @@ fn read(loaded: &Loaded, board: &Board, reader: u64) -> Seen {
         frame[14 + 20..14 + 22].copy_from_slice(&(1 + (source >> 8) as u16).to_be_bytes());
         let oldest = board.done.load(SeqCst);
         let met = board.met.load(SeqCst);
-        let (verdict, _) = test_run(program, 0, &frame, &mut out);
+        let (verdict, _) = test_run(program, &mut 0, &frame, &mut out);
         let newest = board.begun.load(SeqCst);
         let address = [out[30], out[31], out[32], out[33]];
         if verdict != -1 || address == vip::<V4>(0).addr.bytes() {

@@ -179,7 +179,8 @@ impl<F: Bed> Pair<F> {
         let bytes = to_bytes::<F>(&frame);
         let mut out = vec![0; bytes.len() + 256];
         let classifier = self.loaded().classifier(program);
-        let (returned, length) = test_run_segmented(classifier, 0, frame.segment, &bytes, &mut out);
+        let (returned, length) =
+            test_run_segmented(classifier, &mut 0, frame.segment, &bytes, &mut out);
         out.truncate(length);
         let mut frame = frame;
         // What chance and the kernel have chosen, the engine is told.
@@ -299,7 +300,7 @@ fn a_pod_network_without_a_node_is_answered() {
     let bytes = to_bytes::<V4>(&frame);
     let mut answer = vec![0; bytes.len() + 256];
     let classifier = pair.loaded().classifier("tunnel_egress");
-    let (returned, length) = test_run_segmented(classifier, 0, 0, &bytes, &mut answer);
+    let (returned, length) = test_run_segmented(classifier, &mut 0, 0, &bytes, &mut answer);
     assert_eq!(returned, REDIRECT);
     assert_eq!((&answer[..6], &answer[6..12]), (&bytes[6..12], &bytes[..6]));
     // Host unreachable, about the packet.
