@@ -1,6 +1,8 @@
 //! `cargo xtask demo`: two nodes joined by the overlay, both agents, and every way to reach a
 //! Service, as a table.
 
+mod xdp;
+
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
@@ -156,11 +158,12 @@ struct Stage {
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let machine = Machine::new(args.setup.offline)?;
     setup::root("the demo makes network namespaces and loads eBPF programs")?;
-    machine.provide(&setup::joined_lab())?;
+    machine.provide(&setup::demo())?;
     let objects = object::build(&machine)?;
     agents::build_with_peer(&machine, &objects)?;
-    let stage = raise(args)?;
-    let wrong = ask_all(&stage.lab)?;
+    let mut stage = raise(args)?;
+    let mut wrong = ask_all(&stage.lab)?;
+    wrong += xdp::show(&stage.lab, stage.joined.first_proxy()?)?;
     if wrong > 0 {
         for agent in stage.joined.agents() {
             eprintln!("an agent of {} said last:\n{}\n", agent.node(), agent.log_tail());

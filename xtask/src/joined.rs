@@ -1,6 +1,6 @@
 //! Nodes joined by the overlay, with both agents on each: the demo, and a lab to explore.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lab::{
     Lab, LabSpec,
     agent::{Agent, AgentOptions, SocketLb},
@@ -33,6 +33,11 @@ impl Joined {
 
     pub(crate) fn agents(&self) -> impl Iterator<Item = &Agent> {
         self.proxies.iter().chain(&self.overlay.agents)
+    }
+
+    /// The proxy of the first node.
+    pub(crate) fn first_proxy(&mut self) -> Result<&mut Agent> {
+        self.proxies.first_mut().context("a lab has a node")
     }
 
     /// Leaves all of it running when this process ends.

@@ -54,6 +54,15 @@ pub(crate) fn joined_lab() -> Vec<Need> {
     lab().into_iter().chain(etcd()).collect()
 }
 
+/// For the demo, some of whose links send what they have summed up themselves.
+pub(crate) fn demo() -> Vec<Need> {
+    joined_lab().into_iter().chain([ethtool()]).collect()
+}
+
+fn ethtool() -> Need {
+    Need::program("ethtool", "sets offloads of links", &["ethtool"])
+}
+
 /// For the privileged tiers: what proves that nothing else on the machine does our work.
 pub(crate) fn tiers() -> Vec<Need> {
     let mut needs = lab();
@@ -61,7 +70,7 @@ pub(crate) fn tiers() -> Vec<Need> {
         Need::program("bpftool", "reads pinned maps as an operator would", &["bpftool"]),
         Need::program("nft", "shows that no rule is left behind", &["nftables"]),
         Need::program("iptables-save", "shows that no rule is left behind", &["iptables"]),
-        Need::program("ethtool", "sets offloads of links", &["ethtool"]),
+        ethtool(),
         Need::program("tcpdump", "looks at packets between nodes", &["tcpdump"]),
         Need::program("openssl", "makes certificates for etcd in the lab", &["openssl"]),
         Need::program("promtool", "tries the alerts for Prometheus", &["prometheus"]),
