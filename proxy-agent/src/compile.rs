@@ -25,6 +25,8 @@ pub struct NodeFacts {
     pub own: Vec<IpAddr>,
     /// How backends are chosen of Services that do not say.
     pub algorithm: Algorithm,
+    /// The same of Services that are reached from outside.
+    pub algorithm_outside: Algorithm,
     /// What ends with its endpoint.
     pub ending: Ending,
 }
@@ -169,7 +171,9 @@ fn row(
     zone: Option<&str>,
 ) -> DesiredService {
     let policies = Policies::of(service, port.node_port, family);
-    let algorithm = service.algorithm.unwrap_or(node.algorithm);
+    let default =
+        if policies.externally_accessible { node.algorithm_outside } else { node.algorithm };
+    let algorithm = service.algorithm.unwrap_or(default);
     let mut candidates = candidates(port, family, sets, &node.name);
     // Of weight zero are those that shall have no new connections.
     candidates.retain(|candidate| weight(service, candidate) != 0);

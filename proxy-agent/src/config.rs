@@ -224,9 +224,10 @@ pub struct RunArgs {
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,
     /// How a backend is chosen, unless a Service says otherwise by its annotation
-    /// millrace.io/algorithm; IPVS' rr, lc, sh and mh are names of the last four
-    #[arg(long, value_enum, default_value_t)]
-    pub algorithm: Algorithm,
+    /// millrace.io/algorithm; IPVS' rr, lc, sh and mh are names of the last four [default: random, but
+    /// with --xdp maglev for Services that are reached from outside]
+    #[arg(long, value_enum)]
+    pub algorithm: Option<Algorithm>,
     #[command(flatten)]
     #[serde(skip)]
     pub pins: PinArgs,
@@ -451,10 +452,9 @@ pub enum Xdp {
     Generic,
 }
 
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    #[default]
     Random,
     #[value(aliases = ["rr", "wrr"])]
     RoundRobin,
@@ -464,6 +464,15 @@ pub enum Algorithm {
     SourceHash,
     #[value(alias = "mh")]
     Maglev,
+}
+
+impl RunArgs {
+    /// How backends are chosen of Services that do not say: in general, and of those that are reached
+    /// from outside. What XDP serves may come by another node the next time.
+    pub fn algorithms(&self) -> [datapath::algorithm::Algorithm; 2] {
+        let outside = if self.xdp == Xdp::Off { Algorithm::Random } else { Algorithm::Maglev };
+        [Algorithm::Random, outside].map(|default| self.algorithm.unwrap_or(default).into())
+    }
 }
 
 impl Algorithm {

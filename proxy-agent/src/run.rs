@@ -135,7 +135,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     } else {
         RequestMetrics::default()
     };
-    let source = Source::open(origin, node_name(&args), args.algorithm.into(), ending).await?;
+    let source = Source::open(origin, node_name(&args), args.algorithms(), ending).await?;
     let mut agent = Agent::new(args, Arc::clone(&board), source, &requests)?;
     let addresses = health::Addresses {
         metrics: agent.args.metrics_bind_address,

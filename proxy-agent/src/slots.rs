@@ -21,7 +21,8 @@ pub fn slots(
 ) -> Vec<DesiredBackend> {
     let weights: Vec<u64> = backends.iter().map(|backend| weight_of(backend).into()).collect();
     let is_even = weights.windows(2).all(|pair| pair[0] == pair[1]);
-    if backends.is_empty() || (is_even && algorithm != Algorithm::Maglev) {
+    // By whatever algorithm one is the one.
+    if backends.len() < 2 || (is_even && algorithm != Algorithm::Maglev) {
         return backends;
     }
     let turns = turns(&reduced(weights));
@@ -30,6 +31,16 @@ pub fn slots(
         _ => turns,
     };
     slots.into_iter().map(|nth| backends[nth]).collect()
+}
+
+/// The backends of a set, each once, in the order of their places: the set to make do with where there
+/// is no room for a longer one. Nodes that have the same backends still agree on it.
+#[must_use]
+pub fn once_each(slots: &[DesiredBackend]) -> Vec<DesiredBackend> {
+    let mut backends = slots.to_vec();
+    backends.sort_unstable_by_key(DesiredBackend::place);
+    backends.dedup();
+    backends
 }
 
 /// The same proportions, as nearly as there is room for, in numbers as small as can be.
@@ -97,6 +108,7 @@ mod tests {
             assert_eq!(shares(&[7, 7], algorithm), [1, 1]);
         }
         assert_eq!(slots(Vec::new(), |_| 1, Algorithm::Maglev), []);
+        assert_eq!(shares(&[3], Algorithm::Maglev), [1], "by whatever way it is the one");
     }
 
     #[test]
@@ -104,6 +116,13 @@ mod tests {
         assert_eq!(shares(&[1, 2, 3], Algorithm::Random), [1, 2, 3]);
         assert_eq!(shares(&[10, 20, 30], Algorithm::Random), [1, 2, 3]);
         assert_eq!(shares(&[1, 65_535], Algorithm::Random), [1, 198]);
+    }
+
+    #[test]
+    fn where_room_is_short_each_has_one() {
+        let backends: Vec<_> = (0..3).map(backend).collect();
+        let table = slots(backends.clone(), |_| 1, Algorithm::Maglev);
+        assert_eq!((table.len(), once_each(&table)), (509, backends));
     }
 
     #[test]

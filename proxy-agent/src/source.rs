@@ -93,7 +93,7 @@ impl Source {
     pub async fn open(
         origin: Origin,
         node: String,
-        algorithm: Algorithm,
+        [algorithm, algorithm_outside]: [Algorithm; 2],
         ending: Ending,
     ) -> Result<Self, OpenError> {
         let mut events = Events::unheard();
@@ -118,7 +118,8 @@ impl Source {
                 (name, batches)
             }
         };
-        let facts = NodeFacts { name: node, algorithm, ending, ..NodeFacts::default() };
+        let facts =
+            NodeFacts { name: node, algorithm, algorithm_outside, ending, ..NodeFacts::default() };
         let (problems, doubts) = (Arc::default(), Arc::default());
         Ok(Self { name, events, batches, state: State::new(facts), problems, doubts })
     }

@@ -73,7 +73,7 @@ mod tests {
         let text = flagz(&serde_json::to_value(&args).unwrap());
         for line in [
             "\nproxy-agent flagz\nWarning: ",
-            "\nalgorithm=random\n",
+            "\nalgorithm=\n",
             "\netcd-cafile=/ca\n",
             "\nhealthz-bind-address=\n",
             "\nnode-ip=[\"10.0.0.1\"]\n",

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     desired::{DesiredService, DesiredSet, IpFamily, ServicePortKey},
-    slots::LONGEST_SET,
+    slots::{LONGEST_SET, once_each},
 };
 
 impl Ledger {
@@ -128,15 +128,20 @@ impl Ledger {
                     continue;
                 }
                 DesiredSet::Backends(backends) => {
-                    let count = backends.len() as u32;
-                    let Some(block) = blocks.allocate(count) else {
+                    let mut backends = backends.clone();
+                    let block = blocks.allocate(backends.len() as u32).or_else(|| {
                         self.shortages.insert(Shortage::Backends(family));
-                        continue;
-                    };
+                        // Rather served without weights or Maglev's table than not at all.
+                        backends = once_each(&backends);
+                        let is_there = placed.holds(&DesiredSet::Backends(backends.clone()));
+                        if is_there { None } else { blocks.allocate(backends.len() as u32) }
+                    });
+                    let Some(block) = block else { continue };
                     let (first, generation) = (block.first, block.generation);
+                    let count = backends.len() as u16;
                     let written = backends.clone();
                     ops.push(Op::Block { family, first, generation, backends: written });
-                    (SetRef { block: first, count: count as u16, generation }, backends.clone())
+                    (SetRef { block: first, count, generation }, backends)
                 }
             };
             ops.push(Op::Set { index, scope, set });

@@ -536,6 +536,39 @@ fn a_full_table_is_told_and_filled_once_there_is_room() {
     assert_eq!(observe(&applier.tables).len(), 2);
 }
 
+/// What has weights, or a table of Maglev's, is served without these where there is no room for them.
+#[test]
+fn a_set_that_is_longer_than_its_backends_makes_do_with_them() {
+    let mut applier = applier(kernel(Vec::new()).tables);
+    applier.complete();
+    let wanted = |hosts: u8, slots: usize| DesiredService {
+        frontends: vec![DesiredFrontend { address: [1, 1, 1, hosts].into(), port: 80, kind: 1 }],
+        cluster: DesiredSet::Backends(
+            [backend(hosts), backend(9), backend(7)].into_iter().cycle().take(slots).collect(),
+        ),
+        local: DesiredSet::Drop,
+        flags: 0,
+        affinity: 0,
+        ranges: Vec::new(),
+    };
+    let count =
+        |applier: &Applier, index: u32| applier.tables.services.read(index).unwrap().cluster.count;
+    applier.want(key(0, 0), Some(wanted(1, 200)));
+    applier.want(key(1, 0), Some(wanted(2, 100)));
+    for round in 0..3 {
+        applier.sync();
+        assert_eq!((count(&applier, 0), count(&applier, 1)), (200, 3), "round {round}");
+        assert!(applier.is_behind(), "it is not what was wanted");
+        let [refusal] = &applier.refusals()[..] else { panic!("one refusal") };
+        assert_eq!((refusal.table, refusal.is_full), ("BACKENDS4", true));
+        assert_eq!(observe(&applier.tables).len(), 2);
+    }
+    applier.want(key(0, 0), Some(wanted(1, 50)));
+    applier.sync();
+    assert_eq!((count(&applier, 0), count(&applier, 1)), (50, 100));
+    assert!(!applier.is_behind(), "{:?}", applier.refusals());
+}
+
 /// Several rows replaced in one table: each but the first needs a wait before it.
 #[test]
 fn memory_of_a_replaced_row_is_not_used_before_a_wait() {

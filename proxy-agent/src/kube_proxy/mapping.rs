@@ -313,8 +313,8 @@ impl Mapping<'_> {
         let (name, scheduler) = scheduler.unwrap_or_default();
         let warning = match named {
             _ if !is_ipvs => format!("{name} does not count without mode ipvs"),
-            Some(algorithm) if self.args.algorithm == Algorithm::Random => {
-                self.args.algorithm = algorithm;
+            Some(algorithm) if self.args.algorithm.is_none() => {
+                self.args.algorithm = Some(algorithm);
                 return;
             }
             Some(_) if name.is_empty() => return,
@@ -489,15 +489,15 @@ mod tests {
         let algorithm = |flags: &str, file: &str| mapped(flags, file).0.algorithm;
         let of =
             |scheduler| algorithm("", &format!("mode: ipvs\nipvs: {{scheduler: {scheduler}}}"));
-        assert_eq!(["''", "rr", "wrr"].map(of), [Algorithm::RoundRobin; 3]);
-        assert_eq!(["lc", "wlc", "sed", "nq"].map(of), [Algorithm::LeastConn; 4]);
+        assert_eq!(["''", "rr", "wrr"].map(of), [Some(Algorithm::RoundRobin); 3]);
+        assert_eq!(["lc", "wlc", "sed", "nq"].map(of), [Some(Algorithm::LeastConn); 4]);
         assert_eq!(["sh", "mh", "dh"].map(of), {
-            [Algorithm::SourceHash, Algorithm::Maglev, Algorithm::Random]
+            [Some(Algorithm::SourceHash), Some(Algorithm::Maglev), None]
         });
-        assert_eq!(algorithm("", "mode: nftables"), Algorithm::Random);
+        assert_eq!(algorithm("", "mode: nftables"), None);
         let file = "mode: ipvs\nipvs: {scheduler: sh}";
         let (args, warnings) = mapped("--algorithm maglev", file);
-        assert_eq!(args.algorithm, Algorithm::Maglev);
+        assert_eq!(args.algorithm, Some(Algorithm::Maglev));
         let told = "ipvs.scheduler does not count: --algorithm does".to_owned();
         assert!(warnings.unwrap().contains(&told));
     }

@@ -5,7 +5,7 @@ mod serving;
 
 use std::collections::BTreeMap;
 
-use datapath::service::service_flags;
+use datapath::{algorithm::Algorithm, service::service_flags};
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
@@ -237,6 +237,21 @@ fn node_ports_follow_the_nodes_addresses() {
     assert_eq!(changes.len(), 1);
     assert_eq!(frontends(&state)[2], "192.0.2.7:30000/6 n");
     assert_eq!(state.set_addresses(vec!["192.0.2.7".parse().unwrap()], Vec::new()), []);
+}
+
+/// By whatever frontend: a Service has one set.
+#[test]
+fn services_that_are_reached_from_outside_have_their_own_default() {
+    let mut state = State::new(NodeFacts { algorithm_outside: Algorithm::Maglev, ..facts() });
+    let chosen = |state: &State| -> Vec<Algorithm> {
+        state.desired().values().map(|row| Algorithm::of(row.flags)).collect()
+    };
+    let outside = "{type: NodePort, clusterIP: 10.0.0.1, ports: [{port: 80, nodePort: 30000}]}";
+    let inside = "{clusterIP: 10.0.0.1, ports: [{port: 80}]}";
+    for (spec, expected) in [(outside, Algorithm::Maglev), (inside, Algorithm::Random)] {
+        state.apply(puts(&service("web", spec)));
+        assert_eq!(chosen(&state), [expected], "{spec}");
+    }
 }
 
 /// A Service whose load balancer admits these sources.

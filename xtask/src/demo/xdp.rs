@@ -62,7 +62,13 @@ pub(super) fn show(lab: &Lab, proxy: &mut Agent) -> Result<usize> {
     }
     println!(
         "\n{:<13} {:<8} {:<21} {:<14} {:>15} {:>14} {:>14}  RESULT",
-        "XDP OF node1", "FROM", "ASKED", "MIB EACH WAY", "REQUESTS BY XDP", "REPLIES BY XDP", "BY flannel.1"
+        "XDP OF node1",
+        "FROM",
+        "ASKED",
+        "MIB EACH WAY",
+        "REQUESTS BY XDP",
+        "REPLIES BY XDP",
+        "BY flannel.1"
     );
     let mut wrong = 0;
     for mode in ["off", "generic"] {
