@@ -204,6 +204,11 @@ pub trait Address: Copy + Eq + Hash + Default + Debug + Ord + 'static {
     fn shares(self, other: Self, bits: u32) -> bool;
     /// As words as they lie in memory; IPv4's is the first.
     fn words(self) -> [u32; 4];
+
+    /// Whom packets with this source are from: of IPv4 the address, of IPv6 its first 64 bits, since one
+    /// host may have all addresses that begin so (RFC 7421). No number is one of both families: IPv6
+    /// gives nobody addresses that begin with 32 zeros.
+    fn origin(self) -> u64;
 }
 
 /// The first `bits` bits of a word in network byte order, 32 at most.
@@ -243,6 +248,11 @@ impl Address for Ipv4 {
     #[inline(always)]
     fn words(self) -> [u32; 4] {
         [self.0, 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn origin(self) -> u64 {
+        u64::from(self.0) << 32
     }
 }
 
@@ -288,6 +298,12 @@ impl Address for Ipv6 {
     #[inline(always)]
     fn words(self) -> [u32; 4] {
         self.0
+    }
+
+    #[inline(always)]
+    fn origin(self) -> u64 {
+        let [first, second, ..] = self.0;
+        u64::from(first) | u64::from(second) << 32
     }
 }
 

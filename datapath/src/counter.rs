@@ -91,6 +91,8 @@ numbered! {
     SctpFragment = 22, "sctp_fragment";
     /// TCP segment of a connection whose endpoint has left its Service; answered with RST.
     EndpointGone = 23, "endpoint_gone";
+    /// Would begin a flow, from a source outside that begins more than it may.
+    SourceRate = 24, "source_rate";
 }
 
 numbered! {

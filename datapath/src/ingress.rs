@@ -119,7 +119,13 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
         step = begin::<F, P, T>(packet, tables);
     }
     if let Step::Choose { service, kind } = step {
-        step = choose::<F, T>(tables, hook, service, kind);
+        // What pods begin is the node's own.
+        let is_from_outside = matches!(hook, Hook::UplinkIngress);
+        step = if is_from_outside && tables.is_over_rate() {
+            Step::Refused(Reason::SourceRate)
+        } else {
+            choose::<F, T>(tables, hook, service, kind)
+        };
     }
     if step == Step::Settle {
         step = tables.look_in(packet, Look::Again);

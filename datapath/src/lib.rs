@@ -46,6 +46,7 @@ pub mod service_network;
 pub mod settings;
 pub mod socket;
 pub mod source_range;
+pub mod source_rate;
 pub mod tables;
 pub mod track;
 pub mod tunnel;

@@ -16,6 +16,7 @@
 //! | `AFFINITY4/6` | LRU hash | `AffinityKey` → `Affinity` |
 //! | `LOADS` | hash | `load_key` → connections of a backend, where the fewest count |
 //! | `RANGES4/6` | LPM trie | `RangeKey` → 1, sources that are admitted |
+//! | `RATES` | LRU hash | source outside → when its new flows have come, at its rate |
 //! | `SERVICENETS4/6` | LPM trie | `NetworkKey` that cluster IPs are given out of → 1 |
 //! | `SERVICECOVER` | array of two | family → `Cover` of those |
 //! | `BYPASSCGROUPS` | hash | id of a cgroup, of a pod that is left out of the socket path → 1 |
@@ -68,6 +69,8 @@ pub const SERVICENETS_CAPACITY: usize = 1_024;
 /// Cgroups of pods on one node.
 pub const BYPASSCGROUPS_CAPACITY: usize = 4_096;
 pub const AFFINITY_CAPACITY: usize = 32_768;
+/// Sources outside that begin flows, of two families.
+pub const RATES_CAPACITY: usize = 32_768;
 pub const DEVICES_CAPACITY: usize = 4_096;
 /// Bytes of the one row of `MARKS` and of `ADDRESSMARKS`; a power of two.
 pub const MARKS_LEN: usize = 65_536;

@@ -65,7 +65,7 @@ pod! {
     RangeKey<Ipv4>: 12,
     RangeKey<Ipv6>: 24,
     Device: 28,
-    Settings: 24,
+    Settings: 32,
     Cover: 32,
     Policy: 60,
     NetworkKey<Ipv4>: 8,

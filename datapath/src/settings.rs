@@ -1,6 +1,6 @@
 //! What the agent tells the programs at run time.
 
-/// The one row of the array `SETTINGS`: 24 bytes.
+/// The one row of the array `SETTINGS`: 32 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Settings {
@@ -26,6 +26,10 @@ pub struct Settings {
     /// [`crate::hash::address`] of the node's, as which its own processes count where a backend is
     /// chosen by the client's address.
     pub node_hash: u32,
+    /// Nanoseconds between new flows of one source outside, as [`crate::source_rate`] has it; zero if
+    /// they may be as many as they like.
+    pub new_flow_interval: u32,
+    pub pad: u32,
 }
 
 /// Whose `connect` and `sendmsg` calls the socket path translates.

@@ -18,7 +18,7 @@ use crate::{
     service::{ServicePolicy, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
-    track,
+    source_rate, track,
 };
 
 /// Which of a Service's sets.
@@ -176,6 +176,10 @@ pub trait Tables<F: Network>: FlowTables<F> {
             .find(|&slot| self.backend(slot).is_some_and(|backend| backend.is(place, set)))
     }
 
+    /// Has a source outside begin another flow, as [`crate::source_rate::charge`] has it; false if it
+    /// may not.
+    fn charge(&mut self, origin: u64, interval: u32) -> bool;
+
     /// How many choices of a Service's were made by turns before this one.
     fn turn(&mut self, service: u32) -> u32;
     /// The row of `LOADS` for a slot; zero if there is none.
@@ -202,6 +206,15 @@ pub trait Tables<F: Network>: FlowTables<F> {
         Self: Sized,
     {
         select::select_for_sender::<F, Self>(self, service, kind, inside)
+    }
+
+    /// [`source_rate::refuses`].
+    #[inline(always)]
+    fn is_over_rate(&mut self) -> bool
+    where
+        Self: Sized,
+    {
+        source_rate::refuses::<F, Self>(self)
     }
 
     /// [`track::open`].

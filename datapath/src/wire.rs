@@ -8,6 +8,7 @@
 //!
 //! | frame | row | becomes |
 //! |---|---|---|
+//! | `c → v` | none | itself, to the stack; nothing if `c` begins too many flows ([`source_rate`]) |
 //! | `c → v` | `ORIGINAL` | `c → b`, to the stack |
 //! | `c → v` | `ORIGINAL`, masqueraded | `s → b`, out, in a tunnel if `b` is behind one |
 //! | `b → s`, perhaps in a tunnel | `REPLY_TARGET` | `v → c`, out |
@@ -18,12 +19,12 @@ use crate::{
     counter::{Hook, Reason},
     flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role},
     fragment::Ports,
-    frontend::mark,
+    frontend::{FrontendKey, mark},
     hash,
     header::{self, IpHeader, Part, checksum_offset, tcp},
     nexthop::{NextHop, Uplink},
     packet::{Covers, Packet},
-    track,
+    source_rate, track,
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
     vxlan::{self, Ends},
@@ -106,6 +107,21 @@ pub trait Rows<F: Underlay> {
     fn row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
     fn count_packet(&mut self, leg: Leg, service: u32, bytes: u32);
     fn count_drop(&mut self, hook: Hook, reason: Reason);
+
+    /// True if a source outside would begin one flow more than it may.
+    fn is_over_rate(&mut self, origin: u64) -> bool;
+    /// True if there is a row of a flow that is not answered yet.
+    fn is_pending(&mut self, key: &FlowKey<F::Address>) -> bool;
+    fn is_frontend(&mut self, key: &FrontendKey<F::Address>) -> bool;
+
+    /// [`source_rate::foresees`], which programs have as a global function.
+    #[inline(always)]
+    fn is_refused(&mut self, key: &FlowKey<F::Address>) -> bool
+    where
+        Self: Sized,
+    {
+        source_rate::foresees::<F, Self>(self, key)
+    }
 
     /// [`wake`], which programs have as a global function.
     #[inline(always)]
@@ -238,7 +254,15 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         hook::INGRESS,
     );
     let now = wires.now();
-    let Some(row) = rows.row(&key) else { return Fate::Pass };
+    let Some(row) = rows.row(&key) else {
+        // From a pod elsewhere, it is for the packet path to see to.
+        let may_begin = at == 0 && source_rate::may_begin(header.next, plain.flags);
+        if !may_begin || !rows.is_refused(&key) {
+            return Fate::Pass;
+        }
+        rows.count_drop(Hook::XdpIngress, Reason::SourceRate);
+        return Fate::Drop;
+    };
     let seen = track::seen_by(plain.flags);
     // What begins or ends something has more to say to the packet path's rows.
     let is_news = plain.flags & tcp::SYN != 0

@@ -18,6 +18,7 @@ pub use agent_kit::{
     ports::{PortRange, ReservedPortsArgs},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use datapath::source_rate;
 use ipnetwork::IpNetwork;
 pub use nodeport_addresses::NodePortAddresses;
 use serde::Serialize;
@@ -86,6 +87,9 @@ pub const METRICS_ADDRESS: SocketAddr =
 
 /// Source ports for masquerading, unless others are named.
 const NAT_PORTS: PortRange = PortRange { first: 50_000, last: 59_999 };
+
+/// As programs can tell apart.
+const MOST_NEW_FLOWS: i64 = source_rate::MOST as i64;
 
 /// Where pins are.
 #[derive(Args, Clone, Debug)]
@@ -223,6 +227,11 @@ pub struct RunArgs {
     /// trying; auto is native where the driver can and nothing in netfilter is passed by
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,
+    /// Flows a second that one source outside may begin, an address of IPv4 or a network of 64 bits of
+    /// IPv6, and twice as many at once: others of its are dropped, before any work is done for them, and
+    /// what has begun goes on; 0 is any number
+    #[arg(long, value_name = "FLOWS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=MOST_NEW_FLOWS))]
+    pub new_flows_per_source: u32,
     /// How a backend is chosen, unless a Service says otherwise by its annotation
     /// millrace.io/algorithm; IPVS' rr, lc, sh and mh are names of the last four [default: random, but
     /// with --xdp maglev for Services that are reached from outside]
@@ -640,6 +649,7 @@ mod tests {
             Cli::parse_from(line.split(' ')).run.validate().map_err(|err| err.to_string())
         };
         assert!(args("proxy-agent --source dir:/x --xdp native").is_ok());
+        assert!(args("proxy-agent --source dir:/x --new-flows-per-source 100").is_ok());
         assert!(args("proxy-agent --algorithm rr --source dir:/x").is_ok());
         assert!(args("proxy-agent --node-ip 10.0.0.1,10.0.0.2 --source dir:/x").is_err());
         assert!(args("proxy-agent --node-ip 10.0.0.1,::1,::2 --source dir:/x").is_err());

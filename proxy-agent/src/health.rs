@@ -26,7 +26,7 @@ use crate::{
     events::{Events, Happening},
     kube_proxy::flags::{HEALTHZ_BIND_ADDRESS, METRICS_BIND_ADDRESS},
     metrics::Metrics,
-    status::{self, Board, Problem, attachments},
+    status::{self, Board, Problem, attachments, refused_new_flows},
     zpages,
 };
 
@@ -212,6 +212,7 @@ async fn configz(State(answers): State<Answers>) -> Json<Value> {
 
 async fn status_answer(State(answers): State<Answers>) -> Response {
     let mut status = answers.board.status();
+    status.new_flows.refused = refused_new_flows(&answers.bpffs);
     match attachments(&answers.bpffs) {
         Ok(attachments) => status.attachments = attachments,
         Err(err) => {

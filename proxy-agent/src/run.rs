@@ -399,6 +399,7 @@ impl Agent {
             let mut state = board.state();
             state.socket_lb = format!("{:?}", args.socket_lb).to_lowercase();
             state.nat_ports = args.nat_ports.to_string();
+            state.new_flows_per_source = args.new_flows_per_source;
             state.node = node_name(&args);
             source.name().clone_into(&mut state.source);
         }

@@ -11,10 +11,12 @@ use std::{
 use agent_kit::{
     attach::parse_pin,
     bpf::{LINK_TYPE_TCX, LINK_TYPE_XDP},
+    drops::Drops,
     filter::{Filter, filters},
     link::{LinkError, Links, PinnedLink},
     problems::Problems,
 };
+use datapath::counter::Reason;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -137,6 +139,15 @@ pub struct SourceStatus {
     pub silent_seconds: Option<f64>,
 }
 
+/// What sources outside may begin.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
+pub struct NewFlowsStatus {
+    /// In a second; zero is any number.
+    pub per_source: u32,
+    /// Packets that would have begun others.
+    pub refused: u64,
+}
+
 /// The whole screen.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -154,6 +165,8 @@ pub struct Status {
     /// Pods of this node that are left out of the socket path.
     pub pods_without_socket_lb: Vec<String>,
     pub nat_ports: String,
+    #[serde(default)]
+    pub new_flows: NewFlowsStatus,
     /// Where the programs see what leaves toward pods, and why there.
     pub pod_egress: String,
     /// On each uplink.
@@ -179,6 +192,7 @@ pub struct State {
     pub socket_lb: String,
     pub pods_without_socket_lb: Vec<String>,
     pub nat_ports: String,
+    pub new_flows_per_source: u32,
     pub pod_egress: String,
     pub xdp: Vec<XdpStatus>,
     pub is_synced: bool,
@@ -227,7 +241,7 @@ impl Board {
         self.state().problems.set(origin, problems);
     }
 
-    /// All but attachments, which are read from the pins.
+    /// All but attachments and counters, which are read from the pins.
     pub fn status(&self) -> Status {
         let state = self.state();
         Status {
@@ -253,6 +267,7 @@ impl Board {
             socket_lb: state.socket_lb.clone(),
             pods_without_socket_lb: state.pods_without_socket_lb.clone(),
             nat_ports: state.nat_ports.clone(),
+            new_flows: NewFlowsStatus { per_source: state.new_flows_per_source, refused: 0 },
             pod_egress: state.pod_egress.clone(),
             xdp: state.xdp.clone(),
             attachments: Vec::new(),
@@ -301,6 +316,13 @@ fn of_xdp(link: &PinnedLink, maps: &Path) -> AttachmentStatus {
         pin: link.path.display().to_string(),
         filter: None,
     }
+}
+
+/// Packets that were refused because their sources begin too many flows, since the tables were made.
+pub fn refused_new_flows(bpffs: &Path) -> u64 {
+    let counted = Drops::open(&object::pins(bpffs).maps());
+    let refused = |(_, reason, count)| if reason == Reason::SourceRate { count } else { 0 };
+    counted.map_or(0, |drops| drops.all().map(refused).sum())
 }
 
 /// Where programs run, as pins and devices tell, with or without an agent.

@@ -217,7 +217,10 @@ fn wanted(link: &Link, asked: Xdp, obstacle: Option<&str>) -> Result<XdpMode, St
 fn refusal(err: &XdpError) -> String {
     let XdpError::Link(LinkError::Device { source, .. }) = err else { return err.to_string() };
     let why = match source.raw_os_error() {
-        Some(libc::EBUSY) => "another XDP program is there already (ip link, bpftool net)",
+        // By the same who is to run ours, or by the other.
+        Some(libc::EBUSY | libc::EEXIST) => {
+            "another XDP program is there already (ip link, bpftool net)"
+        }
         Some(libc::EOPNOTSUPP) => {
             "its driver runs no XDP programs; --xdp generic has the kernel do it"
         }

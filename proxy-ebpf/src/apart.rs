@@ -8,7 +8,7 @@ use datapath::{
     ingress::{self, Look},
     select,
     service::SetRef,
-    track,
+    source_rate, track,
 };
 
 use crate::{flows::Maps, global, skb::Skb, tables::FamilyMaps};
@@ -16,6 +16,11 @@ use crate::{flows::Maps, global, skb::Skb, tables::FamilyMaps};
 #[inline(always)]
 fn open<F: FamilyMaps>(service: u32, flags: u16) -> u32 {
     track::open::<F, _>(&mut Maps { packet: None }, service, flags).into()
+}
+
+#[inline(always)]
+fn over_rate<F: FamilyMaps>() -> u32 {
+    source_rate::refuses::<F, _>(&mut Maps { packet: None }).into()
 }
 
 #[inline(always)]
@@ -50,6 +55,8 @@ fn select<F: FamilyMaps>(service: u32, kind: u32, inside: u32) -> u64 {
 global! {
     open4(service: u32, flags: u16) = open::<V4>(service, flags);
     open6(service: u32, flags: u16) = open::<V6>(service, flags);
+    over_rate4() = over_rate::<V4>();
+    over_rate6() = over_rate::<V6>();
     look_in4(skb: *mut __sk_buff, again: u32) = look_in::<V4>(skb, again);
     look_in6(skb: *mut __sk_buff, again: u32) = look_in::<V6>(skb, again);
     look_out4(skb: *mut __sk_buff) = look_out::<V4>(skb);

@@ -295,8 +295,14 @@ impl<F: FlowMaps> FlowTables<F> for Maps<'_> {
 #[inline(always)]
 pub fn now() -> u32 {
     const SHIFT: u32 = TICK_NS.trailing_zeros();
-    // SAFETY: the helper takes nothing. It reads the clock of the last timer tick.
-    (unsafe { helper::bpf_ktime_get_coarse_ns() } >> SHIFT) as u32
+    (clock() >> SHIFT) as u32
+}
+
+/// The same in nanoseconds, as of the last timer tick.
+#[inline(always)]
+pub fn clock() -> u64 {
+    // SAFETY: the helper takes nothing.
+    unsafe { helper::bpf_ktime_get_coarse_ns() }
 }
 
 /// Removes the flow at `key` if it has expired.

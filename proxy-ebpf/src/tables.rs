@@ -1,6 +1,6 @@
 //! The maps as the engine's tables of Services, for either family.
 
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::{addr_of, read_volatile, write_volatile};
 
 use aya_ebpf::{
     bindings::BPF_ANY,
@@ -21,12 +21,13 @@ use datapath::{
     settings::Settings,
     socket::{Peer, PeerKey},
     source_range::{SERVICE_BITS, Source},
+    source_rate,
     tables::{Scope, Tables},
 };
 
 use crate::{
     apart::*,
-    flows::{FlowMaps, Maps},
+    flows::{FlowMaps, Maps, clock},
     map::LAZY,
     maps::*,
     search,
@@ -119,6 +120,18 @@ fn fetch_add(counter: *mut u64, by: u64) -> u64 {
         );
     }
     value
+}
+
+/// True if a source outside would begin one flow more than it may.
+#[inline(always)]
+pub fn is_over_rate(origin: u64) -> bool {
+    let interval = settings().new_flow_interval;
+    if interval == 0 {
+        return false;
+    }
+    // SAFETY: as in `Tables::charge`.
+    let number = RATES.get_ptr(origin).map_or(0, |row| unsafe { read_volatile(row) });
+    source_rate::charge(number, clock(), interval).is_none()
 }
 
 impl<F: FamilyMaps> Tables<F> for Maps<'_> {
@@ -233,6 +246,28 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
         } else {
             select4(service, kind, inside)
         })
+    }
+
+    #[inline(always)]
+    fn charge(&mut self, origin: u64, interval: u32) -> bool {
+        let (row, now) = (RATES.get_ptr_mut(origin), clock());
+        // SAFETY: memory of a map's rows stays readable and writable while the program runs, even if
+        // the row is removed meanwhile.
+        let number = row.map_or(0, |row| unsafe { read_volatile(row) });
+        let Some(next) = source_rate::charge(number, now, interval) else { return false };
+        match row {
+            // Other processors may be adding, and none of it is lost.
+            Some(row) if number > now => add(row, interval.into()),
+            // SAFETY: as above.
+            Some(row) => unsafe { write_volatile(row, next) },
+            None => drop(RATES.insert(&origin, &next, BPF_ANY.into())),
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn is_over_rate(&mut self) -> bool {
+        (if F::V6 { over_rate6() } else { over_rate4() }) != 0
     }
 
     #[inline(always)]

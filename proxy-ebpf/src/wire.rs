@@ -12,9 +12,10 @@ use datapath::{
     address::{Be16, Ipv4, Ipv6, Mac, V4, V6},
     counter::{Hook, Reason},
     flow::{Flow, FlowKey},
-    frontend::mark,
+    frontend::{FrontendKey, mark},
     hash,
     nexthop::{NEXTHOPS_LEN, NextHop, UPLINKS_LEN, Uplink, place},
+    source_rate,
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
     wire::{self, CARRIED_LEN, Fate, Leg, Rows, Wires},
@@ -23,14 +24,14 @@ use datapath::{
 use crate::{
     buffer::Buffer,
     drops,
-    flows::{FlowMaps, MARKS, now},
+    flows::{MARKS, now},
     global,
     known::{is_foreign_port, uses},
     linear::{at, modulo},
     maps,
     marks::is_set,
     nodes::{NodeMaps, is_sender, tunnel, vtep},
-    tables::count_packet,
+    tables::{FamilyMaps, count_packet, is_over_rate},
 };
 
 maps! {
@@ -41,7 +42,7 @@ maps! {
 }
 
 /// The maps of one family.
-trait WireMaps: FlowMaps + NodeMaps + Underlay {
+trait WireMaps: FamilyMaps + NodeMaps + Underlay {
     const NEXTHOPS: &'static PerCpuArray<NextHop<Self::Address>, { NEXTHOPS_LEN as usize }>;
     /// `AF_INET` or `AF_INET6`.
     const FAMILY: u8;
@@ -155,6 +156,27 @@ impl<F: WireMaps> Rows<F> for Flows {
     #[inline(always)]
     fn count_drop(&mut self, hook: Hook, reason: Reason) {
         drops::count_drop(hook, reason);
+    }
+
+    #[inline(always)]
+    fn is_over_rate(&mut self, origin: u64) -> bool {
+        is_over_rate(origin)
+    }
+
+    #[inline(always)]
+    fn is_pending(&mut self, key: &FlowKey<F::Address>) -> bool {
+        F::PENDING.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn is_frontend(&mut self, key: &FrontendKey<F::Address>) -> bool {
+        F::FRONTENDS.get_ptr(key).is_some()
+    }
+
+    #[inline(always)]
+    fn is_refused(&mut self, key: &FlowKey<F::Address>) -> bool {
+        let key = core::ptr::from_ref(key);
+        (if F::V6 { refused6(key.cast()) } else { refused4(key.cast()) }) != 0
     }
 
     #[inline(always)]
@@ -302,7 +324,17 @@ fn wakes<F: WireMaps>(key: *const FlowKey<F::Address>, now: u32) -> u32 {
     1
 }
 
+/// [`source_rate::foresees`].
+#[inline(always)]
+fn refused<F: WireMaps>(key: *const FlowKey<F::Address>) -> u32 {
+    // SAFETY: that of a frame, or null.
+    let Some(key) = (unsafe { key.as_ref() }).copied() else { return 0 };
+    source_rate::foresees::<F, _>(&mut Flows, &key).into()
+}
+
 global! {
+    refused4(key: *const FlowKey<Ipv4>) = refused::<V4>(key);
+    refused6(key: *const FlowKey<Ipv6>) = refused::<V6>(key);
     enter4(place: u32) = enter::<V4>(place);
     enter6(place: u32) = enter::<V6>(place);
     ask4(frame: *mut xdp_md, place: u32) = ask::<V4>(frame, place);

@@ -15,6 +15,8 @@ pub trait Sample: Network {
     const ETHERTYPE: u16;
     /// `10.net.host` and `fd00::net:host`.
     fn address(net: u8, host: u16) -> Self::Address;
+    /// `11.net.host` and `fd00:0:0:net::host`: of IPv6, each net has 64 bits of its own.
+    fn elsewhere(net: u8, host: u16) -> Self::Address;
     fn octets(address: Self::Address) -> Vec<u8>;
     /// The group of mDNS (RFC 6762).
     fn group() -> Self::Address;
@@ -27,6 +29,11 @@ impl Sample for V4 {
     fn address(net: u8, host: u16) -> Ipv4 {
         let [high, low] = host.to_be_bytes();
         Ipv4::from_bytes([10, net, high, low])
+    }
+
+    fn elsewhere(net: u8, host: u16) -> Ipv4 {
+        let [high, low] = host.to_be_bytes();
+        Ipv4::from_bytes([11, net, high, low])
     }
 
     fn octets(address: Ipv4) -> Vec<u8> {
@@ -48,6 +55,11 @@ impl Sample for V6 {
     fn address(net: u8, host: u16) -> Ipv6 {
         let [high, low] = host.to_be_bytes();
         Ipv6::from_bytes([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, net, high, low])
+    }
+
+    fn elsewhere(net: u8, host: u16) -> Ipv6 {
+        let [high, low] = host.to_be_bytes();
+        Ipv6::from_bytes([0xfd, 0, 0, 0, 0, 0, 0, net, 0, 0, 0, 0, 0, 0, high, low])
     }
 
     fn octets(address: Ipv6) -> Vec<u8> {

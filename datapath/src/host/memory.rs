@@ -9,18 +9,22 @@ use crate::{
     backend::{Backend, LOAD},
     counter::{DROPS_LEN, Hook, Reason, drop_index},
     device::Device,
-    flow::{Flow, FlowKey, Parties, Walk},
+    flow::{Flow, FlowKey, Parties, TICK_NS, Walk},
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
     header::Network,
     host::lru::Lru,
     ipmasq::PolicyTables,
-    maps::{AFFINITY_CAPACITY, FLOWS_CAPACITY, FRAGMENTS_CAPACITY, MARKS_LEN, PENDING_CAPACITY},
+    maps::{
+        AFFINITY_CAPACITY, FLOWS_CAPACITY, FRAGMENTS_CAPACITY, MARKS_LEN, PENDING_CAPACITY,
+        RATES_CAPACITY,
+    },
     policy::{Policed, Policy},
     service::{Service, ServiceCounters, ServicePolicy, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
     source_range::{RangeKey, SERVICE_BITS},
+    source_rate,
     tables::{FlowTables, KeepError, Opening, Scope, Store, Tables},
     track,
     tunnel::NetworkKey,
@@ -58,6 +62,8 @@ pub struct Memory<F: Network, const BARE: bool = false> {
     pub pending: Lru<FlowKey<F::Address>, Flow<F::Address>>,
     pub fragments: Lru<FragmentKey<F::Address>, Ports>,
     pub peers: HashMap<PeerKey<F::Address>, Peer<F::Address>>,
+    /// `RATES`, by [`Address::origin`].
+    pub rates: Lru<u64, u64>,
     pub affinity: Lru<AffinityKey<F::Address>, Affinity<F::Address>>,
     pub ranges: HashSet<RangeKey<F::Address>>,
     pub service_networks: HashSet<NetworkKey<F::Address>>,
@@ -94,6 +100,7 @@ impl<F: Network, const BARE: bool> Memory<F, BARE> {
             pending: Lru::new(sizes.pending),
             fragments: Lru::new(FRAGMENTS_CAPACITY),
             peers: HashMap::new(),
+            rates: Lru::new(RATES_CAPACITY),
             affinity: Lru::new(AFFINITY_CAPACITY),
             ranges: HashSet::new(),
             service_networks: HashSet::new(),
@@ -129,6 +136,11 @@ impl<F: Network, const BARE: bool> Memory<F, BARE> {
             }
         }
         removed
+    }
+
+    /// In nanoseconds.
+    pub const fn clock(&self) -> u64 {
+        self.now as u64 * TICK_NS
     }
 
     /// What the program `flow_sweep` does.
@@ -307,6 +319,15 @@ impl<F: Network> Tables<F> for Memory<F> {
 
     fn remember_affinity(&mut self, key: &AffinityKey<F::Address>, row: &Affinity<F::Address>) {
         self.affinity.insert(*key, *row);
+    }
+
+    fn charge(&mut self, origin: u64, interval: u32) -> bool {
+        let number = self.rates.get_mut(&origin).copied().unwrap_or_default();
+        let next = source_rate::charge(number, self.clock(), interval);
+        if let Some(next) = next {
+            self.rates.insert(origin, next);
+        }
+        next.is_some()
     }
 
     fn turn(&mut self, service: u32) -> u32 {

@@ -8,11 +8,12 @@ use crate::{
     address::{Address, Be16, Mac},
     counter::{Hook, Reason},
     flow::{Flow, FlowKey},
-    frontend::{address_mark, mark, port_mark},
+    frontend::{FrontendKey, address_mark, mark, port_mark},
     hash,
     maps::{MARKS_LEN, PORTMARKS_LEN},
     nexthop::{NextHop, Uplink},
     packet::{Covers, Packet},
+    source_rate,
     tables::FlowTables,
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
@@ -134,6 +135,20 @@ impl<F: Underlay> Rows<F> for Memory<F> {
 
     fn count_drop(&mut self, hook: Hook, reason: Reason) {
         FlowTables::count_drop(self, hook, reason);
+    }
+
+    fn is_over_rate(&mut self, origin: u64) -> bool {
+        let interval = self.settings.new_flow_interval;
+        let number = self.rates.get_mut(&origin).copied().unwrap_or_default();
+        interval != 0 && source_rate::charge(number, self.clock(), interval).is_none()
+    }
+
+    fn is_pending(&mut self, key: &FlowKey<F::Address>) -> bool {
+        self.pending.contains(key)
+    }
+
+    fn is_frontend(&mut self, key: &FrontendKey<F::Address>) -> bool {
+        self.frontends.contains_key(key)
     }
 }
 

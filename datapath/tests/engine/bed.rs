@@ -15,6 +15,7 @@ use datapath::{
     service::{Service, SetRef, service_flags},
     settings::Settings,
     source_range::{RangeKey, SERVICE_BITS, Source},
+    source_rate,
 };
 
 use crate::{
@@ -75,6 +76,12 @@ impl<F: Side> Bed<F> {
 
     pub(crate) fn foreign_proxy(&mut self, is_there: bool) {
         self.settings.foreign_proxy = is_there.into();
+        self.sender.machine.set_settings(self.settings);
+    }
+
+    /// Has each source outside begin so many flows a second.
+    pub(crate) fn new_flows(&mut self, per_second: u32) {
+        self.settings.new_flow_interval = source_rate::interval(per_second);
         self.sender.machine.set_settings(self.settings);
     }
 

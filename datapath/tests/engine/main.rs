@@ -31,3 +31,4 @@ mod socket_affinity;
 mod socket_algorithm;
 mod socket_source_range;
 mod source_range;
+mod source_rate;

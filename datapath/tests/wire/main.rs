@@ -1,6 +1,7 @@
 //! Frames that are dealt with before the kernel sees them, on the host's engine, to the byte.
 
 mod scene;
+mod source_rate;
 
 use datapath::{
     address::{Be16, Mac, V4, V6, protocol},

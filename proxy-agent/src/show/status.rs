@@ -7,7 +7,7 @@ use agent_kit::ask;
 use super::{ShowError, filled_by_programs, print};
 use crate::{
     object,
-    status::{Problem, Status, TableStatus, attachments},
+    status::{NewFlowsStatus, Problem, Status, TableStatus, attachments},
     xdp::XdpStatus,
 };
 
@@ -48,6 +48,7 @@ fn pinned(bpffs: &Path, agent: SocketAddr) -> Result<Status, ShowError> {
         pods_without_socket_lb: Vec::new(),
         socket_lb: String::new(),
         nat_ports: String::new(),
+        new_flows: NewFlowsStatus::default(),
         pod_egress: String::new(),
         xdp: Vec::new(),
         attachments: attachments(bpffs)?,
@@ -165,6 +166,12 @@ fn head(status: &Status) -> String {
     }
     lines.push(format!("socket-lb  {}{without}", status.socket_lb));
     lines.push(format!("nat-ports  {}", status.nat_ports));
+    if status.new_flows.per_source != 0 {
+        let NewFlowsStatus { per_source, refused } = status.new_flows;
+        lines.push(format!(
+            "new flows  {per_source} a second from each source outside, {refused} packets refused"
+        ));
+    }
     lines.push(format!("to pods    seen {}", status.pod_egress));
     for XdpStatus { device, mode, reason } in &status.xdp {
         lines.push(format!("xdp        {device} {mode}: {reason}"));

@@ -34,6 +34,7 @@ mod cluster_ip;
 mod device;
 mod etcd;
 mod exposition;
+mod flood;
 mod health_check;
 mod inspect;
 mod kube_proxy_config;

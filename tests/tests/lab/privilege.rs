@@ -160,6 +160,8 @@ fn wrong_flags_exit_2_and_are_named() {
         (&["--source", "etcd:"], "--source"),
         (&["--source", "dir:/tmp", "--algorithm", "fastest"], "--algorithm"),
         (&["--source", "dir:/tmp", "--xdp", "fast"], "--xdp"),
+        (&["--source", "dir:/tmp", "--new-flows-per-source", "some"], "--new-flows-per-source"),
+        (&["--source", "dir:/tmp", "--new-flows-per-source", "2000000"], "--new-flows-per-source"),
         (&["--source", "dir:/tmp", "--node-ip", "10.0.0.1,10.0.0.2"], "--node-ip"),
         (&["--no-such-flag"], "--no-such-flag"),
         (&["status", "-o", "yaml"], "--output"),

@@ -3,17 +3,17 @@
 
 use std::{thread::sleep, time::Duration};
 
-use agent_kit::counts::Counts;
+use agent_kit::{bpf::XdpMode, counts::Counts};
 use datapath::wire::Leg;
 use lab::{
-    agent::SocketLb,
+    agent::{Agent, SocketLb},
     peer::{self, Exchange},
 };
 
 use crate::{
     cluster::{Cluster, Plan, eventually, ok},
     service::{FAMILIES, Target, expose},
-    wired::Wired,
+    wired::{Stranger, Wired, index},
 };
 
 /// Packets of each kind that a node dealt with.
@@ -89,5 +89,117 @@ fn modes_change_under_traffic() {
         let load = ok(load.stop());
         assert!(load.connections > 100 && load.udp_sent > 10, "{load:?}");
         assert_eq!((load.failed, load.resets, load.udp_missing), (0, 0, 0), "{load:?}");
+    }
+}
+
+/// Asks often enough that frames of flows that have been answered come in by the uplink.
+fn exchanges(cluster: &Cluster) {
+    for family in FAMILIES {
+        let to = Target::NodePort("node1", 10).address(&cluster.lab, family);
+        let outcome = ok(peer::exchange(&cluster.place("client"), to, BYTES / 4));
+        assert_eq!(outcome, Exchange::whole(BYTES / 4), "{to}");
+    }
+}
+
+/// What the kernel says of a node's uplink.
+fn uplink(cluster: &Cluster) -> String {
+    ok(cluster.lab.shell("node1", "ip -d link show eth0"))
+}
+
+/// Whoever runs it: the packet path serves, and `status` says why, until the device is free.
+#[test]
+fn a_program_of_somebody_elses_is_left_where_it_is() {
+    for mode in [XdpMode::Native, XdpMode::Generic] {
+        let services = [expose(10, &["pod1a"]), expose(11, &["pod1b"])];
+        let plan = Plan::single(SocketLb::On).extra(&["--xdp=native"]);
+        let options = plan.options();
+        let mut cluster = plan.without_agents(&services);
+        let _wired = ok(Wired::up(&cluster.lab));
+        let stranger = ok(Stranger::on(&cluster.lab, "node1", &["eth0".into()], mode));
+        let before = uplink(&cluster);
+        cluster.agents.push(ok(Agent::start(&cluster.lab, "node1", options)));
+        for service in &services {
+            cluster.wait_programmed(service);
+        }
+        cluster.reaches("client", Target::NodePort("node1", 10), &["pod1a"], "client");
+        exchanges(&cluster);
+        let told = status(&cluster, 0);
+        let on = &told["xdp"][0];
+        assert_eq!((&on["device"], &on["mode"]), (&"eth0".into(), &"none".into()), "{on}");
+        let reason = on["reason"].as_str().unwrap_or_default();
+        assert!(reason.contains("another XDP program is there already"), "{reason}");
+        // It was asked for by name.
+        let problem = &told["problems"][0];
+        assert_eq!(problem["object"], "--xdp", "{told}");
+        assert_eq!((carried(&cluster, 0), uplink(&cluster)), ([0; 5], before));
+        drop(stranger);
+        eventually("the program is on", || {
+            let told = status(&cluster, 0);
+            let is_on = told["xdp"][0]["mode"] == "native" && told["problems"][0].is_null();
+            is_on.then_some(())
+        });
+        exchanges(&cluster);
+        assert!(carried(&cluster, 0)[Leg::Local as usize] > 100, "{:?}", carried(&cluster, 0));
+    }
+}
+
+#[test]
+fn it_is_put_back_where_another_hand_takes_it_off() {
+    let plan = Plan::single(SocketLb::On).extra(&["--xdp=native"]);
+    let cluster = plan.up(&[expose(10, &["pod1a"])]);
+    let _wired = ok(Wired::up(&cluster.lab));
+    exchanges(&cluster);
+    let to = Target::NodePort("node1", 10).address(&cluster.lab, FAMILIES[0]);
+    let (tcp, udp) = (format!("--tcp={to}"), format!("--udp={to}"));
+    let load = ok(peer::load(&cluster.place("client"), &[&tcp, &udp, "--rate=50"]));
+    let number = ok(index(&cluster.lab, "node1", "eth0"));
+    let pin = cluster.lab.bpffs("node1").join(format!("proxy/links/xdp_ingress_{number}"));
+    assert!(uplink(&cluster).contains("prog/xdp"), "{}", uplink(&cluster));
+    ok(cluster.lab.shell("node1", &format!("bpftool link detach pinned {}", pin.display())));
+    assert!(!uplink(&cluster).contains("prog/xdp"), "{}", uplink(&cluster));
+    let mended = || {
+        let labels = [("program", "xdp_ingress")];
+        cluster.metric("millrace_attachment_repairs_total", &labels).to_string()
+    };
+    eventually("it is back, and counted", || {
+        (uplink(&cluster).contains("prog/xdp") && mended() == "1").then_some(())
+    });
+    let log = cluster.agents[0].log();
+    let said = |line: &str| {
+        line.contains("another hand took a program off")
+            && line.contains("eth0")
+            && line.contains("xdp_ingress")
+    };
+    assert!(log.lines().any(said), "{log}");
+    let before = carried(&cluster, 0)[Leg::Local as usize];
+    exchanges(&cluster);
+    let after = carried(&cluster, 0)[Leg::Local as usize];
+    assert!(after > before + 100, "{before}, then {after}");
+    let load = ok(load.stop());
+    assert!(load.connections > 10 && load.requests > 100 && load.udp_sent > 100, "{load:?}");
+    assert_eq!((load.failed, load.resets, load.udp_missing), (0, 0, 0), "{load:?}");
+    // What is as it was is not repaired.
+    sleep(Duration::from_secs(6));
+    assert_eq!(mended(), "1");
+}
+
+#[test]
+fn cleanup_takes_it_off() {
+    for mode in ["native", "generic"] {
+        let plan = Plan::single(SocketLb::On).extra(&["--xdp", mode]);
+        let mut cluster = plan.up(&[expose(10, &["pod1a"])]);
+        assert!(uplink(&cluster).contains("prog/xdp"), "{}", uplink(&cluster));
+        let status = ok(cluster.agents[0].end());
+        assert!(status.success(), "{status}");
+        // What is programmed stays in force.
+        assert!(uplink(&cluster).contains("prog/xdp"), "{}", uplink(&cluster));
+        cluster.reaches("client", Target::NodePort("node1", 10), &["pod1a"], "client");
+        let output = ok(cluster.agents[0].ask(&["cleanup"]));
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("on eth0"), "{text}");
+        assert!(!uplink(&cluster).contains("xdp"), "{}", uplink(&cluster));
+        assert!(!cluster.lab.bpffs("node1").join("proxy").exists(), "pins are left");
+        let again = ok(cluster.agents[0].ask(&["cleanup"]));
+        assert!(String::from_utf8_lossy(&again.stdout).contains("nothing to remove"));
     }
 }

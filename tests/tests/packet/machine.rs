@@ -12,7 +12,7 @@ use datapath::{
     backend::{Backend, load_key},
     counter::{Hook, Reason, drop_index},
     device::Device,
-    flow::{Flow, FlowKey, Walk},
+    flow::{Flow, FlowKey, TICK_NS, Walk},
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey, address_mark, kind, mark, port_mark},
     host::frame::Sample,
@@ -83,6 +83,7 @@ pub(crate) struct Machine<F: Sample> {
     affinity: Rows<AffinityKey<F::Address>, Affinity<F::Address>>,
     ranges: Rows<RangeKey<F::Address>, u32>,
     loads: Rows<u32, u64>,
+    rates: Rows<u64, u64>,
     service_networks: Rows<NetworkKey<F::Address>, u32>,
     service_cover: Rows<u32, Cover>,
     settings: Rows<u32, Settings>,
@@ -291,6 +292,7 @@ impl<F: Side> Machine<F> {
             affinity: MapTable::new(of_family("AFFINITY")).expect("sizes"),
             ranges: MapTable::new(of_family("RANGES")).expect("sizes"),
             loads: MapTable::new(loaded.map("LOADS")).expect("sizes"),
+            rates: MapTable::new(loaded.map("RATES")).expect("sizes"),
             service_networks: MapTable::new(of_family("SERVICENETS")).expect("sizes"),
             service_cover: MapTable::new(loaded.map("SERVICECOVER")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
@@ -309,6 +311,7 @@ impl<F: Side> Machine<F> {
         clear(&mut self.affinity);
         clear(&mut self.ranges);
         clear(&mut self.loads);
+        clear(&mut self.rates);
         clear(&mut self.service_networks);
         for index in 0..SERVICES {
             write(&mut self.services, index, Service::default());
@@ -381,6 +384,9 @@ impl<F: Side> Machine<F> {
         for (Row(key), Row(mut row)) in self.affinity.rows().expect("rows") {
             row.last = row.last.wrapping_sub(ticks);
             write(&mut self.affinity, key, row);
+        }
+        for (Row(origin), Row(number)) in self.rates.rows().expect("rows") {
+            write(&mut self.rates, origin, number - u64::from(ticks) * TICK_NS);
         }
     }
 

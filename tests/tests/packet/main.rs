@@ -41,6 +41,8 @@ mod sctp;
 mod service_network;
 #[path = "../../../datapath/tests/engine/source_range.rs"]
 mod source_range;
+#[path = "../../../datapath/tests/engine/source_rate.rs"]
+mod source_rate;
 
 mod differential;
 mod differential_masq;

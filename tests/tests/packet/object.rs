@@ -97,6 +97,7 @@ impl Object {
                 "RANGES4",
                 "RANGES6",
                 "LOADS",
+                "RATES",
                 "SERVICENETS4",
                 "SERVICENETS6",
                 "SERVICECOVER",

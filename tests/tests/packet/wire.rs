@@ -6,10 +6,11 @@ use std::collections::HashMap;
 use agent_kit::table::{MapTable, Table};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use datapath::{
-    address::{Be16, Mac, V4, V6, protocol},
+    address::{Address, Be16, Mac, V4, V6, protocol},
     both,
     counter::{Hook, Reason, drop_index},
-    flow::{Flow, FlowKey, flow_flags, hook, role, seen},
+    flow::{Flow, FlowKey, Place, flow_flags, hook, role, seen},
+    frontend::{Frontend, FrontendKey, kind},
     host::{
         frame::{Datagram, Sum},
         verify::{describe, difference},
@@ -17,6 +18,8 @@ use datapath::{
     maps::{MARKS_LEN, PORTMARKS_LEN},
     nexthop::{NEXTHOPS_LEN, NextHop, Uplink, mode, place},
     service::ServiceCounters,
+    settings::Settings,
+    source_rate,
     tunnel::{NetworkKey, Sender, Tunnel, Vtep},
     wire::Fate,
 };
@@ -59,6 +62,10 @@ struct Pair<F: Family> {
     vteps: Rows<NetworkKey<F::Address>, Vtep<F::Address>>,
     senders: Rows<Sender, u32>,
     stats: Rows<u32, ServiceCounters>,
+    pending: Rows<Key<F>, Flow<F::Address>>,
+    frontends: Rows<FrontendKey<F::Address>, Frontend>,
+    rates: Rows<u64, u64>,
+    settings: Rows<u32, Settings>,
     ways: Ways<F>,
     processors: usize,
     dropped_before: u64,
@@ -87,6 +94,10 @@ impl<F: Family> Pair<F> {
             vteps: MapTable::new(of_family("VTEPS")).expect("sizes"),
             senders: MapTable::new(loaded.map("SENDERS")).expect("sizes"),
             stats: MapTable::new(loaded.map("STATS")).expect("sizes"),
+            pending: MapTable::new(of_family("PENDING")).expect("sizes"),
+            frontends: MapTable::new(of_family("FRONTENDS")).expect("sizes"),
+            rates: MapTable::new(loaded.map("RATES")).expect("sizes"),
+            settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             ways: ways.and_then(PerCpuArray::try_from).expect("ways"),
             processors: aya::util::nr_cpus().expect("processors"),
             dropped_before: 0,
@@ -98,6 +109,10 @@ impl<F: Family> Pair<F> {
         clear(&mut pair.flows);
         clear(&mut pair.vteps);
         clear(&mut pair.senders);
+        clear(&mut pair.pending);
+        clear(&mut pair.frontends);
+        clear(&mut pair.rates);
+        write(&mut pair.settings, 0, Settings::default());
         for index in 0..datapath::nexthop::UPLINKS_LEN {
             write(&mut pair.uplinks, index, Uplink::default());
         }
@@ -189,8 +204,11 @@ impl<F: Family> Pair<F> {
     }
 
     fn dropped(&self) -> u64 {
-        let counter = drop_index(Hook::XdpIngress, Reason::RewriteFailed);
-        self.loaded().drops.get(&counter, 0).expect("a counter").iter().sum()
+        let counted = |reason: &Reason| -> u64 {
+            let counter = drop_index(Hook::XdpIngress, *reason);
+            self.loaded().drops.get(&counter, 0).expect("a counter").iter().sum()
+        };
+        Reason::ALL.iter().map(counted).sum()
     }
 
     /// Sends a frame through both.
@@ -261,7 +279,52 @@ both! {
     every_bit_of_the_headers_is_judged_alike,
     nothing_is_read_that_is_not_there,
     large_frames_lie_in_pieces,
+    what_would_begin_a_flow_too_many_is_dropped,
     differential,
+}
+
+fn what_would_begin_a_flow_too_many_is_dropped<F: Family>() {
+    let mut pair = Pair::<F>::new();
+    let settings = Settings { new_flow_interval: source_rate::interval(1), ..Settings::default() };
+    let frontend = Frontend { service: 0, kind: kind::NODE_PORT, pad: [0; 3] };
+    let source = Place::new(F::elsewhere(8, 7), Be16::new(2000));
+    for proto in [TCP, UDP] {
+        let packet = Datagram::<F>::of(proto, source, at::<F>(9, 1, 30_080), 0x02);
+        let (bytes, inner) = (arriving::<F>(&packet.bytes()), from_peer::<F>(&packet.bytes()));
+        let answer = arriving::<F>(&Datagram { flags: 0x12, ..packet.clone() }.bytes());
+        let key = FlowKey::new(packet.src, packet.dst, proto, hook::INGRESS);
+        pair.passes(&bytes, "no frontend");
+        let to = FrontendKey::new(packet.dst.addr, packet.dst.port, proto);
+        write(&mut pair.frontends, to, frontend);
+        pair.scene.memory.frontends.insert(to, frontend);
+        pair.passes(&bytes, "any number");
+        write(&mut pair.settings, 0, settings);
+        pair.scene.memory.settings = settings;
+        pair.passes(&bytes, "a source that nobody knows");
+        for (number, is_over) in [(1, false), (u64::MAX >> 1, true)] {
+            write(&mut pair.rates, source.addr.origin(), number);
+            pair.scene.memory.rates.insert(source.addr.origin(), number);
+            let expected = if is_over { Fate::Drop } else { Fate::Pass };
+            assert_eq!(pair.run(&bytes), (expected, bytes.clone()));
+            pair.same_tables();
+            pair.passes(&inner, "out of a tunnel");
+            if proto == TCP {
+                pair.passes(&answer, "begins nothing");
+            }
+        }
+        let row = Flow { role: role::ORIGINAL, ..Flow::default() };
+        write(&mut pair.pending, key, row);
+        pair.scene.memory.pending.insert(key, row);
+        pair.passes(&bytes, "begun, and not answered yet");
+        // Nobody writes there.
+        let numbers = pair.rates.rows().expect("rows").into_iter();
+        let numbers: Vec<_> = numbers.map(|(Row(origin), Row(number))| (origin, number)).collect();
+        assert_eq!(numbers, [(source.addr.origin(), u64::MAX >> 1)]);
+        clear(&mut pair.rates);
+        pair.scene.memory.rates.clear();
+        write(&mut pair.settings, 0, Settings::default());
+        pair.scene.memory.settings = Settings::default();
+    }
 }
 
 fn packet_of<F: Family>(kind: Kind, proto: u8, is_request: bool) -> Datagram<F> {

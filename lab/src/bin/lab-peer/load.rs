@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     /// End after this time; without it, when standard input ends
     #[arg(long)]
     seconds: Option<f64>,
-    /// New connections a second and address
+    /// New connections a second and address; none for 0
     #[arg(long, default_value_t = 200)]
     rate: u32,
     /// Connections that stay open, for each address
@@ -121,7 +121,9 @@ fn start(arguments: &Arguments, run: &Arc<Run>) -> Vec<JoinHandle<()>> {
     let mut threads = Vec::new();
     for &to in &arguments.tcp {
         let (open, rate) = (Arc::clone(run), arguments.rate);
-        threads.push(thread::spawn(move || connect_again_and_again(&open, to, rate)));
+        if rate != 0 {
+            threads.push(thread::spawn(move || connect_again_and_again(&open, to, rate)));
+        }
         for _ in 0..arguments.lasting {
             let (lasting, rate) = (Arc::clone(run), arguments.requests);
             threads.push(thread::spawn(move || keep_asking(&lasting, to, rate)));
