@@ -3,7 +3,7 @@
 
 use crate::{
     address::{Address, Be16},
-    checksum::difference,
+    checksum::{difference, replace},
     counter::Reason,
     flow::Place,
     fragment::Ports,
@@ -46,6 +46,42 @@ pub fn is_echo<F: Network, P: Packet>(packet: &P, header: &IpHeader<F::Address>)
     let Some([word]) = packet.words(header.offset) else { return false };
     let ([kind, ..], (request, reply)) = (word.to_ne_bytes(), kinds::<F>());
     kind == request || kind == reply
+}
+
+/// True if a packet to an address that answers pings asks for an echo: a whole one, without options or
+/// extension headers.
+#[inline(always)]
+pub fn is_request<F: Network, P: Packet>(packet: &P, header: &IpHeader<F::Address>) -> bool {
+    let is_plain = header.offset == F::HEADER && header.part == Part::Whole;
+    is_plain
+        && header.next == F::ICMP
+        && packet.load::<2>(F::HEADER).is_some_and(|first| first == [kinds::<F>().0, 0])
+}
+
+/// Hop limit of an answer, as the kernel's own have it.
+const HOPS: u8 = 64;
+
+/// Turns a request into its reply (RFC 1122 §3.2.2.6, RFC 4443 §4.2). `None` if the packet could not be
+/// written.
+#[inline(always)]
+pub fn write_reply<F: Network, P: Packet>(packet: &mut P) -> Option<()> {
+    let (request, reply) = kinds::<F>();
+    let word = |kind| u16::from_ne_bytes([kind, 0]) as u32;
+    let by = difference(word(request), word(reply));
+    packet.change_transport_checksum(F::HEADER + CHECKSUM, by, Covers::Payload, false)?;
+    packet.store(F::HEADER, &[reply])?;
+    // Sums do not change with addresses that change places.
+    if F::V6 {
+        let [a, b, c, d, e, f, g, h] = packet.words(F::SRC)?;
+        packet.store_words(F::SRC, &[e, f, g, h, a, b, c, d])?;
+        return packet.store(F::HOPS, &[HOPS]);
+    }
+    let [first, src, dst] = packet.words(F::HOPS)?;
+    let [ttl, proto, a, b] = first.to_ne_bytes();
+    let lives = |hops| u16::from_ne_bytes([hops, proto]) as u32;
+    let sum = replace(u16::from_ne_bytes([a, b]), difference(lives(ttl), lives(HOPS)));
+    let [a, b] = sum.to_ne_bytes();
+    packet.store_words(F::HOPS, &[u32::from_ne_bytes([HOPS, proto, a, b]), dst, src])
 }
 
 /// Replaces address and identifier of the side that asks, as [`crate::rewrite::rewrite`] does

@@ -93,7 +93,8 @@ pub mod mark {
     /// The bits of `ADDRESSMARKS` for an address with these bits of [`address_use`].
     #[must_use]
     pub const fn of_use(flags: u32) -> u8 {
-        let whole = if flags & address_use::CLUSTER_IP != 0 { WHOLE } else { PORTS };
+        let is_whole = flags & (address_use::CLUSTER_IP | address_use::ECHO) != 0;
+        let whole = if is_whole { WHOLE } else { PORTS };
         let balancer = if flags & address_use::LOAD_BALANCER != 0 { LOAD_BALANCER } else { 0 };
         whole | balancer
     }
@@ -121,4 +122,6 @@ pub mod address_use {
     pub const MASQUERADE: u32 = 4;
     /// Of a load balancer, beside `FRONTEND`: its Services may have source ranges.
     pub const LOAD_BALANCER: u32 = 8;
+    /// Answers pings, beside one of the others.
+    pub const ECHO: u32 = 16;
 }

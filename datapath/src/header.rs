@@ -104,6 +104,8 @@ pub mod tcp {
 
 /// A family's headers.
 pub trait Network: Family + Masquerade {
+    /// Offset of what is left of its hops.
+    const HOPS: u32;
     /// Offsets of the addresses in the fixed header.
     const SRC: u32;
     const DST: u32;
@@ -180,6 +182,7 @@ pub trait Network: Family + Masquerade {
 }
 
 impl Network for V4 {
+    const HOPS: u32 = 8;
     const SRC: u32 = 12;
     const DST: u32 = 16;
     const HEADER: u32 = 20;
@@ -403,6 +406,7 @@ mod extension {
 const EXTENSIONS: u32 = 8;
 
 impl Network for V6 {
+    const HOPS: u32 = 7;
     const SRC: u32 = 8;
     const DST: u32 = 24;
     const HEADER: u32 = 40;

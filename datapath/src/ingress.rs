@@ -7,6 +7,7 @@ use crate::{
     answer,
     backend::backend_flags,
     counter::{Hook, Reason},
+    echo,
     flow::{FlowKey, Parties, Place, flow_flags, hook, role},
     fragment::{FragmentKey, Ports},
     frontend::{FrontendKey, address_use},
@@ -42,6 +43,8 @@ pub enum Step {
     Portless,
     /// To be answered so.
     Unreachable(Reason),
+    /// A ping, to be answered.
+    Echo,
     /// A TCP segment that belongs to no flow and begins none, or to one whose endpoint is gone: to be
     /// answered with RST.
     Reset(Reason),
@@ -61,7 +64,7 @@ impl Step {
             Self::Reset(_) => 5,
             Self::Refused(reason) => REFUSED + reason as u32,
             // What no look finds.
-            Self::Choose { .. } | Self::Unreachable(_) => 6,
+            Self::Choose { .. } | Self::Unreachable(_) | Self::Echo => 6,
         }
     }
 
@@ -135,6 +138,8 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
         Step::Refused(reason) => Err(reason),
         Step::Unreachable(reason) => answer::unreachable::<F, P, T>(packet, tables, hook, reason),
         Step::Reset(reason) => answer::reset::<F, P, T>(packet, tables, hook, reason),
+        Step::Echo if packet.write_echo::<F>() => Ok(Verdict::Answer),
+        Step::Echo => Err(Reason::RewriteFailed),
         // A row that was there a moment ago has been evicted meanwhile.
         Step::Open | Step::Choose { .. } | Step::Restart | Step::Settle | Step::Portless => {
             Err(Reason::FlowTableFull)
@@ -200,8 +205,11 @@ fn unreadable<F: Network, T: Tables<F>>(tables: &mut T, dst: F::Address, reason:
 /// A packet, perhaps to one of our addresses, of a protocol that has no ports.
 #[inline(always)]
 fn without_ports<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
-    let usage = F::header(packet, 0).and_then(|header| tables.address_use(header.dst));
-    let Some(usage) = usage else { return Step::Done };
+    let Some(header) = F::header(packet, 0) else { return Step::Done };
+    let Some(usage) = tables.address_use(header.dst) else { return Step::Done };
+    if usage.flags & address_use::ECHO != 0 && echo::is_request::<F, P>(packet, &header) {
+        return Step::Echo;
+    }
     let only_ours = usage.flags & address_use::CLUSTER_IP != 0;
     match icmp::ingress::<F, P, T>(packet, tables) {
         Entered::Translated => Step::Done,

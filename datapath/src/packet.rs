@@ -2,7 +2,7 @@
 //! kernel a socket buffer, in tests a vector.
 
 use crate::{
-    answer, crc32c,
+    answer, crc32c, echo,
     header::{self, Network},
     sctp,
 };
@@ -145,6 +145,15 @@ pub trait Packet {
         Self: Sized,
     {
         answer::write_reset::<F, Self>(self).is_some()
+    }
+
+    /// [`echo::write_reply`], likewise.
+    #[inline(always)]
+    fn write_echo<F: Network>(&mut self) -> bool
+    where
+        Self: Sized,
+    {
+        echo::write_reply::<F, Self>(self).is_some()
     }
 
     /// Cuts the packet off at `length` bytes, or makes it that long; what is added is undefined

@@ -9,6 +9,7 @@ use crate::{
     address::protocol,
     answer,
     counter::{Hook, Reason},
+    echo,
     frontend::{FrontendKey, address_use},
     header::{self, Network, Part},
     icmp,
@@ -27,6 +28,8 @@ enum Fate {
     Drop(Reason),
     /// To be answered so.
     Unreachable(Reason),
+    /// A ping, to be answered.
+    Echo,
 }
 
 /// Decides over a packet that goes out by an uplink, before [`crate::egress`] does. What passes is to
@@ -41,6 +44,8 @@ pub fn refuse<F: Network, P: Packet, T: Tables<F>>(
     let reason = match fate::<F, P, T>(packet, tables) {
         Fate::Pass => return Verdict::Pass,
         Fate::Drop(reason) => reason,
+        Fate::Echo if packet.write_echo::<F>() => return Verdict::Answer,
+        Fate::Echo => Reason::RewriteFailed,
         Fate::Unreachable(reason) => {
             match answer::unreachable::<F, P, T>(packet, tables, hook, reason) {
                 Ok(verdict) => return verdict,
@@ -57,6 +62,9 @@ fn fate<F: Network, P: Packet, T: Tables<F>>(packet: &P, tables: &mut T) -> Fate
     let Some(header) = F::header(packet, 0) else { return Fate::Pass };
     let usage = tables.address_use(header.dst).map_or(0, |usage| usage.flags);
     let is_cluster_ip = usage & address_use::CLUSTER_IP != 0;
+    if usage & address_use::ECHO != 0 && echo::is_request::<F, P>(packet, &header) {
+        return Fate::Echo;
+    }
     if usage & (address_use::CLUSTER_IP | address_use::LOAD_BALANCER) == 0 {
         return if usage == 0 && tables.is_service_network(header.dst) {
             Fate::Drop(Reason::UnallocatedAddress)

@@ -17,6 +17,7 @@ use crate::{
     address::{Address, Be16, Mac, protocol},
     checksum,
     counter::{Hook, Reason},
+    echo,
     flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role},
     fragment::Ports,
     frontend::{FrontendKey, mark},
@@ -42,6 +43,29 @@ pub enum Fate {
     Send(u32),
 }
 
+impl Fate {
+    /// As one number that a function of eBPF can return; there is no device of the last.
+    #[inline(always)]
+    #[must_use]
+    pub const fn pack(self) -> u32 {
+        match self {
+            Self::Pass => 0,
+            Self::Drop => u32::MAX,
+            Self::Send(device) => device,
+        }
+    }
+
+    /// The reverse of [`Fate::pack`].
+    #[inline(always)]
+    pub const fn unpack(number: u32) -> Self {
+        match number {
+            0 => Self::Pass,
+            u32::MAX => Self::Drop,
+            device => Self::Send(device),
+        }
+    }
+}
+
 /// What was done with a frame that did not pass untouched: index into the per-CPU array `CARRIED`.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,10 +80,13 @@ pub enum Leg {
     Back = 3,
     /// The same out of a tunnel.
     TunnelBack = 4,
+    /// A ping to a Service's address, answered.
+    Echo = 5,
 }
 
 impl Leg {
-    pub const ALL: [Self; 5] = [Self::Local, Self::Out, Self::Tunnel, Self::Back, Self::TunnelBack];
+    pub const ALL: [Self; 6] =
+        [Self::Local, Self::Out, Self::Tunnel, Self::Back, Self::TunnelBack, Self::Echo];
 
     /// As metrics have it.
     #[must_use]
@@ -70,6 +97,7 @@ impl Leg {
             Self::Tunnel => "tunnel",
             Self::Back => "back",
             Self::TunnelBack => "tunnel_back",
+            Self::Echo => "echo",
         }
     }
 
@@ -105,9 +133,13 @@ pub trait Wire: Packet {
 /// The table of answered flows of one family, and counters.
 pub trait Rows<F: Underlay> {
     fn row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
+    fn count(&mut self, leg: Leg);
+    /// The same, and for its Service.
     fn count_packet(&mut self, leg: Leg, service: u32, bytes: u32);
     fn count_drop(&mut self, hook: Hook, reason: Reason);
 
+    /// True if a ping to the address is to be answered.
+    fn answers_pings(&mut self, address: F::Address) -> bool;
     /// True if a source outside would begin one flow more than it may.
     fn is_over_rate(&mut self, origin: u64) -> bool;
     /// True if there is a row of a flow that is not answered yet.
@@ -154,6 +186,15 @@ pub trait Wires<F: Underlay> {
         from: F::Address,
         now: u32,
     ) -> Option<&NextHop<F::Address>>;
+
+    /// [`echo`], which programs have as a global function.
+    #[inline(always)]
+    fn echo<P: Wire, R: Rows<F>>(&mut self, frame: &mut P, rows: &mut R) -> Fate
+    where
+        Self: Sized,
+    {
+        echo::<F, P, R, Self>(frame, rows, self)
+    }
 }
 
 /// A packet that can be dealt with here: not divided, without options, of a protocol whose checksum
@@ -213,7 +254,9 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     rows: &mut R,
     wires: &mut W,
 ) -> Fate {
-    let Some(outer) = plain::<F, P>(frame, 0) else { return Fate::Pass };
+    let Some(outer) = plain::<F, P>(frame, 0) else {
+        return wires.echo::<P, R>(frame, rows);
+    };
     let tunnel = wires.tunnel();
     let is_tunnel = tunnel.port == outer.ports.dst_port && outer.header.next == protocol::UDP;
     // Unless the overlay has its device do all.
@@ -225,6 +268,35 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     }
     let Some(inner) = plain::<F, P>(frame, F::OVERHEAD) else { return Fate::Pass };
     translate::<F, P, R, W>(frame, rows, wires, &inner, F::OVERHEAD)
+}
+
+/// Answers a ping to an address that answers them; all else passes.
+#[inline(always)]
+pub fn echo<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
+    frame: &mut P,
+    rows: &mut R,
+    wires: &mut W,
+) -> Fate {
+    let Some(header) = F::header(frame, 0) else { return Fate::Pass };
+    if !echo::is_request::<F, P>(frame, &header)
+        || wires.uses(header.dst) & mark::WHOLE == 0
+        || !rows.answers_pings(header.dst)
+    {
+        return Fate::Pass;
+    }
+    let Some(uplink) = wires.uplink() else { return Fate::Pass };
+    let Some((to, from)) = frame.hardware() else { return Fate::Pass };
+    if uplink.mac != to {
+        return Fate::Pass;
+    }
+    let written = echo::write_reply::<F, P>(frame);
+    match written.and_then(|()| frame.store_link(from, to, F::ETHERTYPE)) {
+        Some(()) => {
+            rows.count(Leg::Echo);
+            Fate::Send(uplink.device)
+        }
+        None => failed::<F, R>(rows),
+    }
 }
 
 /// True for a frame that a node we know sent through the tunnel.

@@ -99,6 +99,11 @@ impl Applier {
         self.ledger.masquerade(addresses);
     }
 
+    /// Has Services' own addresses answer pings, or not.
+    pub fn answer_pings(&mut self, answers: bool) {
+        self.ledger.answer_pings(answers);
+    }
+
     /// The source has told everything once.
     pub fn complete(&mut self) {
         self.ledger.complete();

@@ -232,6 +232,10 @@ pub struct RunArgs {
     /// what has begun goes on; 0 is any number
     #[arg(long, value_name = "FLOWS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=MOST_NEW_FLOWS))]
     pub new_flows_per_source: u32,
+    /// Answer pings (ICMP echo) to Services' own addresses: cluster IPs, load balancers' and external IPs.
+    /// Otherwise a cluster IP refuses them, and the others are left to the kernel's routing
+    #[arg(long)]
+    pub answer_pings: bool,
     /// How a backend is chosen, unless a Service says otherwise by its annotation
     /// millrace.io/algorithm; IPVS' rr, lc, sh and mh are names of the last four [default: random, but
     /// with --xdp maglev for Services that are reached from outside]

@@ -367,7 +367,8 @@ impl Agent {
         let tables = Tables::open(&loaded.maps)?;
         let metrics =
             Metrics::new(&loaded.maps, tables.counters.view(), Arc::clone(&board), requests);
-        let applier = Applier::adopt(tables, barrier)?;
+        let mut applier = Applier::adopt(tables, barrier)?;
+        applier.answer_pings(args.answer_pings);
         let links = Links::new(object::pins(&args.pins.bpffs).links());
         let devices = attach::Devices::new(
             &DEVICE_HOOKS,

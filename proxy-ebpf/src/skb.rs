@@ -17,8 +17,8 @@ use crate::{
     ipv6_checksum_flags,
     linear::{self, hidden, opaque},
     steps::{
-        FAILED, change_crc32c4, change_crc32c6, change_quoted4, change_quoted6, crc32c_change,
-        extensions, reset4, reset6, unreachable4, unreachable6,
+        FAILED, change_crc32c4, change_crc32c6, change_quoted4, change_quoted6, crc32c_change, echo4,
+        echo6, extensions, reset4, reset6, unreachable4, unreachable6,
     },
 };
 
@@ -246,6 +246,12 @@ impl Packet for Skb<'_> {
     fn write_reset<F: Network>(&mut self) -> bool {
         let skb = self.context.skb.skb;
         (if F::V6 { reset6(skb) } else { reset4(skb) }) != 0
+    }
+
+    #[inline(always)]
+    fn write_echo<F: Network>(&mut self) -> bool {
+        let skb = self.context.skb.skb;
+        (if F::V6 { echo6(skb) } else { echo4(skb) }) != 0
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@
 use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use datapath::{
     address::{V4, V6},
-    answer, crc32c,
+    answer, crc32c, echo,
     header::{self, Network},
     sctp,
 };
@@ -33,6 +33,12 @@ fn unreachable<F: Network>(skb: *mut __sk_buff, code: u32) -> u32 {
 fn reset<F: Network>(skb: *mut __sk_buff) -> u32 {
     let context = TcContext::new(skb);
     answer::write_reset::<F, _>(&mut Skb::new(&context)).is_some().into()
+}
+
+#[inline(always)]
+fn echo<F: Network>(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    echo::write_reply::<F, _>(&mut Skb::new(&context)).is_some().into()
 }
 
 #[inline(always)]
@@ -69,6 +75,8 @@ global! {
     unreachable6(skb: *mut __sk_buff, code: u32) = unreachable::<V6>(skb, code);
     reset4(skb: *mut __sk_buff) = reset::<V4>(skb);
     reset6(skb: *mut __sk_buff) = reset::<V6>(skb);
+    echo4(skb: *mut __sk_buff) = echo::<V4>(skb);
+    echo6(skb: *mut __sk_buff) = echo::<V6>(skb);
     crc32c_change(difference: u32, length: u32) = crc32c::change(difference, length);
     change_crc32c4(skb: *mut __sk_buff, offset: u32, difference: u32) =
         change_crc32c::<V4>(skb, offset, difference);

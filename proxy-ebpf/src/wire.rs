@@ -12,13 +12,13 @@ use datapath::{
     address::{Be16, Ipv4, Ipv6, Mac, V4, V6},
     counter::{Hook, Reason},
     flow::{Flow, FlowKey},
-    frontend::{FrontendKey, mark},
+    frontend::{FrontendKey, address_use, mark},
     hash,
     nexthop::{NEXTHOPS_LEN, NextHop, UPLINKS_LEN, Uplink, place},
     source_rate,
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
-    wire::{self, CARRIED_LEN, Fate, Leg, Rows, Wires},
+    wire::{self, CARRIED_LEN, Fate, Leg, Rows, Wire, Wires},
 };
 
 use crate::{
@@ -145,17 +145,29 @@ impl<F: WireMaps> Rows<F> for Flows {
     }
 
     #[inline(always)]
-    fn count_packet(&mut self, leg: Leg, service: u32, bytes: u32) {
+    fn count(&mut self, leg: Leg) {
         if let Some(row) = CARRIED.get_ptr_mut(leg as u32) {
             // SAFETY: the row is this processor's own.
             unsafe { *row += 1 };
         }
+    }
+
+    #[inline(always)]
+    fn count_packet(&mut self, leg: Leg, service: u32, bytes: u32) {
+        Rows::<F>::count(self, leg);
         count_packet(service, bytes);
     }
 
     #[inline(always)]
     fn count_drop(&mut self, hook: Hook, reason: Reason) {
         drops::count_drop(hook, reason);
+    }
+
+    #[inline(always)]
+    fn answers_pings(&mut self, address: F::Address) -> bool {
+        // SAFETY: the row is read at once; rows of this map are not changed in place.
+        let usage = unsafe { F::ADDRESSES.get(address) };
+        usage.is_some_and(|usage| usage.flags & address_use::ECHO != 0)
     }
 
     #[inline(always)]
@@ -249,6 +261,19 @@ impl<F: WireMaps> Wires<F> for Maps<'_> {
         }
         Some(row)
     }
+
+    #[inline(always)]
+    fn echo<P: Wire, R: Rows<F>>(&mut self, _frame: &mut P, _rows: &mut R) -> Fate {
+        let frame = self.context.ctx;
+        Fate::unpack(if F::V6 { ping6(frame) } else { ping4(frame) })
+    }
+}
+
+/// [`wire::echo`].
+#[inline(always)]
+fn echo<F: WireMaps>(frame: *mut xdp_md) -> u32 {
+    let context = &XdpContext::new(frame);
+    wire::echo::<F, _, _, _>(&mut Buffer { context }, &mut Flows, &mut Maps { context }).pack()
 }
 
 /// A device whose frames are seen here.
@@ -337,6 +362,8 @@ global! {
     refused6(key: *const FlowKey<Ipv6>) = refused::<V6>(key);
     enter4(place: u32) = enter::<V4>(place);
     enter6(place: u32) = enter::<V6>(place);
+    ping4(frame: *mut xdp_md) = echo::<V4>(frame);
+    ping6(frame: *mut xdp_md) = echo::<V6>(frame);
     ask4(frame: *mut xdp_md, place: u32) = ask::<V4>(frame, place);
     ask6(frame: *mut xdp_md, place: u32) = ask::<V6>(frame, place);
     wake4(key: *const FlowKey<Ipv4>, now: u32) = wakes::<V4>(key, now);

@@ -8,13 +8,13 @@ use crate::{
     address::{Address, Be16, Mac},
     counter::{Hook, Reason},
     flow::{Flow, FlowKey},
-    frontend::{FrontendKey, address_mark, mark, port_mark},
+    frontend::{FrontendKey, address_mark, address_use, mark, port_mark},
     hash,
     maps::{MARKS_LEN, PORTMARKS_LEN},
     nexthop::{NextHop, Uplink},
     packet::{Covers, Packet},
     source_rate,
-    tables::FlowTables,
+    tables::{FlowTables, Tables},
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
     wire::{Leg, Rows, Wire, Wires},
@@ -128,8 +128,16 @@ impl<F: Underlay> Rows<F> for Memory<F> {
         self.flows.get_mut(key)
     }
 
-    fn count_packet(&mut self, leg: Leg, service: u32, bytes: u32) {
+    fn answers_pings(&mut self, address: F::Address) -> bool {
+        Tables::address_use(self, address).is_some_and(|usage| usage.flags & address_use::ECHO != 0)
+    }
+
+    fn count(&mut self, leg: Leg) {
         self.carried[leg as usize] += 1;
+    }
+
+    fn count_packet(&mut self, leg: Leg, service: u32, bytes: u32) {
+        Rows::<F>::count(self, leg);
         FlowTables::count_packet(self, service, bytes);
     }
 

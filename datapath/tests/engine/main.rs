@@ -11,6 +11,7 @@ mod affinity;
 mod algorithm;
 mod answers;
 mod cluster_ip;
+mod echo;
 mod endpoint_gone;
 mod extensions;
 mod flows;

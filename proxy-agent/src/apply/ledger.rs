@@ -109,7 +109,8 @@ impl Row {
 struct Users {
     cluster_ip: u32,
     load_balancer: u32,
-    other: u32,
+    external_ip: u32,
+    node_port: u32,
 }
 
 /// Why a row is not as it should be, beside writes that failed.
@@ -131,6 +132,7 @@ pub struct Ledger {
     pub(super) frontends: HashMap<FrontendAt, FrontendTo>,
     pub(super) addresses: HashMap<IpAddr, u32>,
     users: HashMap<IpAddr, Users>,
+    answers_pings: bool,
     pub(super) masquerade: BTreeSet<IpAddr>,
     pub(super) dirty_addresses: BTreeSet<IpAddr>,
     /// Frontends in the tables that lead to no row of ours.
@@ -168,6 +170,7 @@ impl Ledger {
             frontends: HashMap::new(),
             addresses: HashMap::new(),
             users: HashMap::new(),
+            answers_pings: false,
             masquerade: BTreeSet::new(),
             dirty_addresses: BTreeSet::new(),
             strays: BTreeSet::new(),
@@ -218,7 +221,8 @@ impl Ledger {
             let count = match kind {
                 kind::CLUSTER_IP => &mut users.cluster_ip,
                 kind::LOAD_BALANCER => &mut users.load_balancer,
-                _ => &mut users.other,
+                kind::EXTERNAL_IP => &mut users.external_ip,
+                _ => &mut users.node_port,
             };
             *count = count.saturating_add_signed(by);
             if *users == Users::default() {
@@ -232,6 +236,12 @@ impl Ledger {
     pub fn masquerade(&mut self, addresses: BTreeSet<IpAddr>) {
         self.dirty_addresses.extend(self.masquerade.symmetric_difference(&addresses));
         self.masquerade = addresses;
+    }
+
+    /// Has Services' own addresses answer pings, or not.
+    pub fn answer_pings(&mut self, answers: bool) {
+        self.answers_pings = answers;
+        self.dirty_addresses.extend(self.addresses.keys());
     }
 
     /// The source has told everything once: what it did not name is to go.
@@ -292,11 +302,15 @@ impl Ledger {
         if users.load_balancer > 0 {
             flags |= address_use::FRONTEND | address_use::LOAD_BALANCER;
         }
-        if users.other > 0 {
+        if users.external_ip + users.node_port > 0 {
             flags |= address_use::FRONTEND;
         }
+        let is_services = users.cluster_ip + users.load_balancer + users.external_ip > 0;
         if self.masquerade.contains(address) {
             flags |= address_use::MASQUERADE;
+        } else if self.answers_pings && is_services {
+            // The node's own, the kernel answers.
+            flags |= address_use::ECHO;
         }
         flags
     }
