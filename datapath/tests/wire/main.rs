@@ -1,5 +1,6 @@
 //! Frames that are dealt with before the kernel sees them, on the host's engine, to the byte.
 
+mod echo;
 mod scene;
 mod source_rate;
 

@@ -10,9 +10,9 @@ use datapath::{
     both,
     counter::{Hook, Reason, drop_index},
     flow::{Flow, FlowKey, Place, flow_flags, hook, role, seen},
-    frontend::{Frontend, FrontendKey, kind},
+    frontend::{AddressUse, Frontend, FrontendKey, address_use, kind, mark},
     host::{
-        frame::{Datagram, Sum},
+        frame::{Datagram, Sum, icmp},
         verify::{describe, difference},
     },
     maps::{MARKS_LEN, PORTMARKS_LEN},
@@ -64,6 +64,7 @@ struct Pair<F: Family> {
     stats: Rows<u32, ServiceCounters>,
     pending: Rows<Key<F>, Flow<F::Address>>,
     frontends: Rows<FrontendKey<F::Address>, Frontend>,
+    addresses: Rows<F::Address, AddressUse>,
     rates: Rows<u64, u64>,
     settings: Rows<u32, Settings>,
     ways: Ways<F>,
@@ -96,6 +97,7 @@ impl<F: Family> Pair<F> {
             stats: MapTable::new(loaded.map("STATS")).expect("sizes"),
             pending: MapTable::new(of_family("PENDING")).expect("sizes"),
             frontends: MapTable::new(of_family("FRONTENDS")).expect("sizes"),
+            addresses: MapTable::new(of_family("ADDRESSES")).expect("sizes"),
             rates: MapTable::new(loaded.map("RATES")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             ways: ways.and_then(PerCpuArray::try_from).expect("ways"),
@@ -111,6 +113,7 @@ impl<F: Family> Pair<F> {
         clear(&mut pair.senders);
         clear(&mut pair.pending);
         clear(&mut pair.frontends);
+        clear(&mut pair.addresses);
         clear(&mut pair.rates);
         write(&mut pair.settings, 0, Settings::default());
         for index in 0..datapath::nexthop::UPLINKS_LEN {
@@ -280,6 +283,7 @@ both! {
     nothing_is_read_that_is_not_there,
     large_frames_lie_in_pieces,
     what_would_begin_a_flow_too_many_is_dropped,
+    pings_are_answered_alike,
     differential,
 }
 
@@ -325,6 +329,35 @@ fn what_would_begin_a_flow_too_many_is_dropped<F: Family>() {
         write(&mut pair.settings, 0, Settings::default());
         pair.scene.memory.settings = Settings::default();
     }
+}
+
+fn pings_are_answered_alike<F: Family>() {
+    let mut pair = Pair::<F>::new();
+    let (client, address) = (F::elsewhere(8, 7), F::elsewhere(96, 1));
+    let kinds: [u8; 2] = if F::V6 { [128, 129] } else { [8, 0] };
+    let frames = kinds.map(|kind| {
+        let echo = icmp::<F>(client, address, [kind, 0], [1, 2, 3, 4], &[0x61; 57]);
+        arriving::<F>(&Datagram { hops: 1, ..echo }.bytes())
+    });
+    for flags in [address_use::CLUSTER_IP, address_use::FRONTEND | address_use::ECHO] {
+        let usage = AddressUse { flags };
+        write(&mut pair.addresses, address, usage);
+        pair.scene.memory.addresses.insert(address, usage);
+        pair.scene.wires.mark_address(address, mark::of_use(flags));
+        pair.store_marks();
+        let [asked, answer] = &frames;
+        if flags & address_use::ECHO == 0 {
+            pair.passes(asked, "pings are refused");
+        } else {
+            let up = pair.scene.devices.up;
+            pair.is_sent(asked, up);
+            for length in ETHERNET..asked.len() {
+                let _ = pair.run(&asked[..length]);
+            }
+        }
+        pair.passes(answer, "no request");
+    }
+    pair.addresses.remove(&Row(address)).expect("it is there");
 }
 
 fn packet_of<F: Family>(kind: Kind, proto: u8, is_request: bool) -> Datagram<F> {
