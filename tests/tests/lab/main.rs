@@ -32,6 +32,7 @@ mod change;
 mod cluster;
 mod cluster_ip;
 mod device;
+mod echo;
 mod etcd;
 mod exposition;
 mod flood;
