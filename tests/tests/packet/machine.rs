@@ -386,7 +386,8 @@ impl<F: Side> Machine<F> {
             write(&mut self.affinity, key, row);
         }
         for (Row(origin), Row(number)) in self.rates.rows().expect("rows") {
-            write(&mut self.rates, origin, number - u64::from(ticks) * TICK_NS);
+            // The machine may be younger than that.
+            write(&mut self.rates, origin, number.saturating_sub(u64::from(ticks) * TICK_NS));
         }
     }
 
