@@ -52,7 +52,7 @@ pub enum ObjectError {
     },
 }
 
-/// Where an agent's pins are: `maps`, and `links` beside it.
+/// Where an agent's pins are: `maps`, and beside it `links` and `programs`.
 #[derive(Clone, Debug)]
 pub struct Pins {
     root: PathBuf,
@@ -75,6 +75,11 @@ impl Pins {
 
     pub fn links(&self) -> PathBuf {
         self.root.join("links")
+    }
+
+    /// Programs that others look at.
+    pub fn programs(&self) -> PathBuf {
+        self.root.join("programs")
     }
 
     fn pin_error(&self) -> impl Fn(io::Error) -> ObjectError {

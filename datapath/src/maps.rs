@@ -45,6 +45,14 @@
 //! | `TRAFFIC` | per-CPU array of one | → `Traffic` |
 //! | `PROXYMARKS` | array of one | the proxy's `MARKS`, where there is a proxy |
 //! | `POLICIES` | array of one | → `Policy` |
+//!
+//! and, pinned nowhere, of the capture object, for as long as a capture lasts:
+//!
+//! | map | type | key → value |
+//! |---|---|---|
+//! | `SEEN` | perf event array | processor → its ring of `Seen`, each before a frame |
+//! | `PLACES` | array of one | → `Places` |
+//! | `LOST` | per-CPU array of one | → frames that a ring had no room for |
 
 pub const VTEPS_CAPACITY: usize = 16_384;
 /// Two families.
