@@ -1,5 +1,5 @@
 //! Build script of both agents. Says where the eBPF object lies that an agent's `object.rs`
-//! embeds, and that of captures: in the directory `MILLRACE_BPF_OBJECTS`, or where `cargo xtask build` left it, in
+//! embeds: in the directory `MILLRACE_BPF_OBJECTS`, or where `cargo xtask build` left it, in
 //! `target/bpf`. With neither, the agent is built without programs and says so when it is to load
 //! them, so that its pure parts build and test anywhere.
 
@@ -7,7 +7,7 @@ use std::{env, path::PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=MILLRACE_BPF_OBJECTS");
-    println!("cargo::rustc-check-cfg=cfg(has_object, has_capture)");
+    println!("cargo::rustc-check-cfg=cfg(has_object)");
     let variable = |name| PathBuf::from(env::var_os(name).unwrap_or_default());
     let name = match env::var("CARGO_PKG_NAME").as_deref() {
         Ok("flannel-agent") => "overlay.o",
@@ -20,11 +20,5 @@ fn main() {
     if object.is_file() {
         println!("cargo::rustc-cfg=has_object");
         println!("cargo::rustc-env=BPF_OBJECT={}", object.display());
-    }
-    let capture = objects.join("capture.o");
-    println!("cargo::rerun-if-changed={}", capture.display());
-    if capture.is_file() {
-        println!("cargo::rustc-cfg=has_capture");
-        println!("cargo::rustc-env=BPF_CAPTURE={}", capture.display());
     }
 }

@@ -3,7 +3,7 @@
 //! `include/uapi/linux/bpf.h`; the kernel takes a short structure as one that ends in zeros.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::CString,
     io,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -13,7 +13,6 @@ use std::{
 };
 
 use aya::Pod;
-use aya_obj::generated::bpf_insn;
 use libc::{c_int, c_long};
 
 mod command {
@@ -23,12 +22,10 @@ mod command {
     pub(super) const MAP_LOOKUP: c_int = 1;
     pub(super) const MAP_UPDATE: c_int = 2;
     pub(super) const MAP_DELETE: c_int = 3;
-    pub(super) const PROG_LOAD: c_int = 5;
     pub(super) const OBJ_PIN: c_int = 6;
     pub(super) const OBJ_GET: c_int = 7;
     pub(super) const PROG_TEST_RUN: c_int = 10;
     pub(super) const OBJ_GET_INFO_BY_FD: c_int = 15;
-    pub(super) const RAW_TRACEPOINT_OPEN: c_int = 17;
     pub(super) const MAP_LOOKUP_BATCH: c_int = 24;
     pub(super) const MAP_UPDATE_BATCH: c_int = 26;
     pub(super) const LINK_CREATE: c_int = 28;
@@ -40,8 +37,6 @@ mod command {
 pub mod map_type {
     pub const HASH: u32 = 1;
     pub const ARRAY: u32 = 2;
-    pub const PERF_EVENT_ARRAY: u32 = 4;
-    pub const PERCPU_ARRAY: u32 = 6;
     pub const LRU_HASH: u32 = 9;
     pub const ARRAY_OF_MAPS: u32 = 12;
     pub const SK_STORAGE: u32 = 24;
@@ -55,8 +50,6 @@ pub mod attach_type {
     pub const CGROUP_UDP6_SENDMSG: u32 = 15;
     pub const CGROUP_UDP4_RECVMSG: u32 = 19;
     pub const CGROUP_UDP6_RECVMSG: u32 = 20;
-    pub const TRACE_FENTRY: u32 = 24;
-    pub const TRACE_FEXIT: u32 = 25;
     pub const CGROUP_INET4_GETPEERNAME: u32 = 29;
     pub const CGROUP_INET6_GETPEERNAME: u32 = 30;
     pub const CGROUP_INET_SOCK_RELEASE: u32 = 34;
@@ -508,126 +501,4 @@ pub fn prog_test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> 
     };
     bpf(command::PROG_TEST_RUN, &mut attr)?;
     Ok(attr.retval)
-}
-
-/// The function that an open program begins with: a number in its own types.
-pub fn program_entry(program: BorrowedFd<'_>) -> io::Result<u32> {
-    /// `struct bpf_prog_info`, as far as it concerns functions.
-    #[repr(C)]
-    struct Info {
-        before: [u32; 33],
-        record: u32,
-        functions: u64,
-        count: u32,
-        after: u32,
-    }
-    // The instruction, and the type.
-    let mut function = [0_u32; 2];
-    let mut info = Info {
-        before: [0; 33],
-        record: size_of_val(&function) as u32,
-        functions: function.as_mut_ptr() as u64,
-        count: 1,
-        after: 0,
-    };
-    let mut attr = InfoAttr {
-        bpf_fd: raw(program),
-        info_len: size_of::<Info>() as u32,
-        info: std::ptr::from_mut(&mut info) as u64,
-    };
-    bpf(command::OBJ_GET_INFO_BY_FD, &mut attr)?;
-    match function {
-        [0, entry] if info.count > 0 && entry != 0 => Ok(entry),
-        _ => Err(io::Error::other("the kernel knows no types of the program")),
-    }
-}
-
-/// Where a program of the kind that is run before or behind others belongs.
-#[derive(Clone, Copy, Debug)]
-pub struct Tapped<'a> {
-    pub program: BorrowedFd<'a>,
-    /// [`program_entry`].
-    pub entry: u32,
-    /// `TRACE_FENTRY` or `TRACE_FEXIT`.
-    pub attach_type: u32,
-}
-
-/// Loads such a program; gives the last of what the verifier says if the kernel refuses it.
-pub fn prog_load_tap(
-    name: &str,
-    instructions: &[bpf_insn],
-    license: &CStr,
-    tapped: &Tapped<'_>,
-) -> Result<OwnedFd, (io::Error, String)> {
-    const TRACING: u32 = 26;
-    const LOG: usize = 1 << 16;
-    #[repr(C)]
-    struct Attr {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log_buf: u64,
-        kern_version: u32,
-        prog_flags: u32,
-        prog_name: [u8; 16],
-        prog_ifindex: u32,
-        expected_attach_type: u32,
-        types: [u32; 9],
-        attach_btf_id: u32,
-        attach_prog_fd: u32,
-        relocations: u32,
-    }
-    let mut prog_name = [0; 16];
-    let name = &name.as_bytes()[..name.len().min(15)];
-    prog_name[..name.len()].copy_from_slice(name);
-    let mut attr = Attr {
-        prog_type: TRACING,
-        insn_cnt: instructions.len() as u32,
-        insns: instructions.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log_buf: 0,
-        kern_version: 0,
-        prog_flags: 0,
-        prog_name,
-        prog_ifindex: 0,
-        expected_attach_type: tapped.attach_type,
-        types: [0; 9],
-        attach_btf_id: tapped.entry,
-        attach_prog_fd: raw(tapped.program),
-        relocations: 0,
-    };
-    let first = match bpf(command::PROG_LOAD, &mut attr) {
-        Ok(program) => return Ok(owned(program)),
-        Err(err) => err,
-    };
-    let mut log = vec![0_u8; LOG];
-    (attr.log_level, attr.log_size, attr.log_buf) = (1, LOG as u32, log.as_mut_ptr() as u64);
-    match bpf(command::PROG_LOAD, &mut attr).map(owned) {
-        Ok(program) => Ok(program),
-        Err(_) => Err((first, last_lines(&log))),
-    }
-}
-
-/// The verifier explains itself at its end.
-fn last_lines(log: &[u8]) -> String {
-    let text = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default());
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(6)..].iter().map(|line| format!("\n  {line}")).collect()
-}
-
-/// Has a program of [`prog_load_tap`] run, for as long as the link is open.
-pub fn tap(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Attr {
-        name: u64,
-        prog_fd: u32,
-        pad: u32,
-    }
-    let mut attr = Attr { name: 0, prog_fd: raw(program), pad: 0 };
-    bpf(command::RAW_TRACEPOINT_OPEN, &mut attr).map(owned)
 }

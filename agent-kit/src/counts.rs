@@ -1,6 +1,6 @@
 //! Counters that programs keep, one for each processor.
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::path::Path;
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
 
@@ -18,11 +18,6 @@ impl Counts {
     pub fn open(maps: &Path, name: &str) -> Result<Self, MapError> {
         let map = MapData::from_pin(maps.join(name)).and_then(Map::from_map_data)?;
         PerCpuArray::try_from(map).map(Self)
-    }
-
-    /// One that is pinned nowhere.
-    pub(crate) fn of(map: OwnedFd) -> Result<Self, MapError> {
-        PerCpuArray::try_from(Map::PerCpuArray(MapData::from_fd(map)?)).map(Self)
     }
 
     /// A row, all processors together.

@@ -27,7 +27,6 @@ pub mod filter;
 pub mod finding;
 pub mod ipsec;
 pub mod kernel;
-pub mod kernel_types;
 pub mod kubernetes;
 pub mod link;
 pub mod log;
@@ -46,7 +45,6 @@ pub mod reason;
 pub mod server;
 pub mod socket_diag;
 pub mod table;
-pub mod tap;
 pub mod watch;
 
 pub use aya::Pod;

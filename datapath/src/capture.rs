@@ -1,7 +1,19 @@
-//! What the capture's programs tell of a frame that goes into the program which sees frames of uplinks
-//! first (XDP), and of what that makes of it.
+//! What is told of a frame to those who capture: before the program that sees frames of uplinks first
+//! (XDP), and behind it.
 
-/// Before the frame's own bytes: 24 bytes.
+/// The one row of the array `CAPTURE`: 16 bytes. All zero while nobody captures.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Capture {
+    /// Nanoseconds of the monotonic clock: who captures says so again and again. What one leaves who was
+    /// killed, the first frame after that puts back to zero.
+    pub until: u64,
+    /// Most bytes of a frame.
+    pub snap_length: u32,
+    pub pad: u32,
+}
+
+/// Before the frame's own bytes in the rings of `SEEN`: 24 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Seen {
@@ -13,25 +25,9 @@ pub struct Seen {
     pub length: u32,
     /// So many of its bytes follow.
     pub captured: u32,
-    /// What the program answered, or [`UNDECIDED`].
+    /// What the program answered (`enum xdp_action`), or [`UNDECIDED`].
     pub verdict: u32,
 }
 
 /// Of a frame that goes in.
 pub const UNDECIDED: u32 = u32::MAX;
-
-/// The one row of the array `PLACES`: where in the structures of the running kernel things stand, and
-/// how much of a frame is wanted. 12 bytes.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Places {
-    /// `xdp_buff::rxq`.
-    pub queue: u16,
-    /// `xdp_rxq_info::dev`.
-    pub device: u16,
-    /// `net_device::ifindex`.
-    pub index: u16,
-    pub pad: u16,
-    /// Most bytes of a frame.
-    pub snap_length: u32,
-}

@@ -30,6 +30,9 @@
 //! | `UPLINKS` | array | `nexthop::place` → `Uplink` |
 //! | `NEXTHOPS4/6` | per-CPU array | hash of an address → `NextHop` |
 //! | `CARRIED` | per-CPU array | `wire::Leg` → packets |
+//! | `CAPTURE` | array of one | → `Capture` |
+//! | `SEEN` | perf event array | processor → ring of `Seen`, each before a frame; while somebody captures |
+//! | `LOST` | per-CPU array of one | → frames that a ring had no room for |
 //! | `PEERMARKS` | array of one | → one byte for the ports of backends that sockets were given |
 //!
 //! beside `VTEPS4/6`, `SENDERS` and `TUNNELS` of the overlay object, where there is an overlay; and of
@@ -45,14 +48,6 @@
 //! | `TRAFFIC` | per-CPU array of one | → `Traffic` |
 //! | `PROXYMARKS` | array of one | the proxy's `MARKS`, where there is a proxy |
 //! | `POLICIES` | array of one | → `Policy` |
-//!
-//! and, pinned nowhere, of the capture object, for as long as a capture lasts:
-//!
-//! | map | type | key → value |
-//! |---|---|---|
-//! | `SEEN` | perf event array | processor → its ring of `Seen`, each before a frame |
-//! | `PLACES` | array of one | → `Places` |
-//! | `LOST` | per-CPU array of one | → frames that a ring had no room for |
 
 pub const VTEPS_CAPACITY: usize = 16_384;
 /// Two families.

@@ -1,19 +1,18 @@
 //! `proxy-agent capture`: shows frames before and behind the program that sees them first (XDP), which
-//! tcpdump cannot where they are sent out at once. Programs of its own run around that one for as long as
-//! the command does; the kernel takes them away with the process, however it ends.
+//! tcpdump cannot where they are sent out at once. That program tells of them while the command runs.
 
 pub mod filter;
 pub mod frame;
 pub mod output;
 pub mod packet;
 pub mod pcapng;
+pub mod tap;
 pub mod target;
 
 use std::{
     collections::BTreeMap,
     io,
     ops::ControlFlow,
-    os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -26,10 +25,9 @@ use agent_kit::{
     link::LinkError,
     object::Pins,
     table::{MapTable, Table},
-    tap::{Ring, Tap, TapError, Taps},
 };
 use aya::maps::perf::PerfEvent;
-use datapath::tunnel::Tunnel;
+use datapath::{nexthop::Uplink, tunnel::Tunnel};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::{
@@ -37,28 +35,21 @@ use self::{
     frame::{Frame, Pairs},
     output::Output,
     packet::{Content, TUNNEL_PORTS},
-    target::{Target, program, targets},
+    tap::{Ring, Tap, TapError, monotonic},
+    target::{Target, targets},
 };
 use crate::{config::CaptureArgs, object, show::ShowError, status, xdp};
 
-/// Programs of the capture object.
-const BEFORE: &str = "frame_in";
-const BEHIND: &str = "frame_out";
-
-/// Of each processor's ring: what a user may lock without further rights.
-const RING_PAGES: usize = 128;
 /// Records taken from a ring before the next is looked at.
 const ROUND: u32 = 4_096;
 /// Between looks at the time, and at what ends the capture.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
-/// Between looks at which programs run.
-const FOLLOW: Duration = Duration::from_millis(500);
+/// Between words to the programs that somebody captures.
+const RENEW: Duration = Duration::from_secs(1);
 
 /// Why nothing is captured.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    #[error("built without the capture's programs: use `cargo xtask build`")]
-    NotEmbedded,
     #[error(transparent)]
     Tables(#[from] ShowError),
     #[error(transparent)]
@@ -75,11 +66,8 @@ pub enum CaptureError {
          all its frames: use tcpdump -i {0}"
     )]
     Elsewhere(String),
-    #[error(
-        "the program that runs on {0} is pinned nowhere: the agent is of an older version, or ended \
-         while it began; restart it"
-    )]
-    Unpinned(String),
+    #[error("the agent has made its tables anew: begin the capture again")]
+    Replaced,
     #[error("--write: cannot write {path}: {source}")]
     Write { path: PathBuf, source: io::Error },
     #[error("cannot write to standard output: {0}")]
@@ -94,10 +82,10 @@ pub enum CaptureError {
 
 /// Captures until told to end.
 pub fn capture(args: &CaptureArgs) -> Result<(), CaptureError> {
-    if object::CAPTURE.is_empty() {
-        return Err(CaptureError::NotEmbedded);
-    }
     let pins = object::pins(&args.pins.bpffs);
+    // So that one who may not look, or looks in the wrong place, is told so.
+    let _: MapTable<u32, Uplink> =
+        MapTable::open(&pins.maps(), "UPLINKS").map_err(ShowError::from)?;
     let targets = chosen(targets(&pins)?, &args.device)?;
     let filter = Filter {
         // Others may have the same program.
@@ -113,22 +101,13 @@ pub fn capture(args: &CaptureArgs) -> Result<(), CaptureError> {
     let is_ended = Arc::new(AtomicBool::new(false));
     let end = Arc::clone(&is_ended);
     ctrlc::set_handler(move || end.store(true, Ordering::Relaxed))?;
-    let taps = Taps::new(object::CAPTURE, args.snap_length)?;
-    let rings = taps.rings(RING_PAGES)?;
-    let mut taken = BTreeMap::new();
-    for target in &targets {
-        if !taken.contains_key(&target.program) {
-            let program = program(&pins, target.program)
-                .ok_or_else(|| CaptureError::Unpinned(target.name.clone()))?;
-            taken.insert(target.program, taps.attach(program.as_fd(), BEFORE, BEHIND)?);
-        }
-    }
     let mut output = Output::open(args.write.as_deref(), args.snap_length)
         .map_err(|source| write_error(args, source))?;
     for target in &targets {
         output.declare(target.device, &target.name);
     }
     output.flush().map_err(|source| write_error(args, source))?;
+    let (tap, rings) = Tap::open(&pins, args.snap_length)?;
     eprintln!("capturing on {}, before and behind XDP; ^C ends it", named(&targets));
     let capture = Capture {
         args,
@@ -143,7 +122,7 @@ pub fn capture(args: &CaptureArgs) -> Result<(), CaptureError> {
         seen: 0,
         written: 0,
     };
-    capture.run(&pins, &taps, taken, rings, &is_ended)
+    capture.run(&pins, tap, rings, &is_ended)
 }
 
 /// The devices that are asked for.
@@ -186,9 +165,7 @@ fn tunnel_ports(args: &CaptureArgs) -> Vec<u16> {
 /// When the programs' clock was zero, in nanoseconds since 1970.
 fn epoch() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let now = Duration::new(now.tv_sec.cast_unsigned(), now.tv_nsec as u32);
-    since.saturating_sub(now).as_nanos() as u64
+    since.saturating_sub(monotonic()).as_nanos() as u64
 }
 
 fn write_error(args: &CaptureArgs, source: io::Error) -> CaptureError {
@@ -220,30 +197,31 @@ impl Capture<'_> {
     fn run(
         mut self,
         pins: &Pins,
-        taps: &Taps,
-        mut taken: BTreeMap<u32, Tap>,
+        mut tap: Tap,
         mut rings: Vec<Ring>,
         is_ended: &AtomicBool,
     ) -> Result<(), CaptureError> {
         let begin = Instant::now();
         let end = self.args.duration.map(|seconds| begin + Duration::from_secs(seconds));
-        let mut followed = begin;
-        let lost = taps.lost()?;
+        let mut renewed = begin;
+        let mut is_here = true;
         let mut result = Ok(());
         while !is_ended.load(Ordering::Relaxed)
             && end.is_none_or(|end| Instant::now() < end)
             && !self.is_full()
             && result.is_ok()
+            && is_here
         {
             wait(&rings)?;
             self.drain(&mut rings);
             result = self.write();
-            if followed.elapsed() > FOLLOW {
-                followed = Instant::now();
-                follow(pins, taps, &mut taken);
+            if renewed.elapsed() > RENEW {
+                renewed = Instant::now();
+                tap.renew()?;
+                is_here = tap.is_here(pins);
             }
         }
-        drop(taken);
+        tap.close()?;
         if result.is_ok() {
             self.drain(&mut rings);
             for nth in 0..self.pairs.len() {
@@ -252,12 +230,13 @@ impl Capture<'_> {
             }
             result = self.write();
         }
-        let (written, seen, lost) = (self.written, self.seen, lost.sum(0));
+        let (written, seen, lost) = (self.written, self.seen, tap.lost());
         let hint = if lost > 0 { "; fewer with a smaller --snap-length" } else { "" };
         eprintln!("{written} frames captured of {seen} seen, {lost} lost{hint}");
         match result {
             // The reader has seen enough (`proxy-agent capture | head`).
             Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Ok(()) if !is_here => Err(CaptureError::Replaced),
             result => result.map_err(|source| write_error(self.args, source)),
         }
     }
@@ -329,29 +308,5 @@ fn wait(rings: &[Ring]) -> Result<(), CaptureError> {
     match poll(&mut waits, Some(&PATIENCE)) {
         Err(err) if err != rustix::io::Errno::INTR => Err(CaptureError::Wait(err.into())),
         _ => Ok(()),
-    }
-}
-
-/// Goes on with the programs that run now: an agent that is restarted puts its own in place of those
-/// before.
-fn follow(pins: &Pins, taps: &Taps, taken: &mut BTreeMap<u32, Tap>) {
-    let Ok(targets) = targets(pins) else { return };
-    taken.retain(|id, _| targets.iter().any(|target| target.program == *id));
-    for target in targets {
-        if taken.contains_key(&target.program) {
-            continue;
-        }
-        // What is not pinned yet is looked for again.
-        let Some(program) = program(pins, target.program) else { continue };
-        match taps.attach(program.as_fd(), BEFORE, BEHIND) {
-            Ok(tap) => {
-                eprintln!(
-                    "the agent has put another program on {}: going on with that",
-                    target.name
-                );
-                taken.insert(target.program, tap);
-            }
-            Err(err) => eprintln!("{}: {err}", target.name),
-        }
     }
 }

@@ -179,7 +179,7 @@ pub struct CaptureArgs {
     pub verdict: Vec<Verdict>,
 }
 
-/// What the kernel's rings can tell at once, which is longer than frames are.
+/// What a ring takes at once, which is more than frames have.
 const SNAP_LENGTH: u32 = 65_000;
 
 #[derive(Args, Debug)]

@@ -18,12 +18,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BPF_OBJECT"));
 #[cfg(not(has_object))]
 static OBJECT: &[u8] = &[];
 
-/// What `proxy-agent capture` loads, and nobody else; empty if this binary holds none.
-#[cfg(has_capture)]
-pub static CAPTURE: &[u8] = aya::include_bytes_aligned!(env!("BPF_CAPTURE"));
-#[cfg(not(has_capture))]
-pub static CAPTURE: &[u8] = &[];
-
 /// Tables whose rows name rows of each other, or that tell of each other's rows: marks without
 /// their rows cost a look, but rows without their marks are never looked for.
 const GROUPS: &[&[&str]] = &[

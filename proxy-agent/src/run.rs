@@ -368,14 +368,13 @@ impl Agent {
         let metrics =
             Metrics::new(&loaded.maps, tables.counters.view(), Arc::clone(&board), requests);
         let applier = Applier::adopt(tables, barrier)?;
-        let pins = object::pins(&args.pins.bpffs);
-        let links = Links::new(pins.links());
+        let links = Links::new(object::pins(&args.pins.bpffs).links());
         let devices = attach::Devices::new(
             &DEVICE_HOOKS,
             links.clone(),
             MapTable::open(&loaded.maps, "DEVICES")?,
         );
-        let wires = Wires::open(&loaded.maps, links.clone(), pins.programs(), args.xdp)?;
+        let wires = Wires::open(&loaded.maps, links.clone(), args.xdp)?;
         let service_networks = ServiceNetworks::open(&loaded.maps)?;
         let cgroups = args.cgroup_root.clone().or_else(mount::cgroup2);
         let pod_cgroups = PodCgroups::open(&loaded.maps, cgroups)?;

@@ -1,18 +1,12 @@
 //! The program that sees frames of uplinks before the kernel has made socket buffers of them: on which
 //! devices it runs, who runs it, and why it does not run on others.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::fd::AsFd,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 
 use agent_kit::{
     attach::{self, AttachError},
-    bpf::{self, XdpMode},
+    bpf::XdpMode,
     link::{LinkError, Links},
-    reason::hint,
     table::{MapTable, OpenError, Table, TableError},
 };
 use aya::Ebpf;
@@ -56,8 +50,6 @@ pub enum XdpError {
     Link(#[from] LinkError),
     #[error("cannot write device {device} to table UPLINKS: {source}")]
     Row { device: String, source: TableError },
-    #[error("cannot use pin {path}: {source}{}", hint(source))]
-    Pin { path: PathBuf, source: io::Error },
 }
 
 /// What a round came to.
@@ -74,22 +66,14 @@ pub struct Outcome {
 pub struct Wires {
     asked: Xdp,
     links: Links,
-    /// Where the programs are pinned that run, for captures.
-    programs: PathBuf,
     table: MapTable<u32, Uplink>,
     /// Devices that have the program, by this process's doing.
     on: BTreeMap<u32, XdpMode>,
 }
 
 impl Wires {
-    pub fn open(
-        maps: &Path,
-        links: Links,
-        programs: PathBuf,
-        asked: Xdp,
-    ) -> Result<Self, OpenError> {
-        let table = MapTable::open(maps, "UPLINKS")?;
-        Ok(Self { asked, links, programs, table, on: BTreeMap::new() })
+    pub fn open(maps: &Path, links: Links, asked: Xdp) -> Result<Self, OpenError> {
+        Ok(Self { asked, links, table: MapTable::open(maps, "UPLINKS")?, on: BTreeMap::new() })
     }
 
     /// Brings the program to the uplinks that it is wanted on, and takes it off all others. `obstacle`
@@ -137,32 +121,7 @@ impl Wires {
                 }
             }
         }
-        for mode in [XdpMode::Native, XdpMode::Generic] {
-            if let Err(err) = self.pin_program(ebpf, mode) {
-                outcome.errors.push(err);
-            }
-        }
         outcome
-    }
-
-    /// Pins the program of a mode while it runs anywhere, and no longer: captures find it by that.
-    fn pin_program(&self, ebpf: &Ebpf, mode: XdpMode) -> Result<(), XdpError> {
-        let path = self.programs.join(program(mode));
-        let failed = |source| XdpError::Pin { path: path.clone(), source };
-        let pinned = bpf::obj_get(&path).and_then(|pinned| bpf::program_id(pinned.as_fd())).ok();
-        let runs = self.on.values().any(|on| *on == mode);
-        let wanted = if runs { Some(attach::program_fd(ebpf, program(mode))?) } else { None };
-        let id = wanted.map(bpf::program_id).transpose().map_err(failed)?;
-        if pinned == id {
-            return Ok(());
-        }
-        match fs::remove_file(&path) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(failed(err)),
-            _ => {}
-        }
-        let Some(wanted) = wanted else { return Ok(()) };
-        fs::create_dir_all(&self.programs).map_err(failed)?;
-        bpf::obj_pin(wanted, &path).map_err(failed)
     }
 
     /// Puts the program on a device; says why not if the table has no place for it.

@@ -1,63 +1,53 @@
-//! Entry points of the capture object: run before and behind the program that sees frames of uplinks
-//! first (XDP), for as long as somebody captures. They tell of the frame, and change nothing.
-#![no_std]
-#![no_main]
-
-use core::ffi::c_void;
+//! Copies of frames for those who capture.
 
 use aya_ebpf::{
-    bindings::BPF_F_CURRENT_CPU,
+    bindings::{BPF_F_CURRENT_CPU, xdp_md},
     btf_maps::{Array, PerCpuArray, PerfEventByteArray},
     helpers::generated as helper,
-    macros::{btf_map, fentry, fexit},
-    programs::{FEntryContext, FExitContext},
+    macros::btf_map,
 };
-use datapath::capture::{Places, Seen, UNDECIDED};
+use datapath::capture::{Capture, Seen};
 
-/// The kernel lets only programs that are free in its sense copy frames out.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 4] = *b"GPL\0";
+use crate::{global, maps};
 
-#[btf_map]
-static SEEN: PerfEventByteArray = PerfEventByteArray::new();
-#[btf_map]
-static PLACES: Array<Places, 1> = Array::new();
-/// Frames that there was no room for.
-#[btf_map]
-static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
-
-#[fentry]
-pub fn frame_in(context: FEntryContext) -> i32 {
-    tell(context.arg(0), UNDECIDED)
+maps! {
+    CAPTURE: Array<Capture, 1>,
+    /// A ring for each processor, which is there while somebody captures.
+    SEEN: PerfEventByteArray,
+    /// Frames that a ring had no room for.
+    LOST: PerCpuArray<u64, 1>,
 }
 
-/// The kernel gives the arguments, and behind them what the program returned.
-#[fexit]
-pub fn frame_out(context: FExitContext) -> i32 {
-    tell(context.arg(0), context.arg(1))
-}
-
-/// `frame` is the kernel's `struct xdp_buff`, of which no layout is promised.
+/// True while somebody may capture. Asked anew where a frame leaves: the verifier would follow all that is
+/// between twice, if the answer were kept.
 #[inline(always)]
-fn tell(frame: *mut c_void, verdict: u32) -> i32 {
-    let Some(&places) = PLACES.get(0) else { return 0 };
-    // SAFETY: the helper takes the kernel's frame.
-    let length = unsafe { helper::bpf_xdp_get_buff_len(frame.cast()) } as u32;
-    let captured = length.min(places.snap_length);
-    let mut seen = Seen {
-        // SAFETY: the helper takes nothing.
-        time: unsafe { helper::bpf_ktime_get_ns() },
-        device: device(frame, &places),
-        length,
-        captured,
-        verdict,
-    };
+pub fn is_on() -> bool {
+    CAPTURE.get(0).is_some_and(|capture| capture.until != 0)
+}
+
+/// Tells of a frame before the program, or of what it says behind it.
+#[inline(always)]
+fn tell(frame: *mut xdp_md, verdict: u32) -> u32 {
+    let Some(capture) = CAPTURE.get_ptr_mut(0) else { return 0 };
+    // SAFETY: a map's row stays readable and writable while the program runs.
+    let capture = unsafe { &mut *capture };
+    // SAFETY: the helper takes nothing.
+    let time = unsafe { helper::bpf_ktime_get_ns() };
+    if time > capture.until {
+        capture.until = 0;
+        return 0;
+    }
+    // SAFETY: the helper takes the kernel's context.
+    let length = unsafe { helper::bpf_xdp_get_buff_len(frame) } as u32;
+    let captured = length.min(capture.snap_length);
+    // SAFETY: the kernel's context.
+    let device = unsafe { (*frame).ingress_ifindex };
+    let mut seen = Seen { time, device, length, captured, verdict };
     let flags = u64::from(captured) << 32 | BPF_F_CURRENT_CPU as u64;
     // SAFETY: the helper reads so much of the frame as is there, and the structure.
     let result = unsafe {
-        helper::bpf_xdp_output(
-            frame,
+        helper::bpf_perf_event_output(
+            frame.cast(),
             (&raw const SEEN).cast_mut().cast(),
             flags,
             (&raw mut seen).cast(),
@@ -73,31 +63,6 @@ fn tell(frame: *mut c_void, verdict: u32) -> i32 {
     0
 }
 
-/// Interface index of the device that the frame came in by; zero if that cannot be told.
-#[inline(always)]
-fn device(frame: *mut c_void, places: &Places) -> u32 {
-    let follow = |from: *const c_void, by: u16| read::<*const c_void>(from, by);
-    follow(frame, places.queue)
-        .and_then(|queue| follow(queue, places.device))
-        .and_then(|device| read(device, places.index))
-        .unwrap_or(0)
-}
-
-/// What stands so many bytes behind an address of the kernel's.
-#[inline(always)]
-fn read<T: Copy>(from: *const c_void, by: u16) -> Option<T> {
-    let mut value = core::mem::MaybeUninit::<T>::uninit();
-    let from = from.wrapping_byte_add(by as usize);
-    // SAFETY: the helper writes the value whole, or zeros, and checks the address.
-    unsafe {
-        let size = size_of::<T>() as u32;
-        let result = helper::bpf_probe_read_kernel(value.as_mut_ptr().cast(), size, from.cast());
-        (result == 0).then(|| value.assume_init())
-    }
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    // No program contains a reachable panic: the verifier would refuse the endless loop.
-    loop {}
+global! {
+    told(frame: *mut xdp_md, verdict: u32) = tell(frame, verdict);
 }

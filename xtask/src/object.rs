@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The objects, by the names of their binaries.
-const OBJECTS: [&str; 3] = ["proxy", "overlay", "capture"];
+const OBJECTS: [&str; 2] = ["proxy", "overlay"];
 
 /// Builds the objects and returns the directory that they are in.
 pub(crate) fn build(machine: &Machine) -> Result<PathBuf> {
