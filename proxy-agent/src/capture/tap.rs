@@ -32,8 +32,8 @@ use rustix::{
 /// How long the programs go on telling if they are not told to.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Of each processor's ring: what a user may lock without further rights.
-const PAGES: usize = 128;
+/// Of each processor's ring: 2 MB, or as much of that as this process may lock.
+const PAGES: usize = 512;
 
 const SEEN: &str = "SEEN";
 
