@@ -40,15 +40,12 @@ impl Output {
 
     /// `lost` frames were lost before this one.
     pub fn add(&mut self, frame: &Frame, content: &Content, device: &str, lost: u64) {
-        match &mut self.writer {
-            Some(writer) => {
-                writer.declare(frame.device, device, &mut self.batch);
-                writer.frame(frame, lost, &mut self.batch);
-            }
-            None => {
-                let line = Line { frame, device, content };
-                self.batch.extend(format!("{line}\n").as_bytes());
-            }
+        if let Some(writer) = &mut self.writer {
+            writer.declare(frame.device, device, &mut self.batch);
+            writer.frame(frame, lost, &mut self.batch);
+        } else {
+            let line = Line { frame, device, content };
+            self.batch.extend(format!("{line}\n").as_bytes());
         }
     }
 
