@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::{Ebpf, EbpfError, EbpfLoader, util::nr_cpus};
 use aya_obj::{EbpfSectionKind, Object};
 use rustix::{
     fs::{FlockOperation, flock},
@@ -333,12 +333,14 @@ fn layouts(request: &Request<'_>) -> Result<BTreeMap<String, MapLayout>, ObjectE
         // Sections of variables are maps too, and belong to one load.
         matches!(map.section_kind(), EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps)
     });
+    // One row for each processor that there may be, which the loader makes of none.
+    let rows = |rows: u32| if rows == 0 { nr_cpus().map_or(0, |count| count as u32) } else { rows };
     let layouts = maps.map(|(name, map)| {
         let layout = MapLayout {
             map_type: map.map_type(),
             key_size: map.key_size(),
             value_size: map.value_size(),
-            max_entries: request.capacities.get(name).copied().unwrap_or(map.max_entries()),
+            max_entries: request.capacities.get(name).copied().unwrap_or(rows(map.max_entries())),
             flags: map.map_flags(),
         };
         (name.clone(), layout)

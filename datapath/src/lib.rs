@@ -12,6 +12,7 @@ pub mod affinity;
 pub mod algorithm;
 pub mod answer;
 pub mod backend;
+pub mod capture;
 pub mod checksum;
 pub mod connect;
 pub mod counter;

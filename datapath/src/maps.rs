@@ -31,6 +31,9 @@
 //! | `UPLINKS` | array | `nexthop::place` → `Uplink` |
 //! | `NEXTHOPS4/6` | per-CPU array | hash of an address → `NextHop` |
 //! | `CARRIED` | per-CPU array | `wire::Leg` → packets |
+//! | `CAPTURE` | array of one | → `Capture` |
+//! | `SEEN` | perf event array | processor → ring of `Seen`, each before a frame; while somebody captures |
+//! | `LOST` | per-CPU array of one | → frames that a ring had no room for |
 //! | `PEERMARKS` | array of one | → one byte for the ports of backends that sockets were given |
 //!
 //! beside `VTEPS4/6`, `SENDERS` and `TUNNELS` of the overlay object, where there is an overlay; and of

@@ -4,6 +4,7 @@ use crate::{
     address::{Be16, Ipv4, Ipv6},
     affinity::{Affinity, AffinityKey},
     backend::Backend,
+    capture::Capture,
     device::Device,
     flow::{Flow, FlowKey, Scratch, Walk},
     fragment::{FragmentKey, Ports},
@@ -79,4 +80,5 @@ pod! {
     Uplink: 16,
     NextHop<Ipv4>: 64,
     NextHop<Ipv6>: 112,
+    Capture: 16,
 }

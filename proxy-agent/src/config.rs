@@ -26,6 +26,7 @@ pub use server_address::ServerAddress;
 pub use verbosity::spelled;
 
 use crate::{
+    capture::frame::Verdict,
     conntrack::{NetfilterArgs, Sysctls},
     kube_proxy::flags::KubeProxyFlags,
     source::Origin,
@@ -64,6 +65,9 @@ pub enum Command {
     /// Show tracked flows of the packet path
     #[command(after_help = "Example:\n  proxy-agent flows")]
     Flows(ShowArgs),
+    /// Show frames before and behind XDP, which tcpdump does not where they are sent out at once
+    #[command(after_help = CAPTURE_HELP)]
+    Capture(CaptureArgs),
     /// Tell what this node lacks, and what that costs
     #[command(after_help = "Example:\n  proxy-agent check")]
     Check(CheckArgs),
@@ -76,6 +80,20 @@ const RUN_HELP: &str = "Example:
   proxy-agent run --source dir:/etc/millrace/manifests --node-ip 10.0.0.1
 
 kube-proxy's other flags are taken too; those that have no meaning here are named in the log.";
+
+const CAPTURE_HELP: &str = "\
+Each frame is shown twice: `in`, as it came in by the device, and `out`, as the program left it, with
+what became of it: passed (to the kernel, where tcpdump sees it), sent (out at once), or dropped.
+Times are UTC.
+
+Filters of different kinds must all hold; of one kind, any that is named. Address and port must be
+those of one packet, be it source or destination, in a tunnel or not; and if one side of a frame is
+wanted, both are shown.
+
+Examples:
+  proxy-agent capture --verdict sent --port 30080
+  proxy-agent capture --host 203.0.113.7 --write /tmp/eth0.pcapng --duration 60
+  proxy-agent capture --device eth0 --write - | tcpdump -nr -";
 
 /// kube-proxy's ports.
 pub const HEALTHZ_PORT: u16 = 10_256;
@@ -128,6 +146,45 @@ pub struct ServicesArgs {
     #[command(flatten)]
     pub show: ShowArgs,
 }
+
+#[derive(Args, Debug)]
+pub struct CaptureArgs {
+    #[command(flatten)]
+    pub pins: PinArgs,
+    /// Only what comes in by this device; may be given several times [default: all that have XDP]
+    #[arg(short = 'i', long, value_name = "DEV")]
+    pub device: Vec<String>,
+    /// Write a pcap-ng file, or to standard output with -, in place of lines
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// End after so many frames, each side counted
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End after so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub duration: Option<u64>,
+    /// Bytes kept of each frame
+    #[arg(
+        short,
+        long,
+        value_name = "BYTES",
+        default_value_t = SNAP_LENGTH,
+        value_parser = clap::value_parser!(u32).range(14..=i64::from(SNAP_LENGTH))
+    )]
+    pub snap_length: u32,
+    /// Only frames from or to this address or network; may be given several times
+    #[arg(long, value_name = "ADDR[/LENGTH]")]
+    pub host: Vec<IpNetwork>,
+    /// Only frames from or to this port; may be given several times
+    #[arg(long, value_name = "PORT")]
+    pub port: Vec<u16>,
+    /// Only frames of which this became; may be given several times
+    #[arg(long, value_name = "WHAT")]
+    pub verdict: Vec<Verdict>,
+}
+
+/// What a ring takes at once, which is more than frames have.
+const SNAP_LENGTH: u32 = 65_000;
 
 #[derive(Args, Debug)]
 pub struct CheckArgs {

@@ -3,6 +3,7 @@
 pub mod adopted;
 pub mod apply;
 pub mod attach;
+pub mod capture;
 pub mod check;
 pub mod claims;
 pub mod cleanup;

@@ -15,7 +15,7 @@ use agent_kit::{
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use proxy_agent::{
-    check, cleanup,
+    capture, check, cleanup,
     config::{Cli, Command, ConfigError, RunArgs, spelled},
     init,
     kube_proxy::{self, KubeProxyConfig, KubeProxyError, flags::Errand},
@@ -65,6 +65,10 @@ fn execute(cli: Cli) -> Result<ExitCode> {
         Some(Command::Flows(args)) => {
             let flows = show::flows::read(&object::pins(&args.pins.bpffs).maps())?;
             print(args.output.output, &flows, |flows| show::flows::print(flows))
+        }
+        Some(Command::Capture(args)) => {
+            capture::capture(&args)?;
+            Ok(ExitCode::SUCCESS)
         }
         Some(Command::Check(args)) => {
             let findings = check::check(&args);

@@ -361,7 +361,7 @@ pub fn attachments(bpffs: &Path) -> Result<Vec<AttachmentStatus>, AttachmentsErr
 }
 
 /// Name of a device of this network namespace.
-fn device_name(ifindex: u32) -> String {
+pub fn device_name(ifindex: u32) -> String {
     let mut name = [0_u8; libc::IF_NAMESIZE];
     // SAFETY: the buffer is as long as the call demands.
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };

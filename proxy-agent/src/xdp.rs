@@ -256,7 +256,7 @@ fn pin(ifindex: u32) -> String {
 }
 
 /// The device that a pin's name tells.
-fn ifindex(pin: &str) -> Option<u32> {
+pub fn ifindex(pin: &str) -> Option<u32> {
     pin.strip_prefix(PROGRAM)?.strip_prefix('_')?.parse().ok()
 }
 

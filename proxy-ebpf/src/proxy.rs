@@ -6,6 +6,7 @@
 
 mod apart;
 mod buffer;
+mod capture;
 mod connected;
 mod drops;
 mod flows;

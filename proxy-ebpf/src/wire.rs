@@ -10,6 +10,7 @@ use aya_ebpf::{
 };
 use datapath::{
     address::{Be16, Ipv4, Ipv6, Mac, V4, V6},
+    capture::UNDECIDED,
     counter::{Hook, Reason},
     flow::{Flow, FlowKey},
     frontend::{FrontendKey, address_use, mark},
@@ -23,7 +24,7 @@ use datapath::{
 
 use crate::{
     buffer::Buffer,
-    drops,
+    capture, drops,
     flows::{MARKS, now},
     global,
     known::{is_foreign_port, uses},
@@ -93,7 +94,7 @@ impl WireMaps for V6 {
 /// Run by drivers, which may give a frame in several buffers.
 #[xdp(frags)]
 pub fn xdp_ingress(context: XdpContext) -> u32 {
-    entered(&context)
+    captured(&context)
 }
 
 /// Run by the kernel (generic mode), which for a program that is said to know of several buffers makes
@@ -102,7 +103,20 @@ pub fn xdp_ingress(context: XdpContext) -> u32 {
 /// Linux 6.9, `skb_cow_data_for_xdp`).
 #[xdp]
 pub fn xdp_generic(context: XdpContext) -> u32 {
-    entered(&context)
+    captured(&context)
+}
+
+/// [`entered`], before the eyes of whoever captures.
+#[inline(always)]
+fn captured(context: &XdpContext) -> u32 {
+    if capture::is_on() {
+        capture::told(context.ctx, UNDECIDED);
+    }
+    let action = entered(context);
+    if capture::is_on() {
+        capture::told(context.ctx, action);
+    }
+    action
 }
 
 #[inline(always)]

@@ -28,6 +28,7 @@ mod affinity;
 mod algorithm;
 mod application;
 mod audit;
+mod capture;
 mod change;
 mod cluster;
 mod cluster_ip;
