@@ -281,7 +281,8 @@ pub struct RunArgs {
     pub conntrack: Sysctls,
     /// Whether frames of flows that are known already are dealt with on uplinks before the kernel makes
     /// socket buffers of them, and by whom: the driver (native), or the kernel (generic), which is for
-    /// trying; auto is native where the driver can and nothing in netfilter is passed by
+    /// trying; auto is native where the driver can, but not on an end of a veth pair, nor where rules of
+    /// netfilter or IPsec would be passed by
     #[arg(long, value_enum, default_value_t)]
     pub xdp: Xdp,
     /// Flows a second that one source outside may begin, an address of IPv4 or a network of 64 bits of

@@ -89,10 +89,7 @@ impl<F: Side> Machine<F> {
         mark: &mut u32,
         bytes: &[u8],
     ) -> (Verdict, Vec<u8>) {
-        let mut buffer = Buffer { mark: *mark, ..Buffer::new(bytes.to_vec()) };
-        let verdict = self.decide(hook, &mut buffer);
-        *mark = buffer.mark;
-        (verdict, buffer.bytes)
+        marked(mark, bytes, |buffer| self.decide(hook, buffer))
     }
 
     pub(crate) fn run_buffer(&mut self, hook: Hook, mut buffer: Buffer) -> (Verdict, Vec<u8>) {
@@ -119,6 +116,18 @@ impl<F: Side> Machine<F> {
     }
 }
 
+/// Has a packet with a mark decided over.
+fn marked(
+    mark: &mut u32,
+    bytes: &[u8],
+    decide: impl FnOnce(&mut Buffer) -> Verdict,
+) -> (Verdict, Vec<u8>) {
+    let mut buffer = Buffer { mark: *mark, ..Buffer::new(bytes.to_vec()) };
+    let verdict = decide(&mut buffer);
+    *mark = buffer.mark;
+    (verdict, buffer.bytes)
+}
+
 impl<F: Side> Overlay<F> {
     pub(crate) fn set_policy(&mut self, policy: Policy) {
         self.memory.policy = policy;
@@ -131,10 +140,7 @@ impl<F: Side> Overlay<F> {
         mark: &mut u32,
         bytes: &[u8],
     ) -> (Verdict, Vec<u8>) {
-        let mut buffer = Buffer { mark: *mark, ..Buffer::new(bytes.to_vec()) };
-        let verdict = self.decide(hook, &mut buffer);
-        *mark = buffer.mark;
-        (verdict, buffer.bytes)
+        marked(mark, bytes, |buffer| self.decide(hook, buffer))
     }
 
     /// What the program of a hook decides.
