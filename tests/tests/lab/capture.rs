@@ -15,7 +15,6 @@ use lab::{
     peer::{self, Exchange},
 };
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 use crate::{
     cluster::{Cluster, Plan, eventually, ok, show},
