@@ -81,19 +81,18 @@ const RUN_HELP: &str = "Example:
 
 kube-proxy's other flags are taken too; those that have no meaning here are named in the log.";
 
-const CAPTURE_HELP: &str = "\
+const CAPTURE_HELP: &str = "Example:
+  proxy-agent capture --verdict sent --port 30080
+  proxy-agent capture --host 203.0.113.7 --write /tmp/eth0.pcapng --duration 60
+  proxy-agent capture --device eth0 --write - | tcpdump -nr -
+
 Each frame is shown twice: `in`, as it came in by the device, and `out`, as the program left it, with
 what became of it: passed (to the kernel, where tcpdump sees it), sent (out at once), or dropped.
 Times are UTC.
 
 Filters of different kinds must all hold; of one kind, any that is named. Address and port must be
 those of one packet, be it source or destination, in a tunnel or not; and if one side of a frame is
-wanted, both are shown.
-
-Examples:
-  proxy-agent capture --verdict sent --port 30080
-  proxy-agent capture --host 203.0.113.7 --write /tmp/eth0.pcapng --duration 60
-  proxy-agent capture --device eth0 --write - | tcpdump -nr -";
+wanted, both are shown.";
 
 /// kube-proxy's ports.
 pub const HEALTHZ_PORT: u16 = 10_256;

@@ -15,7 +15,6 @@ use lab::{
     peer::{self, Exchange},
 };
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 use crate::{
     cluster::{Cluster, Plan, eventually, ok, show},
@@ -202,6 +201,14 @@ fn what_is_in_the_way_is_named() {
     );
     let told = ok(cluster.lab.shell("node1", &line));
     assert!(told.contains("ermission") && told.contains("run as root"), "{told}");
+    // What an agent's container may is enough.
+    let line = format!(
+        "setpriv --bounding-set -all,+bpf,+perfmon {} capture --duration 1 --bpffs {} 2>&1",
+        lab::dist().join("proxy-agent").display(),
+        cluster.lab.bpffs("node1").display()
+    );
+    let told = ok(cluster.lab.shell("node1", &line));
+    assert!(told.contains(" seen, 0 lost"), "{told}");
     cluster.agents[0].change_argument("--xdp=off");
     ok(cluster.agents[0].restart());
     eventually("XDP is off", || {
