@@ -72,8 +72,9 @@ pub fn write_reply<F: Network, P: Packet>(packet: &mut P) -> Option<()> {
     packet.store(F::HEADER, &[reply])?;
     // Sums do not change with addresses that change places.
     if F::V6 {
-        let [a, b, c, d, e, f, g, h] = packet.words(F::SRC)?;
-        packet.store_words(F::SRC, &[e, f, g, h, a, b, c, d])?;
+        let (src, dst) = (packet.words::<4>(F::SRC)?, packet.words::<4>(F::DST)?);
+        packet.store_words(F::SRC, &dst)?;
+        packet.store_words(F::DST, &src)?;
         return packet.store(F::HOPS, &[HOPS]);
     }
     let [first, src, dst] = packet.words(F::HOPS)?;

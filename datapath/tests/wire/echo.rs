@@ -62,7 +62,7 @@ fn what_is_another_matter_passes<F: Side>() {
     passes(&mut scene, &frame::<F>(ROUTER, UP, &asked), "for another node");
     passes(&mut scene, &from_peer::<F>(&asked), "out of a tunnel");
     let whole = arriving::<F>(&asked);
-    passes(&mut scene, &whole[..ETHERNET + F::HEADER as usize + 1], "cut off");
+    passes(&mut scene, &whole[..=ETHERNET + F::HEADER as usize], "cut off");
     for piece in echo::<F>((8, 128), c, v).fragments(16) {
         passes(&mut scene, &arriving::<F>(&piece), "in pieces");
     }
