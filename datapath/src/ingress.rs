@@ -288,7 +288,7 @@ fn known<F: Network, P: Packet, T: Tables<F>>(
     let length = packet.len();
     track::touch(row, track::seen(transport), now, length);
     let (target, service) = (row.becomes(), row.service);
-    // So that whoever else masquerades where it leaves (flannel) knows that egress will.
+    // So that flannel-agent, which comes first where it leaves, knows that egress masquerades it.
     if row.role == role::ORIGINAL && row.flags & flow_flags::MASQUERADE != 0 {
         packet.set_mark(packet.mark() | MASQUERADE_MARK);
     }

@@ -25,7 +25,7 @@ use crate::{
     ingress::{Look, fragment_key, key},
     masquerade,
     packet::{Packet, Verdict},
-    policy::MASQUERADE_MARK,
+    policy::{KUBE_PROXY_MARK, MASQUERADE_MARK},
     rewrite::{self, Side},
     tables::{FlowTables, KeepError, Opening, Store},
     track,
@@ -138,7 +138,7 @@ pub fn leave<F: Network, P: Packet, T: PolicyTables<F>>(packet: &mut P, tables: 
         step = mend_out::<F, P, T>(packet, tables, step);
     }
     if step == Step::Begin {
-        if packet.mark() & MASQUERADE_MARK != 0 {
+        if packet.mark() & (MASQUERADE_MARK | KUBE_PROXY_MARK) != 0 {
             return Verdict::Pass;
         }
         step = begin::<F, P, T>(packet, tables);

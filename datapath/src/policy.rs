@@ -5,9 +5,11 @@ use crate::{
     tunnel::NetworkKey,
 };
 
-/// Bit of `skb->mark` by which a proxy, kube-proxy or ours, says that it is the one to masquerade the
-/// packet's flow. Flannel's rules heed it, too.
-pub const MASQUERADE_MARK: u32 = 0x4000;
+/// Bit of `skb->mark` by which proxy-agent says that it is the one to masquerade the packet's flow. Not
+/// kube-proxy's, whose rules, where they are on the node as well, would do it first.
+pub const MASQUERADE_MARK: u32 = 0x1000;
+/// The same of kube-proxy's, by default.
+pub const KUBE_PROXY_MARK: u32 = 0x4000;
 
 /// The one row of the array `POLICIES`: what the agent tells the programs. All zero masquerades
 /// nothing. 60 bytes.

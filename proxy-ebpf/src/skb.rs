@@ -17,8 +17,8 @@ use crate::{
     ipv6_checksum_flags,
     linear::{self, hidden, opaque},
     steps::{
-        FAILED, change_crc32c4, change_crc32c6, change_quoted4, change_quoted6, crc32c_change, echo4,
-        echo6, extensions, reset4, reset6, unreachable4, unreachable6,
+        FAILED, change_crc32c4, change_crc32c6, change_quoted4, change_quoted6, crc32c_change,
+        echo4, echo6, extensions, reset4, reset6, unreachable4, unreachable6,
     },
 };
 

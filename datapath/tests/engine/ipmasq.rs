@@ -15,7 +15,7 @@ use datapath::{
     header::tcp::{ACK, FIN, RST, SYN},
     host::frame::{Datagram, Sum, icmp},
     packet::Verdict,
-    policy::{MASQUERADE_MARK, Networks, Policy},
+    policy::{KUBE_PROXY_MARK, MASQUERADE_MARK, Networks, Policy},
     sctp::chunk,
     tables::Store,
     tunnel::NetworkKey,
@@ -298,7 +298,7 @@ fn multicast_keeps_its_source<F: Side>() {
 fn what_a_proxy_marks_is_left_alone<F: Side>() {
     let mut bed = Gateway::<F>::new();
     let syn = Datagram::<F>::tcp(client::<F>(1), outside::<F>(80), SYN);
-    for mark in [MASQUERADE_MARK, MASQUERADE_MARK | 7] {
+    for mark in [MASQUERADE_MARK, KUBE_PROXY_MARK, KUBE_PROXY_MARK | 7] {
         let (passed, mut after) = ((Verdict::Pass, syn.bytes()), mark);
         assert_eq!(bed.machine.run_marked(UP_OUT, &mut after, &syn.bytes()), passed);
         assert_eq!(after, mark);

@@ -54,8 +54,7 @@ const LOCAL_MODES: Kind =
     Kind::Word(&["ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"]);
 
 const PERIODS: Meaning = Meaning::None("a change is programmed when it is told");
-const MARKS: Meaning =
-    Meaning::None("packets that are masqueraded are marked by bit 14, as flannel knows it");
+const MARKS: Meaning = Meaning::None("packets that are to be masqueraded are marked by bit 12");
 const MASQUERADE: Meaning = Meaning::None(
     "a pod's connection to a ClusterIP keeps the pod's address, since its answers come back to this \
      node by themselves; only what would not is masqueraded",
