@@ -133,6 +133,7 @@ pub trait Wire: Packet {
 /// The table of answered flows of one family, and counters.
 pub trait Rows<F: Underlay> {
     fn row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
+    /// Counts a frame that did not pass untouched.
     fn count(&mut self, leg: Leg);
     /// The same, and for its Service.
     fn count_packet(&mut self, leg: Leg, service: u32, bytes: u32);

@@ -634,6 +634,22 @@ mod tests {
     }
 
     #[test]
+    fn what_xdp_serves_is_chosen_by_maglev_unless_another_is_named() {
+        use datapath::algorithm::Algorithm::{LeastConn, Maglev, Random};
+
+        let algorithms = |flags: &str| {
+            let line = format!("proxy-agent --source dir:/x {flags}");
+            Cli::parse_from(line.split_whitespace()).run.algorithms()
+        };
+        assert_eq!(algorithms(""), [Random; 2]);
+        for mode in ["auto", "native", "generic"] {
+            assert_eq!(algorithms(&format!("--xdp {mode}")), [Random, Maglev]);
+        }
+        assert_eq!(algorithms("--xdp native --algorithm lc"), [LeastConn; 2]);
+        assert_eq!(algorithms("--xdp native --algorithm random"), [Random; 2]);
+    }
+
+    #[test]
     fn every_command_has_an_example() {
         for command in Cli::command().get_subcommands() {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();

@@ -38,6 +38,10 @@ fn serves(mode: &str) {
     let _wired = ok(Wired::up(&cluster.lab));
     let on = status(&cluster, 0)["xdp"][0].clone();
     assert_eq!((&on["device"], &on["mode"]), (&"eth0".into(), &mode.into()), "{on}");
+    // All of these are reached from outside.
+    for row in cluster.show(&["services"]).as_array().expect("rows") {
+        assert_eq!(row["algorithm"], "maglev", "{row}");
+    }
     for _ in 0..3 {
         cluster.reaches("client", Target::NodePort("node1", 10), &["pod1a"], "client");
         cluster.reaches("client", Target::NodePort("node1", 11), &["pod2a"], "node1");
