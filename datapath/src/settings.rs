@@ -29,7 +29,9 @@ pub struct Settings {
     /// Nanoseconds between new flows of one source outside, as [`crate::source_rate`] has it; zero if
     /// they may be as many as they like.
     pub new_flow_interval: u32,
-    pub pad: u32,
+    /// 1 if what is for a backend on a node that answers clients itself ([`crate::tunnel::Vtep`]) goes
+    /// there as it is, and if this node does so (direct server return).
+    pub dsr: u32,
 }
 
 /// Whose `connect` and `sendmsg` calls the socket path translates.

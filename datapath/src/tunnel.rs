@@ -28,7 +28,10 @@ pub struct Vtep<A> {
     pub mac: Mac,
     /// 1 if packets to the node leave by [`Tunnel::uplink`], as they are; 0 if the tunnel device
     /// has to find their way.
-    pub by_uplink: u16,
+    pub by_uplink: u8,
+    /// 1 if the node answers clients outside by itself: what they sent to a Service's address may come
+    /// through the tunnel as it is.
+    pub answers: u8,
 }
 
 /// Key of the hash table `SENDERS`: the tunnel device of a node that frames may come from.

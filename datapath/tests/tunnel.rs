@@ -65,7 +65,7 @@ fn tables<F: Bed>() -> MemoryTunnels<F> {
     let mut tables = MemoryTunnels { tunnel, ..MemoryTunnels::default() };
     F::own(&mut tables.tunnel);
     let underlay = F::address(9, 2);
-    tables.vteps.push((network::<F>(2), Vtep { underlay, mac: PEER, by_uplink: 0 }));
+    tables.vteps.push((network::<F>(2), Vtep { underlay, mac: PEER, by_uplink: 0, answers: 0 }));
     tables.senders.push(Sender { mac: PEER, pad: 0 });
     tables.now = 1000;
     tables

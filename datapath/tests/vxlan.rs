@@ -52,7 +52,7 @@ fn tables() -> MemoryTunnels<V4> {
         ..Tunnel::default()
     };
     let mut tables = MemoryTunnels { tunnel, now: 1000, ..MemoryTunnels::default() };
-    let vtep = Vtep { underlay: V4::address(9, 2), mac: PEER, by_uplink: 1 };
+    let vtep = Vtep { underlay: V4::address(9, 2), mac: PEER, by_uplink: 1, answers: 0 };
     tables.vteps.push((network(2), vtep));
     tables.senders.push(Sender { mac: PEER, pad: 0 });
     let home = Home { device: VETH, last: 1000, mac: POD, pad: 0 };
@@ -399,7 +399,7 @@ fn ipv6_goes_by_the_device() {
     let network = |net| NetworkKey { prefix_len: 112, network: V6::address(net, 0) };
     let tunnel = Tunnel { pods6: network(1), underlay6: V6::address(9, 1), ..tables().tunnel };
     let mut tables = MemoryTunnels::<V6> { tunnel, ..MemoryTunnels::default() };
-    let vtep = Vtep { underlay: V6::address(9, 2), mac: PEER, by_uplink: 1 };
+    let vtep = Vtep { underlay: V6::address(9, 2), mac: PEER, by_uplink: 1, answers: 0 };
     tables.vteps.push((network(2), vtep));
     tables.senders.push(Sender { mac: PEER, pad: 0 });
     let place = |net| Place::new(V6::address(net, 1), Be16::new(1000));

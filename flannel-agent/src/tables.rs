@@ -90,11 +90,11 @@ impl Tables {
         let (mac, by_uplink) = (to.mac, to.by_uplink.into());
         match (network, to.address) {
             (IpNetwork::V4(net), IpAddr::V4(underlay)) => {
-                let vtep = Vtep { underlay: underlay.into(), mac, by_uplink };
+                let vtep = Vtep { underlay: underlay.into(), mac, by_uplink, answers: 0 };
                 self.vteps4.insert(&NetworkKey::new(net.network(), net.prefix()), &vtep)
             }
             (IpNetwork::V6(net), IpAddr::V6(underlay)) => {
-                let vtep = Vtep { underlay: underlay.into(), mac, by_uplink };
+                let vtep = Vtep { underlay: underlay.into(), mac, by_uplink, answers: 0 };
                 self.vteps6.insert(&NetworkKey::new(net.network(), net.prefix()), &vtep)
             }
             _ => Err(TableError::Kernel(io::ErrorKind::InvalidInput.into())),

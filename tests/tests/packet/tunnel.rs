@@ -131,8 +131,8 @@ impl<F: Bed> Pair<F> {
         self.host.tunnel = tunnel;
     }
 
-    fn set_vtep(&mut self, by_uplink: u16) {
-        let vtep = Vtep { underlay: F::address(9, 2), mac: PEER, by_uplink };
+    fn set_vtep(&mut self, by_uplink: u8) {
+        let vtep = Vtep { underlay: F::address(9, 2), mac: PEER, by_uplink, answers: 0 };
         write(&mut self.vteps, network::<F>(2), vtep);
         self.host.vteps = vec![(network::<F>(2), vtep)];
     }
@@ -325,7 +325,7 @@ fn arriving(packet: &Datagram<V4>) -> Framed {
         },
         ..MemoryTunnels::default()
     };
-    let vtep = Vtep { underlay: V4::address(9, 1), mac: OWN, by_uplink: 1 };
+    let vtep = Vtep { underlay: V4::address(9, 1), mac: OWN, by_uplink: 1, answers: 0 };
     there.vteps.push((network::<V4>(1), vtep));
     let mut frame = Framed::new(packet.bytes(), LO, ROUTER);
     assert_eq!(shortcut::<V4, _, _>(&mut frame, &mut there, 7), Fate::Underlay(1));

@@ -127,7 +127,7 @@ impl<F: Family> Pair<F> {
         pair.set_uplink(pair.scene.devices.up, UP, 1);
         pair.set_uplink(pair.scene.devices.up2, UP2, 1);
         pair.set_tunnel(pair.scene.wires.tunnel);
-        let vtep = |host| Vtep { underlay: host, mac: PEER, by_uplink: 1 };
+        let vtep = |host| Vtep { underlay: host, mac: PEER, by_uplink: 1, answers: 0 };
         write(&mut pair.vteps, network::<F>(2), vtep(F::address(9, 2)));
         write(&mut pair.vteps, network::<F>(25), vtep(F::address(26, 1)));
         write(&mut pair.senders, Sender { mac: PEER, pad: 0 }, 1);

@@ -258,7 +258,7 @@ impl<F: Family> Bed<F> {
         table(ebpf, "TUNNELS")?.insert(&Row(0_u32), &Row(tunnel))?;
         table(ebpf, "SENDERS")?.insert(&Row(Sender { mac: PEER, pad: 0 }), &Row(1_u32))?;
         let network = NetworkKey::<F::Address>::new(F::address(TUNNELLED, 0), F::BITS);
-        let vtep = Vtep { underlay: F::address(NODES, 2), mac: PEER, by_uplink: 0 };
+        let vtep = Vtep { underlay: F::address(NODES, 2), mac: PEER, by_uplink: 0, answers: 0 };
         table(ebpf, &of_family("VTEPS"))?.insert(&Row(network), &Row(vtep))?;
         Ok(Self { case, flows: all })
     }
