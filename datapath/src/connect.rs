@@ -8,7 +8,7 @@ use crate::{
     frontend::FrontendKey,
     hash,
     header::Network,
-    select::{Choice, scope, select},
+    select::{Choice, Origin, scope, select},
     service::{ServicePolicy, service_flags},
     socket::{Peer, PeerKey, side},
     source_range::is_guarded,
@@ -84,7 +84,7 @@ pub fn connect<F: Network, T: Tables<F>>(
     if is_left_to_packets(policy, found.kind, caller) {
         return Call::Pass;
     }
-    let scope = scope(found.kind, policy.flags, true);
+    let scope = scope(found.kind, policy.flags, Origin::Inside);
     let entropy = tables.random();
     match select::<F, T>(tables, service, policy, scope, Client::Node, entropy) {
         Choice::Backend(backend) => Call::Backend(Place::new(backend.addr, backend.port), service),
@@ -113,7 +113,7 @@ pub fn send<F: Network, T: Tables<F>>(
     }
     let service = found.service;
     let policy = tables.policy(service);
-    let scope = scope(found.kind, policy.flags, true);
+    let scope = scope(found.kind, policy.flags, Origin::Inside);
     let Some(set) = tables.set(service, scope) else { return Call::Refuse };
     let key = PeerKey::new(cookie, frontend, side::FRONTEND);
     let last = tables.peer(&key).filter(|last| last.service == service);

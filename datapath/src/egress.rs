@@ -5,7 +5,7 @@ use crate::{
     address::{Be16, protocol},
     answer,
     counter::{Hook, Reason},
-    flow::{FlowKey, Place, hook, role},
+    flow::{FlowKey, Place, flow_flags, hook, role},
     hash,
     header::{self, IpHeader, Network, Part, Transport},
     icmp,
@@ -35,6 +35,8 @@ pub enum Step {
     Fragment = 5,
     /// A TCP segment from an endpoint that is gone, to be answered with RST.
     Gone = 6,
+    /// Of a flow that is [`crate::direct`]: its destination is to be rewritten, and not its source.
+    Direct = 7,
 }
 
 impl Step {
@@ -49,6 +51,7 @@ impl Step {
             4 => Self::Message,
             5 => Self::Fragment,
             6 => Self::Gone,
+            7 => Self::Direct,
             _ => Self::Failed,
         }
     }
@@ -62,9 +65,22 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
     tables: &mut T,
     hook: Hook,
 ) -> Verdict {
-    let step = tables.look_out(packet);
+    let mut step = tables.look_out(packet);
+    // Into a tunnel, which is not where pods are.
+    let may_be_direct = matches!(hook, Hook::UplinkEgress);
+    if may_be_direct && step == Step::Direct {
+        step = tables.look_direct(packet);
+    }
+    if may_be_direct
+        && step == Step::Message
+        && tables.settings().dsr != 0
+        && tables.restores_quote(packet)
+    {
+        return Verdict::Pass;
+    }
     let done = match step {
-        Step::Done => return Verdict::Pass,
+        // To a pod of this node that has the address of a backend that was elsewhere.
+        Step::Done | Step::Direct => return Verdict::Pass,
         Step::Failed => Err(Reason::RewriteFailed),
         Step::Fragment => Err(Reason::SctpFragment),
         Step::Message => icmp::egress::<F, P, T>(packet, tables),
@@ -102,7 +118,9 @@ fn once_more<F: Network, P: Packet, T: Tables<F>>(
         Step::Fragment => Err(Reason::SctpFragment),
         // A row that was there a moment ago has been evicted meanwhile. (Or it has just been marked,
         // and the segment will come again.)
-        Step::Assign | Step::Settle | Step::Message | Step::Gone => Err(Reason::FlowTableFull),
+        Step::Assign | Step::Settle | Step::Message | Step::Gone | Step::Direct => {
+            Err(Reason::FlowTableFull)
+        }
     }
 }
 
@@ -140,7 +158,7 @@ pub fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T)
         return Step::Message;
     }
     if tables.is_marked(hash::way(header.src, header.dst)) {
-        ours::<F, P, T>(packet, tables, &header)
+        ours::<F, P, T, false>(packet, tables, &header)
     } else if F::may_be_icmp(header.next) {
         Step::Message
     } else {
@@ -148,9 +166,18 @@ pub fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T)
     }
 }
 
+/// The same for a packet of a flow that is [`crate::direct`], as [`look`] told.
+#[inline(always)]
+pub fn look_direct<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
+    match F::header(packet, 0) {
+        Some(header) => ours::<F, P, T, true>(packet, tables, &header),
+        None => Step::Done,
+    }
+}
+
 /// There have been flows between the packet's addresses.
 #[inline(always)]
-fn ours<F: Network, P: Packet, T: Tables<F>>(
+fn ours<F: Network, P: Packet, T: Tables<F>, const DIRECT: bool>(
     packet: &mut P,
     tables: &mut T,
     header: &IpHeader<F::Address>,
@@ -167,11 +194,12 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
         }
     }
     let key = key(header, &transport, hook::EGRESS);
-    let source = match known::<F, P, T>(packet, tables, &key, &transport) {
-        Ok(source) => source,
+    let place = match known::<F, P, T, DIRECT>(packet, tables, &key, &transport) {
+        Ok(place) => place,
         Err(step) => return step,
     };
-    match rewrite::<F, P>(packet, header, &transport, Side::Source, source) {
+    let side = if DIRECT { Side::Destination } else { Side::Source };
+    match rewrite::<F, P>(packet, header, &transport, side, place) {
         Ok(()) => {}
         Err(Reason::SctpFragment) => return Step::Fragment,
         Err(_) => return Step::Failed,
@@ -183,10 +211,10 @@ fn ours<F: Network, P: Packet, T: Tables<F>>(
     Step::Done
 }
 
-/// The new source of a packet that has a row, and what turns its other port, or what has to be done
-/// first.
+/// The new source of a packet that has a row (or the new destination, of one that is direct), and what
+/// turns its other port, or what has to be done first.
 #[inline(always)]
-fn known<F: Network, P: Packet, T: Tables<F>>(
+fn known<F: Network, P: Packet, T: Tables<F>, const DIRECT: bool>(
     packet: &mut P,
     tables: &mut T,
     key: &FlowKey<F::Address>,
@@ -199,6 +227,9 @@ fn known<F: Network, P: Packet, T: Tables<F>>(
     let reply = row.role == role::REPLY;
     if !reply && source.0.port.raw() == 0 {
         return Err(Step::Assign);
+    }
+    if (!reply && row.flags & flow_flags::DIRECT != 0) != DIRECT {
+        return Err(if DIRECT { Step::Done } else { Step::Direct });
     }
     // TCP waits for the client's answer to the answer: a SYN with a forged source brings a
     // SYN-ACK, but nothing after it.

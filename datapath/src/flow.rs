@@ -16,6 +16,12 @@
 //! | `ORIGINAL_SOURCE` | `c → b`   | egress  | `s → b`        |
 //! | `REPLY_TARGET`    | `b → s`   | ingress | `b → c`        |
 //!
+//! or, if the node of the backend answers the client itself ([`crate::direct`]), in their place
+//!
+//! | row         | key             | hook    | becomes        |
+//! |-------------|-----------------|---------|----------------|
+//! | `ORIGINAL_SOURCE` | `c → b`   | egress  | `c → v`        |
+//!
 //! Where another flow of the client has `b → c` already, because it goes to the same backend from
 //! the same port by another frontend, the client gets another port toward the backend, its *alias*:
 //! `c` is rewritten together with `v` in the first two rows, and is the alias in all other places.
@@ -146,6 +152,10 @@ pub mod flow_flags {
     /// not removed instead, because they alone tell that a segment is ours to answer once its
     /// Service is gone too, and while another proxy's rules are on the node.
     pub const RESET: u16 = 2;
+    /// Beside `MASQUERADE`, whose rows these flows have but for `REPLY_TARGET`: the backend's node
+    /// answers the client itself, so packets go there as they came, and no reply is seen here. Their
+    /// source is the frontend.
+    pub const DIRECT: u16 = 4;
 }
 
 /// Seconds without a packet after which a flow is forgotten.
@@ -230,7 +240,7 @@ pub struct Parties<A> {
     pub client: Place<A>,
     pub frontend: Place<A>,
     pub backend: Place<A>,
-    /// The masquerade source; all zero if there is none (yet).
+    /// The masquerade source; all zero if there is none (yet). Of a direct flow, the frontend.
     pub source: Place<A>,
     /// What turns the client's port into that which it has toward the backend; zero if that is its own.
     pub alias: Be16,

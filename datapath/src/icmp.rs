@@ -8,7 +8,7 @@ use crate::{
     checksum::{difference, replace},
     counter::Reason,
     echo,
-    flow::{Flow, FlowKey, Place, hook, role},
+    flow::{Flow, FlowKey, Place, flow_flags, hook, role},
     hash,
     header::{self, IpHeader, Network, Part, Transport, has_ports},
     packet::{Covers, Packet},
@@ -120,6 +120,24 @@ pub fn egress<F: Network, P: Packet, T: FlowTables<F>>(
         Some(source) => translate::<F, P, T>(packet, &header, &quote, Side::Source, source),
         None => Ok(()),
     }
+}
+
+/// An ICMP message goes into a tunnel: if it is an error about a flow that is [`crate::direct`], it goes
+/// there as it came, like what it is about; true if it does.
+#[inline(never)]
+pub fn egress_direct<F: Network, P: Packet, T: FlowTables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+) -> bool {
+    let Some(header) = F::header(packet, 0) else { return false };
+    let Ok(transport) = F::follow(packet, 0, &header) else { return false };
+    let Message::Error(quote) = read::<F, P, T>(packet, &transport) else { return false };
+    let Some((row, _)) = tables.find(&quote.key(hook::EGRESS)) else { return false };
+    if row.role == role::REPLY || row.flags & flow_flags::DIRECT == 0 || quote.redirect {
+        return false;
+    }
+    let frontend = row.becomes();
+    translate::<F, P, T>(packet, &header, &quote, Side::Destination, frontend).is_ok()
 }
 
 /// What the row at `key` makes of a packet. The error itself does not count as one.

@@ -7,7 +7,7 @@ use crate::{
     answer,
     backend::backend_flags,
     counter::{Hook, Reason},
-    echo,
+    direct, echo,
     flow::{FlowKey, Parties, Place, flow_flags, hook, role},
     fragment::{FragmentKey, Ports},
     frontend::{FrontendKey, address_use},
@@ -16,7 +16,7 @@ use crate::{
     packet::{Packet, Verdict},
     policy::MASQUERADE_MARK,
     rewrite::{Side, rewrite},
-    select::Choice,
+    select::{Choice, Origin},
     source_range,
     tables::{KeepError, Store, Tables},
     track,
@@ -90,6 +90,38 @@ impl Step {
 /// Packed reasons begin here.
 const REFUSED: u32 = 16;
 
+/// What [`begin`] found as one number, since a function of eBPF returns nothing wider, and of a narrower
+/// value the compiler may leave a part as it was, which the verifier does not take for a number.
+#[inline(always)]
+const fn pack_begun(step: Step) -> u64 {
+    match step {
+        Step::Choose { service, kind } => (service as u64) << 32 | CHOOSE | kind as u64,
+        Step::Unreachable(reason) => UNREACHABLE | reason as u64,
+        Step::Reset(reason) => RESET | reason as u64,
+        other => other.pack() as u64,
+    }
+}
+
+/// The reverse of [`pack_begun`].
+#[inline(always)]
+const fn unpack_begun(number: u64) -> Step {
+    let low = number as u8;
+    let reason = match Reason::numbered(low as u32) {
+        Some(reason) => reason,
+        None => Reason::RewriteFailed,
+    };
+    match number as u32 as u64 & !0xff {
+        CHOOSE => Step::Choose { service: (number >> 32) as u32, kind: low },
+        UNREACHABLE => Step::Unreachable(reason),
+        RESET => Step::Reset(reason),
+        _ => Step::unpack(low as u32),
+    }
+}
+
+const CHOOSE: u64 = 0x100;
+const UNREACHABLE: u64 = 0x200;
+const RESET: u64 = 0x300;
+
 /// How much a look at the tables may lead to: less once it has been done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Look {
@@ -111,7 +143,7 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
     if step == Step::Restart {
         step = if restart::<F, P, T>(packet, tables) { Step::Open } else { Step::Settle };
     } else if step == Step::Portless {
-        step = without_ports::<F, P, T>(packet, tables);
+        step = without_ports::<F, P, T>(packet, tables, hook);
     } else if step == Step::Settle
         && !settle::<F, P, T>(packet, tables)
         && !(tables.reclaim() && settle::<F, P, T>(packet, tables))
@@ -119,10 +151,10 @@ pub fn ingress<F: Network, P: Packet, T: Tables<F>>(
         step = Step::Refused(Reason::FlowTableFull);
     }
     if step == Step::Open {
-        step = begin::<F, P, T>(packet, tables);
+        step = unpack_begun(begin::<F, P, T>(packet, tables, hook));
     }
     if let Step::Choose { service, kind } = step {
-        // What pods begin is the node's own.
+        // The node that it came by, if it came by one, has asked.
         let is_from_outside = matches!(hook, Hook::UplinkIngress);
         step = if is_from_outside && tables.is_over_rate() {
             Step::Refused(Reason::SourceRate)
@@ -204,13 +236,22 @@ fn unreadable<F: Network, T: Tables<F>>(tables: &mut T, dst: F::Address, reason:
 
 /// A packet, perhaps to one of our addresses, of a protocol that has no ports.
 #[inline(always)]
-fn without_ports<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
+fn without_ports<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    hook: Hook,
+) -> Step {
     let Some(header) = F::header(packet, 0) else { return Step::Done };
-    let Some(usage) = tables.address_use(header.dst) else { return Step::Done };
-    if usage.flags & address_use::ECHO != 0 && echo::is_request::<F, P>(packet, &header) {
+    let flags = match tables.address_use(header.dst) {
+        Some(usage) => usage.flags,
+        // Perhaps another node's, about a flow that is direct.
+        None if matches!(hook, Hook::TunnelIngress) => 0,
+        None => return Step::Done,
+    };
+    if flags & address_use::ECHO != 0 && echo::is_request::<F, P>(packet, &header) {
         return Step::Echo;
     }
-    let only_ours = usage.flags & address_use::CLUSTER_IP != 0;
+    let only_ours = flags & address_use::CLUSTER_IP != 0;
     match icmp::ingress::<F, P, T>(packet, tables) {
         Entered::Translated => Step::Done,
         Entered::Failed(reason) => Step::Refused(reason),
@@ -277,11 +318,14 @@ fn known<F: Network, P: Packet, T: Tables<F>>(
     if first && row.role == role::ORIGINAL {
         // Of a UDP flow that nobody has answered yet, an eviction may have taken the reply's
         // row, for which no reply can settle it: looked after once a tick.
+        // Where none is going to come, it is kept by then.
         let udp = transport.proto == protocol::UDP;
-        if opens || udp && (track::is_idle(row, now) || pending && row.last != now) {
+        let is_direct = row.flags & flow_flags::DIRECT != 0;
+        let is_unsure = pending && !is_direct && row.last != now;
+        if opens || udp && (track::is_idle(row, now) || is_unsure) {
             return Err(Step::Restart);
         }
-        if pending && !udp {
+        if pending && (!udp || is_direct && row.last != now) {
             return Err(Step::Settle);
         }
     }
@@ -334,15 +378,32 @@ fn settle<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -
     tables.settle::<{ role::ORIGINAL }>(&key) != Err(KeepError::Full)
 }
 
-/// Sees whether the packet may begin a flow, and leaves its tuple in [`Tables::parties`].
+/// [`beginning`], packed.
 #[inline(never)]
-fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
+fn begin<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T, hook: Hook) -> u64 {
+    pack_begun(beginning::<F, P, T>(packet, tables, hook))
+}
+
+/// Sees whether the packet may begin a flow, and leaves its tuple in [`Tables::parties`].
+#[inline(always)]
+fn beginning<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    hook: Hook,
+) -> Step {
     let mut key = FlowKey::default();
     if !read_key::<F, P>(packet, &mut key, hook::INGRESS) {
         return Step::Refused(Reason::Malformed);
     }
-    let Some(frontend) = tables.frontend(&FrontendKey::new(key.dst, key.dst_port, key.proto))
-    else {
+    let wanted = FrontendKey::new(key.dst, key.dst_port, key.proto);
+    let mut found = tables.frontend(&wanted);
+    if found.is_none() && matches!(hook, Hook::TunnelIngress) {
+        found = match direct::frontend::<F, T>(tables, &wanted) {
+            Ok(found) => found,
+            Err(()) => return Step::Refused(Reason::UnknownPort),
+        };
+    }
+    let Some(frontend) = found else {
         let usage = tables.address_use(key.dst);
         return if usage.is_some_and(|usage| usage.flags & address_use::CLUSTER_IP != 0) {
             Step::Unreachable(Reason::UnknownPort)
@@ -403,8 +464,8 @@ fn stray<F: Network, T: Tables<F>>(tables: &mut T, proto: u8) -> Step {
 /// Chooses a backend and opens a flow to it.
 #[inline(never)]
 fn choose<F: Network, T: Tables<F>>(tables: &mut T, hook: Hook, service: u32, kind: u8) -> Step {
-    let inside = matches!(hook, Hook::PodIngress);
-    let flags = match tables.select_for_sender(service, kind, inside) {
+    let origin = Origin::of(hook);
+    let flags = match tables.select_for_sender(service, kind, origin) {
         Choice::Backend(flags) => flags,
         Choice::Reject => return Step::Unreachable(Reason::NoEndpoints),
         Choice::Drop => return Step::Refused(Reason::TrafficPolicy),
@@ -414,8 +475,18 @@ fn choose<F: Network, T: Tables<F>>(tables: &mut T, hook: Hook, service: u32, ki
     // The reply passes here by itself if either end is on this node, but not if both ends
     // are one and the same.
     let local = flags & backend_flags::LOCAL != 0;
-    let masquerade = (!inside && !local) || parties.client.addr == parties.backend.addr;
-    let flags = if masquerade { flow_flags::MASQUERADE } else { 0 };
+    let is_hairpin = parties.client.addr == parties.backend.addr;
+    let masquerade = (origin != Origin::Inside && !local) || is_hairpin;
+    let mut flags = if masquerade { flow_flags::MASQUERADE } else { 0 };
+    if matches!(hook, Hook::UplinkIngress)
+        && !local
+        && !is_hairpin
+        && tables.is_direct(service, kind)
+    {
+        flags |= flow_flags::DIRECT;
+        let parties = tables.parties();
+        parties.source = parties.frontend;
+    }
     if tables.open(service, flags) {
         tables.count_connection(service);
         return Step::Settle;

@@ -18,6 +18,7 @@ pub mod connect;
 pub mod counter;
 pub mod crc32c;
 pub mod device;
+pub mod direct;
 pub mod echo;
 pub mod egress;
 pub mod encapsulation;

@@ -15,7 +15,7 @@ use crate::{
     icmp,
     ingress::key,
     packet::{Packet, Verdict},
-    select::scope,
+    select::{Origin, scope},
     service::empty_set,
     source_range,
     tables::Tables,
@@ -97,7 +97,7 @@ fn fate<F: Network, P: Packet, T: Tables<F>>(packet: &P, tables: &mut T) -> Fate
         return Fate::Pass;
     }
     let policy = tables.policy(frontend.service);
-    match tables.set(frontend.service, scope(frontend.kind, policy.flags, true)) {
+    match tables.set(frontend.service, scope(frontend.kind, policy.flags, Origin::Inside)) {
         Some(set) if set.count != 0 => Fate::Pass,
         Some(set) if set.block == empty_set::DROP => Fate::Drop(Reason::TrafficPolicy),
         _ => Fate::Unreachable(Reason::NoEndpoints),

@@ -3,6 +3,7 @@
 use crate::{
     affinity::Client,
     backend::Backend,
+    counter::Hook,
     flow::Place,
     frontend::kind,
     header::Network,
@@ -26,16 +27,51 @@ pub enum Choice<B> {
 /// between two changes that could meet the same reader, so one repetition is luck enough.
 const READS: u32 = 4;
 
+/// Where a connection begins.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// On this node.
+    Inside = 0,
+    Outside = 1,
+    /// Outside, by way of a node that chose this one for it ([`crate::direct`]).
+    Tunnel = 2,
+}
+
+impl Origin {
+    /// Of what a hook sees; what pods begin is the node's own.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(hook: Hook) -> Self {
+        match hook {
+            Hook::UplinkIngress => Self::Outside,
+            Hook::TunnelIngress => Self::Tunnel,
+            _ => Self::Inside,
+        }
+    }
+
+    /// The reverse of `as u32`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn numbered(number: u32) -> Self {
+        match number {
+            0 => Self::Inside,
+            1 => Self::Outside,
+            _ => Self::Tunnel,
+        }
+    }
+}
+
 /// The set that applies to a connection. Those from the node itself and from its pods reach
 /// every backend even where the external policy is `Local`, as with kube-proxy (its
 /// short-circuit for internal sources).
 #[inline(always)]
 #[must_use]
-pub const fn scope(frontend_kind: u8, flags: u32, inside: bool) -> Scope {
+pub const fn scope(frontend_kind: u8, flags: u32, origin: Origin) -> Scope {
     let local = if frontend_kind == kind::CLUSTER_IP {
         flags & service_flags::INTERNAL_LOCAL != 0
     } else {
-        flags & service_flags::EXTERNAL_LOCAL != 0 && !inside
+        flags & service_flags::EXTERNAL_LOCAL != 0 && !matches!(origin, Origin::Inside)
     };
     if local { Scope::Local } else { Scope::Cluster }
 }
@@ -77,10 +113,16 @@ pub fn select_for_sender<F: Network, T: Tables<F>>(
     tables: &mut T,
     service: u32,
     frontend_kind: u8,
-    inside: bool,
+    origin: Origin,
 ) -> Choice<u32> {
     let policy = tables.policy(service);
-    let scope = scope(frontend_kind, policy.flags, inside);
+    let mut scope = scope(frontend_kind, policy.flags, origin);
+    // The other node has chosen this one; unless what it meant has gone meanwhile.
+    if origin == Origin::Tunnel
+        && tables.set(service, Scope::Local).is_some_and(|set| set.count != 0)
+    {
+        scope = Scope::Local;
+    }
     let entropy = tables.random();
     match select::<F, T>(tables, service, policy, scope, Client::Sender, entropy) {
         Choice::Backend(backend) => {

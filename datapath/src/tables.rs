@@ -6,15 +6,16 @@ use crate::{
     backend::Backend,
     counter::{Hook, Reason},
     device::Device,
-    egress,
+    direct, egress,
     flow::{Flow, FlowKey, Parties, Place},
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
     header::Network,
+    icmp,
     ingress::{self, Look},
     masquerade::{self, Take},
     packet::Packet,
-    select::{self, Choice},
+    select::{self, Choice, Origin},
     service::{ServicePolicy, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
@@ -189,6 +190,13 @@ pub trait Tables<F: Network>: FlowTables<F> {
 
     fn count_connection(&mut self, service: u32);
 
+    /// True if the node that has the pod answers clients outside itself.
+    fn answers(&mut self, pod: F::Address) -> bool;
+    /// This node's address in the overlay; all zero if there is none.
+    fn underlay(&mut self) -> F::Address;
+    /// True if the packet came out of a tunnel from the node that has the address, its destination.
+    fn is_senders(&mut self, destination: F::Address) -> bool;
+
     /// [`algorithm::choose`]. This and those below are global functions of programs, like the last
     /// of [`FlowTables`].
     #[inline(always)]
@@ -201,11 +209,20 @@ pub trait Tables<F: Network>: FlowTables<F> {
 
     /// [`select::select_for_sender`].
     #[inline(always)]
-    fn select_for_sender(&mut self, service: u32, kind: u8, inside: bool) -> Choice<u32>
+    fn select_for_sender(&mut self, service: u32, kind: u8, origin: Origin) -> Choice<u32>
     where
         Self: Sized,
     {
-        select::select_for_sender::<F, Self>(self, service, kind, inside)
+        select::select_for_sender::<F, Self>(self, service, kind, origin)
+    }
+
+    /// [`direct::applies`].
+    #[inline(always)]
+    fn is_direct(&mut self, service: u32, kind: u8) -> bool
+    where
+        Self: Sized,
+    {
+        direct::applies::<F, Self>(self, service, kind)
     }
 
     /// [`source_rate::refuses`].
@@ -242,5 +259,23 @@ pub trait Tables<F: Network>: FlowTables<F> {
         Self: Sized,
     {
         egress::look::<F, P, Self>(packet, self)
+    }
+
+    /// [`egress::look_direct`].
+    #[inline(always)]
+    fn look_direct<P: Packet>(&mut self, packet: &mut P) -> egress::Step
+    where
+        Self: Sized,
+    {
+        egress::look_direct::<F, P, Self>(packet, self)
+    }
+
+    /// [`icmp::egress_direct`].
+    #[inline(always)]
+    fn restores_quote<P: Packet>(&mut self, packet: &mut P) -> bool
+    where
+        Self: Sized,
+    {
+        icmp::egress_direct::<F, P, Self>(packet, self)
     }
 }

@@ -107,6 +107,13 @@ fn look<F: Network, T: FlowTables<F>>(
     find::<F, T>(tables, key).map(|row| (row.seen, row.last))
 }
 
+/// True if the answers of the flow that has the row at `key` are not seen here.
+#[inline(always)]
+fn is_direct<F: Network, T: FlowTables<F>>(tables: &mut T, key: &FlowKey<F::Address>) -> bool {
+    !T::BARE_MASQUERADE
+        && find::<F, T>(tables, key).is_some_and(|row| row.flags & flow_flags::DIRECT != 0)
+}
+
 /// True if the flow whose row of role `ROLE` is at `key` has been idle for too long, lacks a
 /// direction, or has been closed and idle for `closed` already. Seconds and ticks are taken for
 /// the same: a tick is 7 % longer.
@@ -125,6 +132,9 @@ fn is_finished<F: Network, T: FlowTables<F>, const ROLE: u8>(
         None if role::asks(ROLE) => (0, last),
         None => return true,
     };
+    // One side stands for both.
+    let both = if is_direct::<F, T>(tables, key) { mine | theirs } else { 0 };
+    let (mine, theirs) = (mine | both, theirs | both);
     let idle = now.wrapping_sub(later(last, touched));
     if is_closed(mine, theirs) && idle >= closed {
         return true;
@@ -200,8 +210,16 @@ fn forget_sibling<F: Network, T: FlowTables<F>, const ROLE: u8, const OTHER: u8>
 /// as netfilter does it; false if none is free.
 #[inline(always)]
 pub fn open<F: Network, T: FlowTables<F>>(tables: &mut T, service: u32, flags: u16) -> bool {
-    if is_taken::<F, T>(tables) && !find_alias::<F, T>(tables) {
-        return false;
+    let mut flags = flags;
+    if is_taken::<F, T>(tables) {
+        if !find_alias::<F, T>(tables) {
+            return false;
+        }
+        // Under its alias nobody else knows the client: it is masqueraded.
+        if flags & flow_flags::DIRECT != 0 {
+            flags &= !flow_flags::DIRECT;
+            tables.parties().source = Place::default();
+        }
     }
     let now = tables.now();
     let opening = |role| Opening { role, service, flags, now, replace: true };
@@ -279,9 +297,15 @@ pub fn restore<F: Network, T: FlowTables<F>, const ROLE: u8>(
         return;
     }
     tables.begin(opening(role::ORIGINAL_SOURCE));
-    if tables.parties().source != Place::default() {
+    if has_reply_target::<F, T>(tables, flags) {
         tables.begin(opening(role::REPLY_TARGET));
     }
+}
+
+/// True if the masqueraded flow of [`FlowTables::parties`] has a row for replies that enter.
+#[inline(always)]
+fn has_reply_target<F: Network, T: FlowTables<F>>(tables: &mut T, flags: u16) -> bool {
+    flags & flow_flags::DIRECT == 0 && tables.parties().source != Place::default()
 }
 
 /// Puts the parties of the unanswered flow whose row of role `ROLE` is at `key` where
@@ -315,7 +339,8 @@ pub fn settle<F: Network, T: FlowTables<F>, const ROLE: u8>(
     let Some((service, flags)) = stage::<F, T, ROLE>(tables, key) else {
         return Err(KeepError::Missing);
     };
-    if role::asks(ROLE) && !is_answered::<F, T, ROLE>(tables) {
+    let is_seen = flags & flow_flags::DIRECT == 0;
+    if is_seen && role::asks(ROLE) && !is_answered::<F, T, ROLE>(tables) {
         restore::<F, T, ROLE>(tables, key);
         return Ok(());
     }
@@ -327,7 +352,7 @@ pub fn settle<F: Network, T: FlowTables<F>, const ROLE: u8>(
     keep::<F, T>(tables, opening(role::REPLY))?;
     if flags & flow_flags::MASQUERADE != 0 {
         keep::<F, T>(tables, opening(role::ORIGINAL_SOURCE))?;
-        if tables.parties().source != Place::default() {
+        if has_reply_target::<F, T>(tables, flags) {
             keep::<F, T>(tables, opening(role::REPLY_TARGET))?;
         }
     }

@@ -11,6 +11,8 @@
 //! | `c → v` | none | itself, to the stack; nothing if `c` begins too many flows ([`source_rate`]) |
 //! | `c → v` | `ORIGINAL` | `c → b`, to the stack |
 //! | `c → v` | `ORIGINAL`, masqueraded | `s → b`, out, in a tunnel if `b` is behind one |
+//! | `c → v` | `ORIGINAL`, direct | itself, out in a tunnel |
+//! | `c → v` in a tunnel | `ORIGINAL` | `c → b`, to the stack |
 //! | `b → s`, perhaps in a tunnel | `REPLY_TARGET` | `v → c`, out |
 
 use crate::{
@@ -82,11 +84,23 @@ pub enum Leg {
     TunnelBack = 4,
     /// A ping to a Service's address, answered.
     Echo = 5,
+    /// In a tunnel as it came, to a node that answers the client itself.
+    Direct = 6,
+    /// The same out of the tunnel, to a backend on this node.
+    Arrived = 7,
 }
 
 impl Leg {
-    pub const ALL: [Self; 6] =
-        [Self::Local, Self::Out, Self::Tunnel, Self::Back, Self::TunnelBack, Self::Echo];
+    pub const ALL: [Self; 8] = [
+        Self::Local,
+        Self::Out,
+        Self::Tunnel,
+        Self::Back,
+        Self::TunnelBack,
+        Self::Echo,
+        Self::Direct,
+        Self::Arrived,
+    ];
 
     /// As metrics have it.
     #[must_use]
@@ -98,6 +112,8 @@ impl Leg {
             Self::Back => "back",
             Self::TunnelBack => "tunnel_back",
             Self::Echo => "echo",
+            Self::Direct => "direct",
+            Self::Arrived => "arrived",
         }
     }
 
@@ -262,12 +278,19 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     let is_tunnel = tunnel.port == outer.ports.dst_port && outer.header.next == protocol::UDP;
     // Unless the overlay has its device do all.
     if !is_tunnel || tunnel.uplink == 0 {
+        if is_foreign::<F, W>(wires, &outer) {
+            return Fate::Pass;
+        }
         return translate::<F, P, R, W>(frame, rows, wires, &outer, 0);
     }
     if !is_ours::<F, P, W>(frame, wires, &tunnel) {
         return Fate::Pass;
     }
     let Some(inner) = plain::<F, P>(frame, F::OVERHEAD) else { return Fate::Pass };
+    // To a pod, unless it is a reply; to another address, by a node that has it.
+    if F::pods(&tunnel).contains(inner.header.dst) && is_foreign::<F, W>(wires, &inner) {
+        return Fate::Pass;
+    }
     translate::<F, P, R, W>(frame, rows, wires, &inner, F::OVERHEAD)
 }
 
@@ -317,7 +340,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     at: u32,
 ) -> Fate {
     let &Plain { header, ports, length, .. } = plain;
-    if is_foreign::<F, W>(wires, plain) || !is_for_this_node::<F, P, W>(frame, wires) {
+    if !is_for_this_node::<F, P, W>(frame, wires) {
         return Fate::Pass;
     }
     let key = FlowKey::new(
@@ -352,15 +375,16 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     }
     let (to, other) = (Place::new(row.to, row.to_port), Place::new(row.other, row.other_port));
     if is_original && !is_masqueraded {
-        // Out of a tunnel it would have to be handed on without that.
-        if at != 0 {
+        // A pod elsewhere asks, and is not to be found where this came in.
+        if at != 0 && F::pods(&wires.tunnel()).contains(header.dst) {
             return Fate::Pass;
         }
         let src = Place::new(header.src, ports.src_port.xor(row.turn));
         let (service, bytes) = (row.service, length);
         track::touch(row, seen, now, bytes);
-        rows.count_packet(Leg::Local, service, bytes);
-        return match turn::<F, P>(frame, plain, src, to, 0) {
+        rows.count_packet(if at == 0 { Leg::Local } else { Leg::Arrived }, service, bytes);
+        let handed = if at == 0 { Some(()) } else { unwrap::<F, P>(frame, at) };
+        return match handed.and_then(|()| turn::<F, P>(frame, plain, src, to, 0)) {
             Some(()) => Fate::Pass,
             None => failed::<F, R>(rows),
         };
@@ -377,6 +401,11 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     if hop.device == 0 || length > hop.mtu || !has_hops {
         return Fate::Pass;
     }
+    let is_direct = is_original && row.flags & flow_flags::DIRECT != 0;
+    // Without a tunnel, or out of one, the kernel sees to it that it comes to the right node.
+    if is_direct && (hop.port == Be16::ZERO || at != 0) {
+        return Fate::Pass;
+    }
     // The kernel has to sum up what has no checksum in a tunnel that needs one.
     if hop.port != Be16::ZERO && F::NEEDS_CHECKSUM && plain.checksum == 0 {
         return Fate::Pass;
@@ -388,13 +417,23 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         rows.wake(&key, now);
     }
     let is_tunnelled = if is_original { hop.port != Be16::ZERO } else { at != 0 };
-    rows.count_packet(Leg::of(is_original, is_tunnelled), service, length);
+    let leg = if is_direct { Leg::Direct } else { Leg::of(is_original, is_tunnelled) };
+    rows.count_packet(leg, service, length);
     let path = hash::tuple(&key);
-    let sent = send::<F, P>(frame, plain, at, other, dst, hop, path, id);
+    let (src, dst) = if is_direct { (key.src(), key.dst()) } else { (other, dst) };
+    let sent = send::<F, P>(frame, plain, at, src, dst, hop, path, id);
     match sent {
         Some(()) => Fate::Send(hop.device),
         None => failed::<F, R>(rows),
     }
+}
+
+/// Takes a frame that stays here out of its tunnel.
+#[inline(always)]
+fn unwrap<F: Underlay, P: Wire>(frame: &mut P, at: u32) -> Option<()> {
+    let (to, from) = frame.hardware()?;
+    frame.shed(at)?;
+    frame.store_link(to, from, F::ETHERTYPE)
 }
 
 #[inline(always)]

@@ -4,9 +4,9 @@ use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
 use datapath::{
     address::{V4, V6},
     affinity::Client,
-    algorithm, egress,
+    algorithm, direct, egress, icmp,
     ingress::{self, Look},
-    select,
+    select::{self, Origin},
     service::SetRef,
     source_rate, track,
 };
@@ -47,9 +47,28 @@ fn choose<F: FamilyMaps>(service: u32, client: u32, block: u32, shape: u32, entr
 }
 
 #[inline(always)]
-fn select<F: FamilyMaps>(service: u32, kind: u32, inside: u32) -> u64 {
+fn select<F: FamilyMaps>(service: u32, kind: u32, origin: u32) -> u64 {
     let maps = &mut Maps { packet: None };
-    select::select_for_sender::<F, _>(maps, service, kind as u8, inside != 0).pack()
+    select::select_for_sender::<F, _>(maps, service, kind as u8, Origin::numbered(origin)).pack()
+}
+
+#[inline(always)]
+fn is_direct<F: FamilyMaps>(service: u32, kind: u32) -> u32 {
+    direct::applies::<F, _>(&mut Maps { packet: None }, service, kind as u8).into()
+}
+
+#[inline(always)]
+fn look_direct<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    let mut maps = Maps { packet: Some(&context) };
+    egress::look_direct::<F, _, _>(&mut Skb::new(&context), &mut maps) as u32
+}
+
+#[inline(always)]
+fn restores_quote<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    let mut maps = Maps { packet: Some(&context) };
+    icmp::egress_direct::<F, _, _>(&mut Skb::new(&context), &mut maps).into()
 }
 
 global! {
@@ -61,6 +80,12 @@ global! {
     look_in6(skb: *mut __sk_buff, again: u32) = look_in::<V6>(skb, again);
     look_out4(skb: *mut __sk_buff) = look_out::<V4>(skb);
     look_out6(skb: *mut __sk_buff) = look_out::<V6>(skb);
+    look_direct4(skb: *mut __sk_buff) = look_direct::<V4>(skb);
+    look_direct6(skb: *mut __sk_buff) = look_direct::<V6>(skb);
+    restores_quote4(skb: *mut __sk_buff) = restores_quote::<V4>(skb);
+    restores_quote6(skb: *mut __sk_buff) = restores_quote::<V6>(skb);
+    is_direct4(service: u32, kind: u32) = is_direct::<V4>(service, kind);
+    is_direct6(service: u32, kind: u32) = is_direct::<V6>(service, kind);
     choose4(service: u32, client: u32, block: u32, shape: u32, entropy: u32) =
         choose::<V4>(service, client, block, shape, entropy);
     choose6(service: u32, client: u32, block: u32, shape: u32, entropy: u32) =
@@ -70,13 +95,13 @@ global! {
 /// Chooses a backend for the sender of a packet.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn select4(service: u32, kind: u32, inside: u32) -> u64 {
-    select::<V4>(service, kind, inside)
+pub extern "C" fn select4(service: u32, kind: u32, origin: u32) -> u64 {
+    select::<V4>(service, kind, origin)
 }
 
 /// The same for IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn select6(service: u32, kind: u32, inside: u32) -> u64 {
-    select::<V6>(service, kind, inside)
+pub extern "C" fn select6(service: u32, kind: u32, origin: u32) -> u64 {
+    select::<V6>(service, kind, origin)
 }

@@ -8,6 +8,7 @@ mod apart;
 mod buffer;
 mod capture;
 mod connected;
+mod direct;
 mod drops;
 mod flows;
 mod gate;
@@ -18,6 +19,7 @@ mod map;
 mod maps;
 mod marks;
 mod nodes;
+mod route;
 mod search;
 mod skb;
 mod socket;
@@ -40,6 +42,7 @@ use datapath::{
     refusal::refuse,
     tables::FlowTables,
 };
+use direct::{came_by4, came_by6, come_home4, come_home6};
 use flows::Maps;
 use gate::{Peek, is_foreign_destination, is_foreign_way, is_foreign_way_apart, is_never_refused};
 use linear::hardware;
@@ -120,6 +123,16 @@ pub fn uplink_egress(context: TcContext) -> i32 {
     leave(&context, Hook::UplinkEgress)
 }
 
+/// On the device of the overlay's tunnels, in place of `uplink_ingress`.
+#[classifier]
+pub fn tunnel_arrival(context: TcContext) -> i32 {
+    match protocol(&context) {
+        ETH_P_IP => arrives::<V4>(&context),
+        ETH_P_IPV6 => arrives::<V6>(&context),
+        _ => NEXT,
+    }
+}
+
 /// Not attached anywhere: the agent runs it to remove expired flows.
 #[classifier]
 pub fn flow_sweep(_context: TcContext) -> i32 {
@@ -158,6 +171,24 @@ fn enters<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
     } else {
         (if F::V6 { cross6(skb) } else { cross4(skb) }) as i32
     }
+}
+
+#[inline(always)]
+fn arrives<F: FamilyMaps + Peek>(context: &TcContext) -> i32 {
+    let raw = context.skb.skb;
+    let name = if F::V6 { came_by6(raw) } else { came_by4(raw) };
+    let is_ours = name != 0 || is_for_this_node(context) && !is_foreign_destination::<F>(context);
+    if !is_ours {
+        return NEXT;
+    }
+    let hook = if name == 0 { Hook::UplinkIngress } else { Hook::TunnelIngress };
+    let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
+    let verdict = ingress::<F, _, _>(&mut skb, &mut maps, hook);
+    let action = act(&mut skb, &mut maps, hook, verdict);
+    if action != NEXT || name == 0 {
+        return action;
+    }
+    (if F::V6 { come_home6(raw, name) } else { come_home4(raw, name) }) as i32
 }
 
 #[inline(always)]
@@ -242,7 +273,8 @@ fn act(skb: &mut Skb, maps: &mut Maps, hook: Hook, verdict: Verdict) -> i32 {
 #[inline(always)]
 const fn toward_sender(hook: Hook) -> u64 {
     match hook {
-        Hook::PodEgress | Hook::UplinkEgress => BPF_F_INGRESS as u64,
+        // Out of a tunnel, the sender is somewhere else: the kernel knows the way.
+        Hook::PodEgress | Hook::UplinkEgress | Hook::TunnelIngress => BPF_F_INGRESS as u64,
         _ => 0,
     }
 }

@@ -16,20 +16,23 @@ use datapath::{
     ingress::{self, Look},
     maps as size,
     packet::Packet,
-    select::Choice,
+    select::{Choice, Origin},
     service::{Service, ServicePolicy, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
     source_range::{SERVICE_BITS, Source},
     source_rate,
     tables::{Scope, Tables},
+    tunnel::Inner,
 };
 
 use crate::{
     apart::*,
+    direct::{is_senders4, is_senders6},
     flows::{FlowMaps, Maps, clock},
     map::LAZY,
     maps::*,
+    nodes::{NodeMaps, tunnel, vtep},
     search,
 };
 
@@ -43,7 +46,7 @@ type Networks<A> = LpmTrie<A, u32, { size::SERVICENETS_CAPACITY }>;
 type Affinities<A> = LruHashMap<AffinityKey<A>, Affinity<A>, { size::AFFINITY_CAPACITY }>;
 
 /// The maps of one family.
-pub trait FamilyMaps: FlowMaps {
+pub trait FamilyMaps: FlowMaps + NodeMaps + Inner {
     const FRONTENDS: &'static Frontends<Self::Address>;
     const ADDRESSES: &'static Addresses<Self::Address>;
     const BACKENDS: &'static Backends<Self::Address>;
@@ -53,8 +56,6 @@ pub trait FamilyMaps: FlowMaps {
     const NETWORKS: &'static Networks<Self::Address>;
     /// Index into `SERVICECOVER`.
     const COVER: u32;
-    /// Length of an address.
-    const BITS: u32;
 }
 
 impl FamilyMaps for V4 {
@@ -66,7 +67,6 @@ impl FamilyMaps for V4 {
     const RANGES: &'static Ranges<Self::Address> = &RANGES4;
     const NETWORKS: &'static Networks<Self::Address> = &SERVICENETS4;
     const COVER: u32 = 0;
-    const BITS: u32 = 32;
 }
 
 impl FamilyMaps for V6 {
@@ -78,7 +78,6 @@ impl FamilyMaps for V6 {
     const RANGES: &'static Ranges<Self::Address> = &RANGES6;
     const NETWORKS: &'static Networks<Self::Address> = &SERVICENETS6;
     const COVER: u32 = 1;
-    const BITS: u32 = 128;
 }
 
 /// What the agent tells the programs; all zero before it has.
@@ -239,13 +238,50 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn select_for_sender(&mut self, service: u32, kind: u8, inside: bool) -> Choice<u32> {
-        let (kind, inside) = (kind.into(), inside.into());
+    fn select_for_sender(&mut self, service: u32, kind: u8, origin: Origin) -> Choice<u32> {
+        let (kind, origin) = (kind.into(), origin as u32);
         Choice::unpack(if F::V6 {
-            select6(service, kind, inside)
+            select6(service, kind, origin)
         } else {
-            select4(service, kind, inside)
+            select4(service, kind, origin)
         })
+    }
+
+    #[inline(always)]
+    fn answers(&mut self, pod: F::Address) -> bool {
+        vtep::<F>(pod).is_some_and(|vtep| vtep.answers != 0)
+    }
+
+    #[inline(always)]
+    fn underlay(&mut self) -> F::Address {
+        F::underlay(&tunnel())
+    }
+
+    #[inline(always)]
+    fn is_senders(&mut self, _destination: F::Address) -> bool {
+        let Some(packet) = self.packet else { return false };
+        let skb = packet.skb.skb;
+        (if F::V6 { is_senders6(skb) } else { is_senders4(skb) }) != 0
+    }
+
+    #[inline(always)]
+    fn is_direct(&mut self, service: u32, kind: u8) -> bool {
+        let kind = kind.into();
+        (if F::V6 { is_direct6(service, kind) } else { is_direct4(service, kind) }) != 0
+    }
+
+    #[inline(always)]
+    fn look_direct<P: Packet>(&mut self, _: &mut P) -> egress::Step {
+        let Some(packet) = self.packet else { return egress::Step::Done };
+        let skb = packet.skb.skb;
+        egress::Step::unpack(if F::V6 { look_direct6(skb) } else { look_direct4(skb) })
+    }
+
+    #[inline(always)]
+    fn restores_quote<P: Packet>(&mut self, _: &mut P) -> bool {
+        let Some(packet) = self.packet else { return false };
+        let skb = packet.skb.skb;
+        (if F::V6 { restores_quote6(skb) } else { restores_quote4(skb) }) != 0
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 //! as the engine wants them there.
 
 use aya_ebpf::{
-    bindings::{bpf_fib_lookup, xdp_action, xdp_md},
+    bindings::{xdp_action, xdp_md},
     btf_maps::{Array, PerCpuArray},
     helpers::generated as helper,
     macros::{btf_map, xdp},
@@ -31,7 +31,8 @@ use crate::{
     linear::{at, modulo},
     maps,
     marks::is_set,
-    nodes::{NodeMaps, is_sender, tunnel, vtep},
+    nodes::{is_sender, tunnel, vtep},
+    route::{self, Routed},
     tables::{FamilyMaps, count_packet, is_over_rate},
 };
 
@@ -43,13 +44,8 @@ maps! {
 }
 
 /// The maps of one family.
-trait WireMaps: FamilyMaps + NodeMaps + Underlay {
+trait WireMaps: FamilyMaps + Routed + Underlay {
     const NEXTHOPS: &'static PerCpuArray<NextHop<Self::Address>, { NEXTHOPS_LEN as usize }>;
-    /// `AF_INET` or `AF_INET6`.
-    const FAMILY: u8;
-
-    /// Says whose way the kernel is to tell.
-    fn put(question: &mut bpf_fib_lookup, from: Self::Address, to: Self::Address);
 
     /// [`enter`] and [`ask`], each of which the verifier follows once.
     fn find(frame: *mut xdp_md, place: u32);
@@ -57,13 +53,6 @@ trait WireMaps: FamilyMaps + NodeMaps + Underlay {
 
 impl WireMaps for V4 {
     const NEXTHOPS: &'static PerCpuArray<NextHop<Ipv4>, { NEXTHOPS_LEN as usize }> = &NEXTHOPS4;
-    const FAMILY: u8 = 2;
-
-    #[inline(always)]
-    fn put(question: &mut bpf_fib_lookup, from: Ipv4, to: Ipv4) {
-        question.__bindgen_anon_3.ipv4_src = from.raw();
-        question.__bindgen_anon_4.ipv4_dst = to.raw();
-    }
 
     #[inline(always)]
     fn find(frame: *mut xdp_md, place: u32) {
@@ -75,13 +64,6 @@ impl WireMaps for V4 {
 
 impl WireMaps for V6 {
     const NEXTHOPS: &'static PerCpuArray<NextHop<Ipv6>, { NEXTHOPS_LEN as usize }> = &NEXTHOPS6;
-    const FAMILY: u8 = 10;
-
-    #[inline(always)]
-    fn put(question: &mut bpf_fib_lookup, from: Ipv6, to: Ipv6) {
-        question.__bindgen_anon_3.ipv6_src = from.raw();
-        question.__bindgen_anon_4.ipv6_dst = to.raw();
-    }
 
     #[inline(always)]
     fn find(frame: *mut xdp_md, place: u32) {
@@ -326,30 +308,22 @@ fn ask<F: WireMaps>(frame: *mut xdp_md, place: u32) -> u32 {
     let Some(row) = F::NEXTHOPS.get_ptr_mut(place) else { return 0 };
     // SAFETY: the row is this processor's own, and frames are dealt with one by one.
     let row = unsafe { &mut *row };
-    // SAFETY: of plain numbers, for which zero is one.
-    let mut question: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     // SAFETY: the kernel's context.
     let here = unsafe { (*frame).ingress_ifindex };
-    question.family = F::FAMILY;
-    question.ifindex = here;
-    F::put(&mut question, row.own, row.underlay);
-    let length = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the helper checks the length, and writes into the structure alone.
-    let answer = unsafe { helper::bpf_fib_lookup(frame.cast(), &raw mut question, length, 0) };
-    // Without a neighbour, or where a route leads nowhere, the kernel has something to do or to say.
-    if answer != 0 {
+    let mut way = route::nowhere();
+    if !route::ask::<F>(&mut way, frame.cast(), here, row.own, row.underlay) {
         return 0;
     }
-    let device = question.ifindex;
+    let device = way.ifindex;
     if device != here && !uplink(device).is_some_and(|row| row.sends != 0) {
         return 0;
     }
     // SAFETY: after success the kernel has put the route's MTU there.
-    let mtu: u32 = unsafe { question.__bindgen_anon_1.mtu_result }.into();
+    let mtu: u32 = unsafe { way.__bindgen_anon_1.mtu_result }.into();
     let less = if row.port == Be16::ZERO { 0 } else { F::OVERHEAD };
     row.mtu = row.mtu.min(mtu.saturating_sub(less));
-    row.to = Mac(question.dmac);
-    row.from = Mac(question.smac);
+    row.to = Mac(way.dmac);
+    row.from = Mac(way.smac);
     row.device = device;
     1
 }

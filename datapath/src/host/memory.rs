@@ -78,6 +78,11 @@ pub struct Memory<F: Network, const BARE: bool = false> {
     pub carried: [u64; CARRIED_LEN],
     /// By slot.
     pub loads: HashMap<u32, u32>,
+    /// Pods whose node answers clients itself.
+    pub answering: HashSet<F::Address>,
+    /// This node's address in the overlay, and that of the node which sent the next packet.
+    pub underlay: F::Address,
+    pub sender: Option<F::Address>,
     /// What another processor does once, between a look at an unanswered flow and its keeping.
     pub meanwhile: Option<fn(&mut Self)>,
     capacity: usize,
@@ -112,6 +117,9 @@ impl<F: Network, const BARE: bool> Memory<F, BARE> {
             stats: HashMap::new(),
             carried: [0; CARRIED_LEN],
             loads: HashMap::new(),
+            answering: HashSet::new(),
+            underlay: <F::Address>::default(),
+            sender: None,
             meanwhile: None,
             parties: Parties::default(),
             capacity: sizes.flows,
@@ -348,6 +356,18 @@ impl<F: Network> Tables<F> for Memory<F> {
 
     fn count_connection(&mut self, service: u32) {
         self.stats.entry(service).or_default().packet_connections += 1;
+    }
+
+    fn answers(&mut self, pod: F::Address) -> bool {
+        self.answering.contains(&pod)
+    }
+
+    fn underlay(&mut self) -> F::Address {
+        self.underlay
+    }
+
+    fn is_senders(&mut self, destination: F::Address) -> bool {
+        self.sender == Some(destination)
     }
 }
 

@@ -91,10 +91,14 @@ pub(crate) enum Kind {
     Across,
     /// The client is a pod of the other node.
     Around,
+    /// Goes through the tunnel as it came: the other node answers.
+    Direct,
+    /// Comes through it: this one answers.
+    Arrived,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Local,
         Self::LocalAlias,
         Self::Routed,
@@ -103,15 +107,25 @@ impl Kind {
         Self::TunnelledAlias,
         Self::Across,
         Self::Around,
+        Self::Direct,
+        Self::Arrived,
     ];
 
     pub(crate) const fn is_local(self) -> bool {
-        matches!(self, Self::Local | Self::LocalAlias)
+        matches!(self, Self::Local | Self::LocalAlias | Self::Arrived)
+    }
+
+    /// True if its replies come in by an uplink.
+    pub(crate) const fn has_replies(self) -> bool {
+        !self.is_local() && !matches!(self, Self::Direct)
     }
 
     /// True if the backend is behind the tunnel.
     pub(crate) const fn is_tunnelled(self) -> bool {
-        matches!(self, Self::Tunnelled | Self::TunnelledAlias | Self::Across | Self::Around)
+        matches!(
+            self,
+            Self::Tunnelled | Self::TunnelledAlias | Self::Across | Self::Around | Self::Direct
+        )
     }
 
     const fn has_alias(self) -> bool {
@@ -132,10 +146,14 @@ impl Kind {
         } else {
             at::<F>(3, 3, 8080)
         };
-        // A cluster IP, or this node's address.
-        let frontend =
-            if number.is_multiple_of(2) { at::<F>(96, 1, 80) } else { at::<F>(9, 1, 30_080) };
+        // A cluster IP, or this node's address; or that of the node that it came by.
+        let frontend = match self {
+            Self::Arrived => at::<F>(9, 2, 30_080),
+            _ if number.is_multiple_of(2) => at::<F>(96, 1, 80),
+            _ => at::<F>(9, 1, 30_080),
+        };
         let source = match self {
+            Self::Direct => frontend,
             _ if self.is_local() => Place::default(),
             _ if self.is_tunnelled() => at::<F>(1, 0x100, 50_000 + number),
             _ => at::<F>(9, 1, 50_000 + number),
@@ -185,6 +203,9 @@ impl<F: Side> Scene<F> {
             scene.wires.mark_port(Be16::new(30_080), proto);
             for kind in Kind::ALL {
                 scene.put(&kind.parties::<F>(proto), !kind.is_local(), now.wrapping_sub(7));
+                if kind == Kind::Direct {
+                    scene.make_direct(&kind.parties::<F>(proto));
+                }
             }
         }
         for (net, host) in [(8, 5), (3, 3)] {
@@ -217,6 +238,14 @@ impl<F: Side> Scene<F> {
                 Flow { seen: seen::PACKET, packets: 10, bytes: 1_000, ..parties.row(opening) };
             self.memory.flows.insert(key, row);
             self.wires.mark_way(key.src, key.dst);
+        }
+    }
+
+    /// Has a masqueraded flow be one that the backend's node answers.
+    fn make_direct(&mut self, parties: &Parties<F::Address>) {
+        self.memory.flows.remove(&parties.reply_target());
+        for role in [role::ORIGINAL, role::REPLY, role::ORIGINAL_SOURCE] {
+            self.row(&parties.key(role)).flags |= flow_flags::DIRECT;
         }
     }
 

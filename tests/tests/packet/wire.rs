@@ -366,14 +366,15 @@ fn packet_of<F: Family>(kind: Kind, proto: u8, is_request: bool) -> Datagram<F> 
 
 /// Replies come out of the tunnel where the backend is behind it.
 fn enters<F: Family>(kind: Kind, is_request: bool, packet: &[u8]) -> Vec<u8> {
-    if !is_request && kind.is_tunnelled() { from_peer::<F>(packet) } else { arriving::<F>(packet) }
+    let is_within = if is_request { kind == Kind::Arrived } else { kind.is_tunnelled() };
+    if is_within { from_peer::<F>(packet) } else { arriving::<F>(packet) }
 }
 
 fn all() -> impl Iterator<Item = (Kind, u8, bool)> {
     let both = |kind| {
         [TCP, UDP].into_iter().flat_map(move |proto| [(kind, proto, true), (kind, proto, false)])
     };
-    let comes = |(kind, _, is_request): &(Kind, u8, bool)| *is_request || !kind.is_local();
+    let comes = |(kind, _, is_request): &(Kind, u8, bool)| *is_request || kind.has_replies();
     Kind::ALL.into_iter().flat_map(both).filter(comes)
 }
 
