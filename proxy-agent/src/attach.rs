@@ -37,13 +37,15 @@ pub const SOCKET_HOOKS: [SocketHook; 9] = [
 ];
 
 /// The packet path. What leaves is turned back before what enters is turned.
-pub const DEVICE_HOOKS: [Hook<Role>; 6] = [
+pub const DEVICE_HOOKS: [Hook<Role>; 8] = [
     on_device("pod_egress", Role::Pod, false),
     on_device("pod_egress", Role::Bridge, false),
     on_device("pod_ingress", Role::Pod, true),
     on_device("pod_ingress", Role::Port, true),
     on_device("uplink_egress", Role::Uplink, false),
     on_device("uplink_ingress", Role::Uplink, true),
+    on_device("uplink_egress", Role::Tunnel, false),
+    on_device("tunnel_arrival", Role::Tunnel, true),
 ];
 
 const fn on_device(program: &'static str, role: Role, is_ingress: bool) -> Hook<Role> {

@@ -13,7 +13,7 @@ use crate::{
     model::{EndpointSet, Service, ServicePort, Weight},
     serving::Ending,
     slots::slots,
-    topology::{Candidate, Policies, select},
+    topology::{Candidate, Policies, ready_here, select},
 };
 
 /// What this node is called, where its NodePorts answer, and by which addresses it is known.
@@ -27,6 +27,8 @@ pub struct NodeFacts {
     pub algorithm: Algorithm,
     /// The same of Services that are reached from outside.
     pub algorithm_outside: Algorithm,
+    /// This node answers clients of backends here that came by another node.
+    pub answers: bool,
     /// What ends with its endpoint.
     pub ending: Ending,
 }
@@ -177,7 +179,10 @@ fn row(
     let mut candidates = candidates(port, family, sets, &node.name);
     // Of weight zero are those that shall have no new connections.
     candidates.retain(|candidate| weight(service, candidate) != 0);
-    let selection = select(&candidates, policies, &node.name, zone);
+    let mut selection = select(&candidates, policies, &node.name, zone);
+    if node.answers && policies.externally_accessible && !policies.use_local() {
+        selection.local = ready_here(&candidates);
+    }
     let mut flags = algorithm.flags();
     if policies.internal_local {
         flags |= service_flags::INTERNAL_LOCAL;

@@ -289,13 +289,19 @@ pub struct RunArgs {
     /// what has begun goes on; 0 is any number
     #[arg(long, value_name = "FLOWS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=MOST_NEW_FLOWS))]
     pub new_flows_per_source: u32,
+    /// Let the node of a backend answer clients outside by itself (direct server return): what they
+    /// send goes there through flannel-agent's tunnel as it is, and the backend sees who they are. Only
+    /// between nodes that both say so; others are asked as ever. Needs an underlay that takes what a
+    /// node sends in another's name
+    #[arg(long)]
+    pub dsr: bool,
     /// Answer pings (ICMP echo) to Services' own addresses: cluster IPs, load balancers' and external IPs.
     /// Otherwise a cluster IP refuses them, and the others are left to the kernel's routing
     #[arg(long)]
     pub answer_pings: bool,
     /// How a backend is chosen, unless a Service says otherwise by its annotation
     /// millrace.io/algorithm; IPVS' rr, lc, sh and mh are names of the last four [default: random, but
-    /// with --xdp maglev for Services that are reached from outside]
+    /// with --xdp or --dsr maglev for Services that are reached from outside]
     #[arg(long, value_enum)]
     pub algorithm: Option<Algorithm>,
     #[command(flatten)]
@@ -538,9 +544,11 @@ pub enum Algorithm {
 
 impl RunArgs {
     /// How backends are chosen of Services that do not say: in general, and of those that are reached
-    /// from outside. What XDP serves may come by another node the next time.
+    /// from outside. What XDP serves may come by another node the next time, and where the backend's
+    /// node answers, that which was entered by keeps little.
     pub fn algorithms(&self) -> [datapath::algorithm::Algorithm; 2] {
-        let outside = if self.xdp == Xdp::Off { Algorithm::Random } else { Algorithm::Maglev };
+        let is_plain = self.xdp == Xdp::Off && !self.dsr;
+        let outside = if is_plain { Algorithm::Random } else { Algorithm::Maglev };
         [Algorithm::Random, outside].map(|default| self.algorithm.unwrap_or(default).into())
     }
 }
@@ -645,6 +653,7 @@ mod tests {
         for mode in ["auto", "native", "generic"] {
             assert_eq!(algorithms(&format!("--xdp {mode}")), [Random, Maglev]);
         }
+        assert_eq!(algorithms("--dsr"), [Random, Maglev]);
         assert_eq!(algorithms("--xdp native --algorithm lc"), [LeastConn; 2]);
         assert_eq!(algorithms("--xdp native --algorithm random"), [Random; 2]);
     }

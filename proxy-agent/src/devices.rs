@@ -25,6 +25,8 @@ pub enum Role {
     /// A bridge of pods, and of nothing else.
     Bridge,
     Uplink,
+    /// Of the overlay's tunnels, behind which are the pods of other nodes.
+    Tunnel,
 }
 
 /// A device that gets programs.
@@ -67,7 +69,9 @@ pub fn roles(network: &Network, wish: &Wish) -> Roles {
     for link in &network.links {
         let bridge = link.bridge.and_then(|index| bridges.get(&index));
         // Pods of other nodes are outside, whatever uplinks were named.
-        let role = if uplinks.contains(&link.index) || link.is_tunnel {
+        let role = if link.is_tunnel {
+            Role::Tunnel
+        } else if uplinks.contains(&link.index) {
             Role::Uplink
         } else if bridges.contains_key(&link.index) {
             Role::Bridge
@@ -330,14 +334,15 @@ mod tests {
     }
 
     #[test]
-    fn a_tunnel_is_an_uplink_beside_those_that_are_named() {
+    fn a_tunnel_has_programs_beside_the_uplinks_that_are_named() {
         let tunnel = Link { is_tunnel: true, ..link(7, "flannel.1") };
         let mut network = node();
         network.links.push(tunnel);
         network.addresses.push(held(7, "10.1.0.0"));
         let named = Wish { uplinks: vec!["eth0".into()], ..wish() };
         let both = roles(&network, &named);
-        assert_eq!(names(&both, Role::Uplink), ["eth0", "flannel.1"]);
+        assert_eq!(names(&both, Role::Uplink), ["eth0"]);
+        assert_eq!(names(&both, Role::Tunnel), ["flannel.1"]);
         assert_eq!(IpAddr::from(both.devices[&7].device.masquerade4).to_string(), "10.1.0.0");
         // The node is not known by the tunnel's address, nor is a tunnel a way to the outside.
         assert_eq!(both.node_addresses, roles(&node(), &named).node_addresses);

@@ -36,6 +36,7 @@ use crate::{
     apply::{Applier, adopt::adopt, audit::Part, tables::Tables},
     attach::{self, DEVICE_HOOKS},
     check,
+    compile::NodeFacts,
     config::{ConfigError, OnRemovedEndpoint, PodLink, RunArgs, SocketLb, Xdp},
     conntrack::{Conntrack, SetError},
     desired::Desired,
@@ -135,7 +136,16 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     } else {
         RequestMetrics::default()
     };
-    let source = Source::open(origin, node_name(&args), args.algorithms(), ending).await?;
+    let [algorithm, algorithm_outside] = args.algorithms();
+    let facts = NodeFacts {
+        name: node_name(&args),
+        algorithm,
+        algorithm_outside,
+        answers: args.dsr,
+        ending,
+        ..NodeFacts::default()
+    };
+    let source = Source::open(origin, facts).await?;
     let mut agent = Agent::new(args, Arc::clone(&board), source, &requests)?;
     let addresses = health::Addresses {
         metrics: agent.args.metrics_bind_address,

@@ -9,7 +9,6 @@ pub mod listing;
 use std::{collections::BTreeSet, io, net::IpAddr, path::PathBuf, sync::Arc, time::Instant};
 
 use agent_kit::kubernetes::{Access, AccessError};
-use datapath::algorithm::Algorithm;
 use ipnetwork::IpNetwork;
 use tokio::sync::mpsc;
 
@@ -22,7 +21,7 @@ use crate::{
     model::{Change, Node, Pod},
     problem::Problem,
     service_health::ServicesHealth,
-    serving::{Ending, Serving},
+    serving::Serving,
     state::{RowChange, State},
     status,
     told::{NoLocal, Told},
@@ -92,10 +91,9 @@ impl Source {
     /// Begins to read at once.
     pub async fn open(
         origin: Origin,
-        node: String,
-        [algorithm, algorithm_outside]: [Algorithm; 2],
-        ending: Ending,
+        facts: NodeFacts,
     ) -> Result<Self, OpenError> {
+        let node = facts.name.clone();
         let mut events = Events::unheard();
         let (name, batches) = match origin {
             Origin::Directory(path) => {
@@ -118,8 +116,6 @@ impl Source {
                 (name, batches)
             }
         };
-        let facts =
-            NodeFacts { name: node, algorithm, algorithm_outside, ending, ..NodeFacts::default() };
         let (problems, doubts) = (Arc::default(), Arc::default());
         Ok(Self { name, events, batches, state: State::new(facts), problems, doubts })
     }

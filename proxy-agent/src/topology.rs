@@ -91,6 +91,13 @@ pub fn select(
     selection
 }
 
+/// Those of this node that are ready: what is left to choose from where another node has sent a client
+/// here that this one is to answer.
+pub fn ready_here(endpoints: &[Candidate]) -> Vec<DesiredBackend> {
+    let here = endpoints.iter().filter(|c| c.backend.local && c.is_ready());
+    here.map(|c| c.backend).collect()
+}
+
 fn ready_or_fallback(
     endpoints: &[Candidate],
     ready: impl Fn(&Candidate) -> bool,
