@@ -89,10 +89,7 @@ pub struct Source {
 
 impl Source {
     /// Begins to read at once.
-    pub async fn open(
-        origin: Origin,
-        facts: NodeFacts,
-    ) -> Result<Self, OpenError> {
+    pub async fn open(origin: Origin, facts: NodeFacts) -> Result<Self, OpenError> {
         let node = facts.name.clone();
         let mut events = Events::unheard();
         let (name, batches) = match origin {

@@ -85,6 +85,18 @@ impl<F: Side> Bed<F> {
         self.sender.machine.set_settings(self.settings);
     }
 
+    /// Has a pod's node, and this one, answer clients themselves.
+    pub(crate) fn node_answers(&mut self, pod: F::Address) {
+        self.settings.dsr = 1;
+        self.sender.machine.set_settings(self.settings);
+        self.machine.put_answering(plan::node::<F>(0).addr, pod);
+    }
+
+    pub(crate) fn node_answers_no_more(&mut self) {
+        self.settings.dsr = 0;
+        self.sender.machine.set_settings(self.settings);
+    }
+
     /// The address that the device under the packets masquerades with.
     pub(crate) fn device(&mut self, address: Option<F::Address>) {
         self.machine.set_device(address.map(|address| plan::device::<F>(address)));

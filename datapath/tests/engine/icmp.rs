@@ -41,7 +41,7 @@ fn too_big<F: Sample>() -> ([u8; 2], [u8; 4]) {
     if F::V6 { ([2, 0], [0, 0, 0x05, 0x78]) } else { ([3, 4], [0, 0, 0x05, 0x78]) }
 }
 
-fn error<F: Side>(src: F::Address, dst: F::Address, quote: &[u8]) -> Vec<u8> {
+pub(crate) fn error<F: Side>(src: F::Address, dst: F::Address, quote: &[u8]) -> Vec<u8> {
     let (kind, rest) = too_big::<F>();
     icmp::<F>(src, dst, kind, rest, quote).bytes()
 }

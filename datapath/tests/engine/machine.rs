@@ -61,6 +61,12 @@ impl<F: Side> Machine<F> {
         self.memory.loads[&slot]
     }
 
+    /// This node's address in the overlay, and a pod elsewhere whose node answers clients itself.
+    pub(crate) fn put_answering(&mut self, underlay: F::Address, pod: F::Address) {
+        self.memory.underlay = underlay;
+        self.memory.answering.insert(pod);
+    }
+
     /// The networks that cluster IPs are given out of.
     pub(crate) fn put_service_networks(&mut self, networks: &[NetworkKey<F::Address>]) {
         self.memory.service_networks = networks.iter().copied().collect();
@@ -99,7 +105,7 @@ impl<F: Side> Machine<F> {
 
     /// What the program of a hook decides.
     pub(crate) fn decide(&mut self, hook: Hook, buffer: &mut Buffer) -> Verdict {
-        if matches!(hook, Hook::PodIngress | Hook::UplinkIngress) {
+        if matches!(hook, Hook::PodIngress | Hook::UplinkIngress | Hook::TunnelIngress) {
             return ingress::<F, _, _>(buffer, &mut self.memory, hook);
         }
         if matches!(hook, Hook::UplinkEgress) {

@@ -11,6 +11,8 @@ mod affinity;
 mod algorithm;
 mod answers;
 mod cluster_ip;
+mod direct;
+mod direct_arrival;
 mod echo;
 mod endpoint_gone;
 mod extensions;

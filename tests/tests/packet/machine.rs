@@ -7,7 +7,7 @@ use std::{
 
 use agent_kit::table::{MapTable, Table};
 use datapath::{
-    address::protocol,
+    address::{Ipv4, Ipv6, Mac, protocol},
     affinity::{Affinity, AffinityKey},
     backend::{Backend, load_key},
     counter::{Hook, Reason, drop_index},
@@ -24,7 +24,7 @@ use datapath::{
     settings::Settings,
     source_range::{ADMITTED, RangeKey},
     tables::Store,
-    tunnel::NetworkKey,
+    tunnel::{NetworkKey, Tunnel, Vtep},
 };
 
 pub(crate) use datapath::host::memory::Sizes;
@@ -85,6 +85,8 @@ pub(crate) struct Machine<F: Sample> {
     loads: Rows<u32, u64>,
     rates: Rows<u64, u64>,
     service_networks: Rows<NetworkKey<F::Address>, u32>,
+    vteps: Rows<NetworkKey<F::Address>, Vtep<F::Address>>,
+    tunnels: Rows<u32, Tunnel>,
     service_cover: Rows<u32, Cover>,
     settings: Rows<u32, Settings>,
     address_marks: Rows<u32, [u8; MARKS_LEN]>,
@@ -294,6 +296,8 @@ impl<F: Side> Machine<F> {
             loads: MapTable::new(loaded.map("LOADS")).expect("sizes"),
             rates: MapTable::new(loaded.map("RATES")).expect("sizes"),
             service_networks: MapTable::new(of_family("SERVICENETS")).expect("sizes"),
+            vteps: MapTable::new(of_family("VTEPS")).expect("sizes"),
+            tunnels: MapTable::new(loaded.map("TUNNELS")).expect("sizes"),
             service_cover: MapTable::new(loaded.map("SERVICECOVER")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             address_marks: MapTable::new(loaded.map("ADDRESSMARKS")).expect("sizes"),
@@ -313,6 +317,8 @@ impl<F: Side> Machine<F> {
         clear(&mut self.loads);
         clear(&mut self.rates);
         clear(&mut self.service_networks);
+        clear(&mut self.vteps);
+        write(&mut self.tunnels, 0, Tunnel::default());
         for index in 0..SERVICES {
             write(&mut self.services, index, Service::default());
             write(&mut self.stats, index, ServiceCounters::default());
@@ -354,6 +360,25 @@ impl<F: Side> Machine<F> {
     pub(crate) fn load(&mut self, slot: u32) -> u32 {
         let row = self.loads.get(&Row(load_key(slot, F::V6))).expect("a row").expect("a row");
         row.0 as u32
+    }
+
+    /// This node's address in the overlay, and a pod elsewhere whose node answers clients itself.
+    pub(crate) fn put_answering(&mut self, underlay: F::Address, pod: F::Address) {
+        let octets = F::octets(underlay);
+        let mut tunnel = Tunnel::default();
+        if let Ok(octets) = octets.as_slice().try_into() {
+            tunnel.underlay4 = Ipv4::from_bytes(octets);
+        } else {
+            tunnel.underlay6 = Ipv6::from_bytes(octets.try_into().expect("sixteen bytes"));
+        }
+        write(&mut self.tunnels, 0, tunnel);
+        let network = NetworkKey { prefix_len: if F::V6 { 128 } else { 32 }, network: pod };
+        let underlay = <F::Address>::default();
+        write(
+            &mut self.vteps,
+            network,
+            Vtep { underlay, mac: Mac::default(), by_uplink: 0, answers: 1 },
+        );
     }
 
     /// The networks that cluster IPs are given out of.

@@ -21,6 +21,8 @@ mod algorithm;
 mod answers;
 #[path = "../../../datapath/tests/engine/cluster_ip.rs"]
 mod cluster_ip;
+#[path = "../../../datapath/tests/engine/direct.rs"]
+mod direct;
 #[path = "../../../datapath/tests/engine/echo.rs"]
 mod echo;
 #[path = "../../../datapath/tests/engine/endpoint_gone.rs"]
