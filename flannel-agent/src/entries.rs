@@ -37,6 +37,8 @@ pub struct Remote {
     pub mac: Mac,
     /// Whether a packet to the node may leave by the uplink as a program made it.
     pub by_uplink: bool,
+    /// Whether the node answers clients outside by itself.
+    pub answers: bool,
 }
 
 /// The way to a network.
@@ -236,11 +238,12 @@ mod tests {
         /// A route.
         Direct,
         /// Rows of the programs' tables.
-        Programs,
+        Programs { answers: bool },
     }
 
     fn way() -> impl Strategy<Value = Way> {
-        prop_oneof![Just(Way::Device), Just(Way::Direct), Just(Way::Programs)]
+        let programs = any::<bool>().prop_map(|answers| Way::Programs { answers });
+        prop_oneof![Just(Way::Device), Just(Way::Direct), programs]
     }
 
     /// Peers as a set of entries.
@@ -264,9 +267,9 @@ mod tests {
                         entries.fdb.insert((1, mac(inner)), [ip(100 + outer)].into());
                         entries.routes.insert(network, hop(1, ip(peer), true));
                     }
-                    Way::Programs => {
+                    Way::Programs { answers } => {
                         let (address, by_uplink) = (ip(100 + outer), outer % 2 == 0);
-                        let to = Remote { address, mac: mac(inner), by_uplink };
+                        let to = Remote { address, mac: mac(inner), by_uplink, answers };
                         entries.vteps.insert(network, to);
                         entries.senders.insert(to.mac);
                         entries.blackholes.insert(network);

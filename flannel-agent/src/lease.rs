@@ -68,12 +68,22 @@ pub enum AttrsError {
 pub struct Vtep {
     pub vni: u32,
     pub mac: Mac,
+    /// Whether the node answers clients outside by itself: what they sent to a Service's address
+    /// may come through the tunnel as it is.
+    pub answers: bool,
 }
 
+/// The one field that flannel does not have; flanneld ignores it.
+const ANSWERS: &str = "DSR";
+
 impl Vtep {
-    /// `{"VNI":1,"VtepMAC":"..."}`: the MAC last, as flanneld splits it off.
+    /// `{"VNI":1,"VtepMAC":"..."}`: the MAC last, as flanneld splits it off. Before them, only
+    /// where it is so, `"DSR":true`.
     pub fn to_value(self) -> Value {
         let mut map = Map::new();
+        if self.answers {
+            map.insert(ANSWERS.into(), true.into());
+        }
         map.insert("VNI".into(), self.vni.into());
         map.insert("VtepMAC".into(), self.mac.to_string().into());
         Value::Object(map)
@@ -83,8 +93,18 @@ impl Vtep {
     pub fn read(value: &Value) -> Option<Self> {
         let mac = field(value, "VtepMAC")?.as_str().and_then(mac::parse)?;
         let vni = field(value, "VNI").map_or(Some(0), Value::as_u64)?;
-        Some(Self { vni: vni.try_into().ok()?, mac })
+        let answers = field(value, ANSWERS) == Some(&Value::Bool(true));
+        Some(Self { vni: vni.try_into().ok()?, mac, answers })
     }
+}
+
+/// What `BackendData` says of the device alone: who answers clients may change any time.
+fn device(data: Option<&Value>) -> Option<Value> {
+    let mut data = data.cloned();
+    if let Some(Value::Object(map)) = &mut data {
+        map.retain(|name, _| !name.eq_ignore_ascii_case(ANSWERS));
+    }
+    data
 }
 
 /// What an address means as `PublicIP`: 0.0.0.0 stands where there is none.
@@ -150,7 +170,14 @@ impl Attrs {
     /// Whether both are of one node: one whose address changed still has its device's.
     pub fn is_same_node(&self, other: &Self) -> bool {
         (self.public_ip.is_some() && self.public_ip == other.public_ip)
-            || (self.backend_data.is_some() && self.backend_data == other.backend_data)
+            || (self.backend_data.is_some()
+                && device(self.backend_data.as_ref()) == device(other.backend_data.as_ref()))
+    }
+
+    /// Whether the node says that it answers clients outside by itself.
+    pub fn answers(&self) -> bool {
+        let data = Family::BOTH.into_iter().filter_map(|family| self.data(family));
+        data.filter_map(Vtep::read).any(|vtep| vtep.answers)
     }
 
     pub fn public(&self, family: Family) -> Option<IpAddr> {
@@ -180,9 +207,16 @@ mod tests {
             public_ip: "192.168.77.11".parse().ok(),
             public_ipv6: None,
             backend_type: "vxlan".into(),
-            backend_data: Some(Vtep { vni: 1, mac }.to_value()),
+            backend_data: Some(Vtep { vni: 1, mac, answers: false }.to_value()),
             backend_v6_data: None,
         }
+    }
+
+    /// The same of a node that answers clients by itself.
+    fn answering() -> Attrs {
+        let mac = mac::parse("12:1c:7c:e6:f6:84").unwrap();
+        let data = Vtep { vni: 1, mac, answers: true }.to_value();
+        Attrs { backend_data: Some(data), ..observed() }
     }
 
     #[test]
@@ -203,6 +237,31 @@ mod tests {
     }
 
     #[test]
+    fn who_answers_clients_says_so_before_its_mac() {
+        let text = answering().to_json();
+        assert!(
+            text.contains(r#""BackendData":{"DSR":true,"VNI":1,"VtepMAC":"12:1c:7c:e6:f6:84"}}"#),
+            "{text}"
+        );
+        assert_eq!(Attrs::parse(&text), Ok(answering()));
+        assert!(answering().answers() && !observed().answers());
+        // How flanneld finds its MAC in an annotation.
+        let data = answering().backend_data.unwrap().to_string();
+        let split: Vec<&str> = data.trim_matches(['"', '}']).split(":\"").collect();
+        assert_eq!(split.last(), Some(&"12:1c:7c:e6:f6:84"));
+        assert_eq!(split.len(), 2);
+    }
+
+    #[test]
+    fn who_says_something_else_answers_nobody() {
+        for said in ["1", "\"true\"", "null", "false", "[true]", "{}"] {
+            let data = format!(r#"{{"VNI":1,"DSR":{said},"VtepMAC":"12:1c:7c:e6:f6:84"}}"#);
+            let vtep = Vtep::read(&data.parse().unwrap()).unwrap();
+            assert!(!vtep.answers, "{said}");
+        }
+    }
+
+    #[test]
     fn one_bad_family_leaves_the_other() {
         let text = r#"{"PublicIP":"1.2.3.4","publicipv6":"fd00::3","BackendType":"vxlan","BackendData":{"VtepMAC":"no"},"BackendV6Data":{"VtepMAC":"12-1C-7C-E6-F6-84","New":1}}"#;
         let attrs = Attrs::parse(text).unwrap();
@@ -216,6 +275,8 @@ mod tests {
         let replaced = Attrs { backend_data: None, ..observed() };
         assert!(observed().is_same_node(&moved) && observed().is_same_node(&replaced));
         assert!(!moved.is_same_node(&replaced));
+        // Nor is it another when it begins to answer clients, or ends.
+        assert!(moved.is_same_node(&answering()) && answering().is_same_node(&moved));
         // What nobody says is nothing in common.
         assert!(!Attrs::default().is_same_node(&Attrs::default()));
     }
@@ -234,9 +295,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(v4: u32, v6: Option<u128>, vni in 0_u32..1 << 24, mac: [u8; 6]) {
+        fn what_is_written_is_read(v4: u32, v6: Option<u128>, vni in 0_u32..1 << 24, mac: [u8; 6], answers: bool) {
             prop_assume!(v4 != 0);
-            let data = Vtep { vni, mac: Mac(mac) }.to_value();
+            let data = Vtep { vni, mac: Mac(mac), answers }.to_value();
             let attrs = Attrs {
                 public_ip: Some(v4.into()),
                 public_ipv6: v6.map(Into::into),

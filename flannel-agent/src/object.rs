@@ -24,9 +24,14 @@ pub fn pins(bpffs: &Path) -> Pins {
     Pins::new(bpffs.join("overlay"))
 }
 
+/// The directory of the proxy's tables, where there is a proxy.
+pub fn proxy_maps(bpffs: &Path) -> PathBuf {
+    bpffs.join("proxy/maps")
+}
+
 /// The proxy's table of addresses between which it translates, where there is a proxy.
 pub fn proxy_marks(bpffs: &Path) -> PathBuf {
-    bpffs.join("proxy/maps/MARKS")
+    proxy_maps(bpffs).join("MARKS")
 }
 
 /// Makes the pins again that another hand removed; gives the names of the tables.

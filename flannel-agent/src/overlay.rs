@@ -18,13 +18,14 @@ use agent_kit::{
     kernel,
     link::Links,
     object::{Loaded, ObjectError},
-    table::{MapTable, OpenError, TableError},
+    table::{MapTable, OpenError, Table, TableError},
 };
 use aya::maps::Map;
 use datapath::{
     address::Be16,
     device::Device,
     policy::Policy,
+    settings::Settings,
     tunnel::{NetworkKey, Traffic, Tunnel as Row},
 };
 use ipnetwork::IpNetwork;
@@ -242,6 +243,15 @@ impl Overlay {
     pub fn drops(&self) -> Option<Drops> {
         Drops::open(&self.loaded.maps).ok()
     }
+}
+
+/// Whether the proxy says that this node answers clients outside by itself. Its programs do so
+/// also while no agent runs; where it has left no such table, nobody does.
+pub fn proxy_answers(bpffs: &Path) -> bool {
+    let row = MapTable::<u32, Settings>::open(&object::proxy_maps(bpffs), "SETTINGS")
+        .ok()
+        .and_then(|table| table.get(&0).ok().flatten());
+    row.is_some_and(|row| row.dsr == 1)
 }
 
 /// The number of the proxy's table, if there is one.

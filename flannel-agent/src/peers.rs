@@ -65,6 +65,9 @@ pub struct Peer {
     pub path: Path,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+    /// Whether it answers clients outside by itself, when what they sent comes through the tunnel.
+    #[serde(default)]
+    pub answers: bool,
 }
 
 /// How packets reach a peer.
@@ -188,12 +191,13 @@ impl Compiled {
             Family::V6 => "PublicIPv6 is missing, so its IPv6 pods are out of reach".to_owned(),
         })?;
         let is_neighbour = site.neighbours.contains(&address);
-        let peer = |path, mac: Option<Mac>| Peer {
+        let peer = |path, vtep: Option<Vtep>| Peer {
             name: name.into(),
             subnet,
             address,
             path,
-            mac: mac.map(|mac| mac.to_string()),
+            mac: vtep.map(|vtep| vtep.mac.to_string()),
+            answers: vtep.is_some_and(|vtep| vtep.answers),
         };
         match &site.config.backend {
             Backend::HostGw if !is_neighbour => {
@@ -206,7 +210,8 @@ impl Compiled {
                 let Some(tunnel) = site.tunnels.get(&family) else {
                     return Err(format!("no tunnel device for {}", family.label()));
                 };
-                let mac = vtep(lease, family)?.mac;
+                let vtep = vtep(lease, family)?;
+                let Vtep { mac, answers, .. } = vtep;
                 if mac == tunnel.mac {
                     return Err(format!("VtepMAC {mac} is that of our own device"));
                 }
@@ -216,7 +221,8 @@ impl Compiled {
                 match site.datapath {
                     Datapath::Ebpf => {
                         let by_uplink = site.by_uplink.contains(&address);
-                        self.entries.vteps.insert(subnet, Remote { address, mac, by_uplink });
+                        let to = Remote { address, mac, by_uplink, answers };
+                        self.entries.vteps.insert(subnet, to);
                         self.entries.senders.insert(mac);
                     }
                     Datapath::Kernel => {
@@ -225,7 +231,7 @@ impl Compiled {
                         self.route(subnet, tunnel.device, subnet.network(), true);
                     }
                 }
-                self.peers.push(peer(Path::Vxlan, Some(mac)));
+                self.peers.push(peer(Path::Vxlan, Some(vtep)));
             }
             _ => {
                 self.route(subnet, site.uplink, address, false);
@@ -315,6 +321,17 @@ mod tests {
         assert_eq!((entries.vteps.len(), entries.senders.len()), (2, 2));
         assert_eq!((&entries.routes, &entries.neighbours), (&alone.routes, &alone.neighbours));
         assert!(entries.fdb.is_empty());
+    }
+
+    #[test]
+    fn who_answers_clients_is_told_for_each_family() {
+        let site = Site { datapath: Datapath::Ebpf, ..site(DUAL, &[]) };
+        let value = VALUE.replace(r#""BackendV6Data":{"#, r#""BackendV6Data":{"DSR":true,"#);
+        let compiled = compiled(&site, &[lease(KEY, &value)]);
+        let answers = |network: &str| compiled.entries.vteps[&network.parse().unwrap()].answers;
+        assert!(!answers("10.244.2.0/24") && answers("fd00:10:244:2::/64"));
+        let told: Vec<bool> = compiled.peers.iter().map(|peer| peer.answers).collect();
+        assert_eq!(told, [false, true]);
     }
 
     #[test]

@@ -47,8 +47,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(5);
 /// Expired flows are looked for this often.
 const SWEEP: Duration = Duration::from_secs(5);
-/// Whether a Service proxy has come is asked this often: before its first packet, for which it
-/// has its programs verified.
+/// Whether a Service proxy has come, or answers clients otherwise, is asked this often: before its
+/// first packet, for which it has its programs verified.
 const PROXY: Duration = Duration::from_millis(200);
 /// What the store refuses at the start is asked again this often, as flanneld does.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -145,7 +145,7 @@ pub async fn run(args: RunArgs) -> Result<(), RunError> {
                 agent.sync(false).await;
             }
             _ = proxy.tick() => {
-                if agent.overlay.as_ref().is_some_and(Overlay::is_outdated) {
+                if agent.is_proxy_another() {
                     agent.sync(false).await;
                 }
             }
@@ -219,6 +219,8 @@ struct Agent {
     is_announced: bool,
     /// Whether packets to a peer leave by the uplink, as far as it was asked since routes changed.
     ways: BTreeMap<IpAddr, bool>,
+    /// Whether this node answers clients outside by itself, as the proxy said last.
+    answers: bool,
 }
 
 /// What an event says of our own lease.
@@ -235,6 +237,12 @@ impl Agent {
     async fn look(&mut self) {
         self.ways.clear();
         self.sync(false).await;
+    }
+
+    /// True if the proxy is another than at the last look, or says another thing of this node.
+    fn is_proxy_another(&self) -> bool {
+        self.overlay.as_ref().is_some_and(Overlay::is_outdated)
+            || join::answers(&self.args, &self.config) != self.answers
     }
 
     /// Has expired flows removed, where there are any.

@@ -66,6 +66,9 @@ pub fn print_status(status: &Status) -> String {
     if !status.fast_path.is_empty() {
         lines.push(format!("fast path  {}", status.fast_path));
     }
+    if status.answers {
+        lines.push("clients    answered by this node itself; its lease says so".into());
+    }
     if !status.devices.is_empty() {
         lines.push("\nDevices".into());
         let rows = status.devices.iter().map(|device| {
@@ -97,8 +100,9 @@ pub fn print_peers(peers: &[Peer]) -> String {
             peer.address.to_string(),
             peer.path.name().into(),
             peer.mac.clone().unwrap_or_else(|| "-".into()),
+            if peer.answers { "itself" } else { "-" }.into(),
             peer.name.clone(),
         ]
     });
-    table(&["SUBNET", "NODE", "PATH", "MAC", "LEASE"], rows)
+    table(&["SUBNET", "NODE", "PATH", "MAC", "ANSWERS", "LEASE"], rows)
 }

@@ -102,6 +102,9 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// Whether packets of pods pass bridge and IP stack by, and why; empty without programs.
     pub fast_path: String,
+    /// Whether our lease says that this node answers clients outside by itself.
+    #[serde(default)]
+    pub answers: bool,
     pub peers: usize,
     /// Leases of another kind of network.
     pub other_leases: usize,

@@ -87,14 +87,14 @@ impl Tables {
     }
 
     fn set_vtep(&mut self, network: IpNetwork, to: Remote) -> Result<(), TableError> {
-        let (mac, by_uplink) = (to.mac, to.by_uplink.into());
+        let (mac, by_uplink, answers) = (to.mac, to.by_uplink.into(), to.answers.into());
         match (network, to.address) {
             (IpNetwork::V4(net), IpAddr::V4(underlay)) => {
-                let vtep = Vtep { underlay: underlay.into(), mac, by_uplink, answers: 0 };
+                let vtep = Vtep { underlay: underlay.into(), mac, by_uplink, answers };
                 self.vteps4.insert(&NetworkKey::new(net.network(), net.prefix()), &vtep)
             }
             (IpNetwork::V6(net), IpAddr::V6(underlay)) => {
-                let vtep = Vtep { underlay: underlay.into(), mac, by_uplink, answers: 0 };
+                let vtep = Vtep { underlay: underlay.into(), mac, by_uplink, answers };
                 self.vteps6.insert(&NetworkKey::new(net.network(), net.prefix()), &vtep)
             }
             _ => Err(TableError::Kernel(io::ErrorKind::InvalidInput.into())),
@@ -159,8 +159,8 @@ where
     Vtep<A>: Pod,
 {
     for (key, vtep) in table.rows()? {
-        let (mac, by_uplink) = (vtep.mac, vtep.by_uplink != 0);
-        let to = Remote { address: vtep.underlay.into(), mac, by_uplink };
+        let (mac, by_uplink, answers) = (vtep.mac, vtep.by_uplink != 0, vtep.answers != 0);
+        let to = Remote { address: vtep.underlay.into(), mac, by_uplink, answers };
         entries.vteps.extend(network(key.network.into(), key.prefix_len).zip(Some(to)));
     }
     Ok(())

@@ -19,7 +19,7 @@ use crate::{
     metrics::Metrics,
     net_config::{Backend, NetConfig},
     object,
-    overlay::Overlay,
+    overlay::{self, Overlay},
     status::{Board, Kind, Problem},
     store::{Request, Store, StoreError},
     subnet::{Family, Subnet},
@@ -64,7 +64,8 @@ impl Agent {
             let datapath = args.datapath;
             macs = self::macs(&listing, &config, vxlan.vni, datapath, published.as_ref())?;
         }
-        let attrs = attrs(&config, &uplink, &macs);
+        let answers = answers(&args, &config);
+        let attrs = attrs(&config, &uplink, &macs, answers);
         let previous = fs::read_to_string(&args.subnet_file).unwrap_or_default();
         let request = Request {
             config: config.clone(),
@@ -104,6 +105,7 @@ impl Agent {
             is_lost: false,
             is_announced: false,
             ways: BTreeMap::new(),
+            answers,
         };
         agent.hold(held);
         Ok(agent)
@@ -131,9 +133,16 @@ pub(super) fn forget_programs(bpffs: &Path, nat_ports: PortRange, reserved: &Pat
 }
 
 /// What we publish of ourselves.
-pub(super) fn attrs(config: &NetConfig, uplink: &Uplink, macs: &BTreeMap<Family, Mac>) -> Attrs {
+pub(super) fn attrs(
+    config: &NetConfig,
+    uplink: &Uplink,
+    macs: &BTreeMap<Family, Mac>,
+    answers: bool,
+) -> Attrs {
     let vtep = |family| match (&config.backend, macs.get(&family)) {
-        (Backend::Vxlan(vxlan), Some(&mac)) => Some(Vtep { vni: vxlan.vni, mac }.to_value()),
+        (Backend::Vxlan(vxlan), Some(&mac)) => {
+            Some(Vtep { vni: vxlan.vni, mac, answers }.to_value())
+        }
         _ => None,
     };
     Attrs {
@@ -143,6 +152,13 @@ pub(super) fn attrs(config: &NetConfig, uplink: &Uplink, macs: &BTreeMap<Family,
         backend_data: vtep(Family::V4),
         backend_v6_data: vtep(Family::V6),
     }
+}
+
+/// Whether this node answers clients outside by itself: where tunnels end in programs, the proxy
+/// says so.
+pub(super) fn answers(args: &RunArgs, config: &NetConfig) -> bool {
+    let has_tunnel = matches!(config.backend, Backend::Vxlan(_));
+    has_tunnel && args.datapath == Datapath::Ebpf && overlay::proxy_answers(&args.pins.bpffs)
 }
 
 /// What each family's device is to be known by: its own address, if it is there; else the one

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Agent,
-    join::{attrs, find_uplink, forget_programs},
+    join::{answers, attrs, find_uplink, forget_programs},
 };
 use crate::{
     config::{Datapath, FastPath},
@@ -66,6 +66,7 @@ impl Agent {
     /// hand's doing, or failed before.
     pub(super) async fn sync(&mut self, is_news: bool) {
         let began = Instant::now();
+        self.answers = answers(&self.args, &self.config);
         let mut listing = match self.kernel.listing().await {
             Ok(listing) => listing,
             Err(err) => {
@@ -232,9 +233,9 @@ impl Agent {
         }
     }
 
-    /// Tells the store where an address of ours changed.
+    /// Tells the store where an address of ours changed, or who answers clients.
     async fn publish(&mut self) {
-        let attrs = attrs(&self.config, &self.uplink, &self.macs);
+        let attrs = attrs(&self.config, &self.uplink, &self.macs, self.answers);
         if attrs == self.attrs || self.is_lost {
             return;
         }
@@ -398,6 +399,7 @@ impl Agent {
         status.mtu = pod_mtu(&self.config, &self.uplink);
         status.uplink.clone_from(&self.uplink.name);
         status.public_addresses = self.public_addresses().iter().map(ToString::to_string).collect();
+        status.answers = self.attrs.answers();
         status.peers = compiled.peers.len();
         status.other_leases = compiled.others;
         state.peers = compiled.peers;

@@ -169,7 +169,7 @@ async fn store(url: &str, directory: &FilePath, node: &str) -> Arc<Kubernetes> {
 }
 
 fn attrs(nth: u8) -> Attrs {
-    let vtep = Vtep { vni: 1, mac: Mac([2, 0, 0, 0, 0, nth]) }.to_value();
+    let vtep = Vtep { vni: 1, mac: Mac([2, 0, 0, 0, 0, nth]), answers: false }.to_value();
     Attrs {
         public_ip: format!("192.168.78.{nth}").parse().ok(),
         public_ipv6: format!("fd00:78::{nth}").parse().ok(),

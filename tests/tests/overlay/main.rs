@@ -4,6 +4,7 @@
 //! Needs root, `etcd`, `etcdctl`, `target/dist/flannel-agent` and `target/dist/lab-peer`
 //! (`cargo xtask build`): `cargo xtask test --tier lab`.
 
+mod answers;
 mod bed;
 mod fault;
 mod kubernetes;

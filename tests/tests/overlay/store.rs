@@ -35,7 +35,7 @@ fn attrs(ip: &str) -> Attrs {
     Attrs {
         public_ip: ip.parse().ok(),
         backend_type: "vxlan".into(),
-        backend_data: Some(Vtep { vni: 1, mac }.to_value()),
+        backend_data: Some(Vtep { vni: 1, mac, answers: false }.to_value()),
         ..Attrs::default()
     }
 }

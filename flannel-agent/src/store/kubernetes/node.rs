@@ -126,8 +126,8 @@ mod tests {
             public_ip: "192.168.78.12".parse().ok(),
             public_ipv6: "fd00:78::12".parse().ok(),
             backend_type: "vxlan".into(),
-            backend_data: Some(Vtep { vni: 1, mac }.to_value()),
-            backend_v6_data: Some(Vtep { vni: 1, mac }.to_value()),
+            backend_data: Some(Vtep { vni: 1, mac, answers: false }.to_value()),
+            backend_v6_data: Some(Vtep { vni: 1, mac, answers: false }.to_value()),
         }
     }
 
@@ -150,6 +150,21 @@ mod tests {
         let lease = entry(&names(), &node(&written)).unwrap().lease.unwrap();
         assert_eq!(lease.attrs, attrs());
         assert_eq!(lease.subnet.to_string(), "10.244.2.0/24,fd00:10:244:2::/64");
+    }
+
+    #[test]
+    fn a_node_says_that_it_answers_clients_and_that_it_ended() {
+        let mac = mac::parse("12:c6:65:89:b4:e3").unwrap();
+        let data = Some(Vtep { vni: 1, mac, answers: true }.to_value());
+        let answering = Attrs { backend_data: data.clone(), backend_v6_data: data, ..attrs() };
+        let written = annotations(&names(), &answering, &BTreeMap::new());
+        let said = r#"{"DSR":true,"VNI":1,"VtepMAC":"12:c6:65:89:b4:e3"}"#;
+        assert_eq!(written[&names().backend_data()], said);
+        assert_eq!(written[&names().backend_v6_data()], said);
+        let lease = entry(&names(), &node(&written)).unwrap().lease.unwrap();
+        assert_eq!(lease.attrs, answering);
+        let after = annotations(&names(), &attrs(), &written);
+        assert_eq!(after, annotations(&names(), &attrs(), &BTreeMap::new()));
     }
 
     #[test]
