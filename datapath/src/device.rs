@@ -14,7 +14,8 @@ pub struct Device {
     /// bridge's address. A frame to another goes from port to port, and past the bridge's hook.
     /// Zero elsewhere.
     pub bridge: Mac,
-    pub pad: u16,
+    /// The device's own address.
+    pub mac: Mac,
 }
 
 /// What an address family finds in a [`Device`].

@@ -96,7 +96,7 @@ pub fn roles(network: &Network, wish: &Wish) -> Roles {
                 _ => Device::default().masquerade6,
             },
             bridge: bridge.copied().unwrap_or_default(),
-            pad: 0,
+            mac: link.mac,
         };
         roles.has_uplink |= uplinks.contains(&link.index);
         roles.devices.insert(link.index, Attachment { name: link.name.clone(), role, device });

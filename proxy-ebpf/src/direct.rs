@@ -14,6 +14,7 @@ use datapath::{
 };
 
 use crate::{
+    flows::DEVICES,
     gate::Peek,
     global,
     linear::{at, hardware},
@@ -113,19 +114,17 @@ fn come_home<F: Peek + Routed>(skb: *mut __sk_buff, before: u32) -> u32 {
     };
     // SAFETY: the kernel's context.
     let device = unsafe { (*skb).ifindex };
-    // Where there is no neighbour yet, the answer is going to find it.
     let mut way = route::nowhere();
-    if !route::ask::<F>(&mut way, skb.cast(), device, here, client) {
+    let answer = route::ask::<F>(&mut way, skb.cast(), device, here, client);
+    if answer != route::KNOWN && answer != route::NO_NEIGHBOUR {
         return STAY;
     }
-    // As from the next hop, to the device.
-    let mut ends = [0_u8; 12];
-    let (to, from) = ends.split_at_mut(6);
-    to.copy_from_slice(&way.smac);
-    from.copy_from_slice(&way.dmac);
-    // SAFETY: the helper checks the bounds of the packet; the array holds the 12 bytes.
+    // SAFETY: the row is copied at once.
+    let Some(uplink) = (unsafe { DEVICES.get(way.ifindex).copied() }) else { return STAY };
+    let to = uplink.mac.0;
+    // SAFETY: the helper checks the bounds of the packet; the array holds the 6 bytes.
     unsafe {
-        if helper::bpf_skb_store_bytes(skb.cast(), 0, ends.as_ptr().cast(), 12, 0) != 0 {
+        if helper::bpf_skb_store_bytes(skb.cast(), 0, to.as_ptr().cast(), 6, 0) != 0 {
             return STAY;
         }
         helper::bpf_redirect(way.ifindex, BPF_F_INGRESS.into()) as u32

@@ -44,9 +44,13 @@ pub fn nowhere() -> bpf_fib_lookup {
     unsafe { core::mem::zeroed() }
 }
 
+/// What the kernel answers that knows a packet's way, and nothing to do or to say before it goes there.
+pub const KNOWN: i64 = 0;
+/// The same, but the next hop's address has to be found out first (`BPF_FIB_LKUP_RET_NO_NEIGH`).
+pub const NO_NEIGHBOUR: i64 = 7;
+
 /// Writes into `way`, which must be [`nowhere`], what the kernel does with a packet that comes in by
-/// `device`; false where it has something to do first, or to say. `context` is that of the running
-/// program.
+/// `device`. `context` is that of the running program.
 #[inline(always)]
 pub fn ask<F: Routed>(
     way: &mut bpf_fib_lookup,
@@ -54,11 +58,11 @@ pub fn ask<F: Routed>(
     device: u32,
     from: F::Address,
     to: F::Address,
-) -> bool {
+) -> i64 {
     way.family = F::FAMILY;
     way.ifindex = device;
     F::put(way, from, to);
     let length = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the helper checks the length, and writes into the structure alone.
-    unsafe { helper::bpf_fib_lookup(context, way, length, 0) == 0 }
+    unsafe { helper::bpf_fib_lookup(context, way, length, 0) }
 }

@@ -311,7 +311,7 @@ fn ask<F: WireMaps>(frame: *mut xdp_md, place: u32) -> u32 {
     // SAFETY: the kernel's context.
     let here = unsafe { (*frame).ingress_ifindex };
     let mut way = route::nowhere();
-    if !route::ask::<F>(&mut way, frame.cast(), here, row.own, row.underlay) {
+    if route::ask::<F>(&mut way, frame.cast(), here, row.own, row.underlay) != route::KNOWN {
         return 0;
     }
     let device = way.ifindex;

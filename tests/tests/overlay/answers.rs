@@ -6,7 +6,6 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    time::{Duration, Instant},
 };
 
 use agent_kit::{
@@ -94,14 +93,12 @@ fn told(bed: &Bed) -> Vec<u8> {
 /// Waits until the second node's lease and the first node's programs say so, or do not, and looks
 /// at what both agents show.
 fn wait_told(bed: &Bed, answers: bool) {
-    let began = Instant::now();
     let what = format!("answers {answers}: {}\n{}", lease(bed), bed.logs());
     eventually(&what, || {
         let said = lease(bed).matches(DSR).count();
         (said == if answers { 2 } else { 0 }).then_some(())
     });
     eventually(&what, || (told(bed) == [u8::from(answers); 2]).then_some(()));
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     eventually("the agents show it", || {
         let peers = bed.show(0, "peers");
         let mut peers = peers.as_array().into_iter().flatten();

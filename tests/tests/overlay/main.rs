@@ -6,6 +6,7 @@
 
 mod answers;
 mod bed;
+mod direct;
 mod fault;
 mod kubernetes;
 mod masquerade;
