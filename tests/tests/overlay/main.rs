@@ -17,4 +17,5 @@ mod store;
 mod tunnel;
 #[path = "../lab/wired.rs"]
 mod wired;
+mod word;
 mod xdp;
