@@ -2,7 +2,7 @@
 
 use crate::address::{Ipv4, Ipv6, Mac};
 
-/// Value of the hash table `DEVICES`, keyed by interface index: 28 bytes.
+/// Value of the hash table `DEVICES`, keyed by interface index: 32 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Device {

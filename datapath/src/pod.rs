@@ -65,7 +65,7 @@ pod! {
     Source<Ipv6>: 20,
     RangeKey<Ipv4>: 12,
     RangeKey<Ipv6>: 24,
-    Device: 28,
+    Device: 32,
     Settings: 32,
     Cover: 32,
     Policy: 60,

@@ -82,6 +82,7 @@ pub struct DeviceStatus {
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "independent states")]
 pub struct Status {
     pub running: bool,
     pub ready: bool,

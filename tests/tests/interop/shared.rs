@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use lab::peer::{self, Protocol};
 
 use crate::{
-    bed::{KERNEL, ok},
+    bed::{KERNEL, eventually, ok},
     mixed::{Mixed, NODES, PROGRAMS},
+    word::Word,
 };
 
 /// Pods and nodes reach pods of the other node, each way, by each family and protocol.
@@ -48,6 +49,24 @@ fn everything_passes_between_classic_devices_and_flanneld() {
     mixed.start_agent(0);
     mixed.start_flanneld(1);
     assert_everything_passes(&mixed);
+}
+
+/// What flannel's leases do not have: flanneld reads the rest.
+#[test]
+fn flanneld_reads_a_lease_that_says_who_answers_clients() {
+    let mut mixed = Mixed::furnished(PROGRAMS);
+    let word = Word::new(&mixed.bed, "node1");
+    word.come();
+    mixed.start_agent(0);
+    assert_eq!(mixed.lease(1).matches(r#""DSR":true"#).count(), 2, "{}", mixed.lease(1));
+    mixed.start_flanneld(1);
+    assert_everything_passes(&mixed);
+    // Published anew without, while flanneld watches; then with it again.
+    for is_said in [false, true] {
+        word.say(is_said.into());
+        eventually(&mixed.lease(1), || (mixed.lease(1).contains("DSR") == is_said).then_some(()));
+        assert_everything_passes(&mixed);
+    }
 }
 
 /// Its lease is put with other MACs: flanneld follows, and so does the agent when flanneld's

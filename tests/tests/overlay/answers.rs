@@ -1,16 +1,10 @@
 //! A node whose proxy answers clients outside by itself: its lease tells the others, and their
 //! programs are told.
 
-use std::{
-    fs,
-    net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
-};
+use std::net::IpAddr;
 
 use agent_kit::{
     Pod,
-    bpf::{self, MapLayout, map_type},
     table::{MapTable, Table},
 };
 use datapath::{
@@ -19,51 +13,12 @@ use datapath::{
     tunnel::{NetworkKey, Vtep},
 };
 
-use crate::bed::{Bed, DUAL, KERNEL, PREFIX, eventually, ok};
+use crate::{
+    bed::{Bed, DUAL, KERNEL, PREFIX, eventually, ok},
+    word::Word,
+};
 
 const DSR: &str = r#""DSR":true"#;
-
-/// The table by which a proxy speaks, without the proxy: pinned where its own would be.
-struct Proxy {
-    pin: PathBuf,
-}
-
-impl Proxy {
-    fn new(bed: &Bed, node: &str) -> Self {
-        let maps = bed.lab.bpffs(node).join("proxy/maps");
-        ok(fs::create_dir_all(&maps));
-        Self { pin: maps.join("SETTINGS") }
-    }
-
-    /// Pins a table of rows of a size.
-    fn pin(&self, size: usize) -> OwnedFd {
-        let layout = MapLayout {
-            map_type: map_type::ARRAY,
-            key_size: 4,
-            value_size: ok(size.try_into()),
-            max_entries: 1,
-            flags: 0,
-        };
-        let map = ok(bpf::map_create(layout, None));
-        ok(bpf::obj_pin(map.as_fd(), &self.pin));
-        map
-    }
-
-    fn come(&self) {
-        drop(self.pin(size_of::<Settings>()));
-        self.say(1);
-    }
-
-    fn say(&self, dsr: u32) {
-        let maps = self.pin.parent().expect("a directory");
-        let mut table = ok(MapTable::open(maps, "SETTINGS"));
-        ok(table.insert(&0_u32, &Settings { dsr, ..Settings::default() }));
-    }
-
-    fn go(&self) {
-        ok(fs::remove_file(&self.pin));
-    }
-}
 
 /// What the store has of the second node.
 fn lease(bed: &Bed) -> String {
@@ -116,7 +71,7 @@ fn a_lease_says_who_answers_clients_and_rows_follow() {
     let mut bed = Bed::up(DUAL, &[]);
     let flannels = lease(&bed);
     assert!(!flannels.contains("DSR"), "{flannels}");
-    let proxy = Proxy::new(&bed, "node2");
+    let proxy = Word::new(&bed, "node2");
     proxy.come();
     wait_told(&bed, true);
     bed.assert_joined();
@@ -138,7 +93,7 @@ fn a_lease_says_who_answers_clients_and_rows_follow() {
     assert_eq!(lease(&bed).replace(r#""DSR":true,"#, ""), flannels, "the same device");
     // The table of a proxy of another make says nothing, nor does one that is gone.
     proxy.go();
-    drop(proxy.pin(size_of::<Settings>() - 4));
+    proxy.pin(size_of::<Settings>() - 4);
     wait_told(&bed, false);
     proxy.go();
     proxy.come();
@@ -156,7 +111,7 @@ fn a_lease_says_who_answers_clients_and_rows_follow() {
 #[test]
 fn a_node_without_programs_says_nothing_of_clients() {
     let mut bed = Bed::furnished(DUAL, &[KERNEL]);
-    Proxy::new(&bed, "node2").come();
+    Word::new(&bed, "node2").come();
     bed.launch();
     bed.assert_joined();
     assert!(!lease(&bed).contains("DSR"), "{}", lease(&bed));

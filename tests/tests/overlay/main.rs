@@ -18,4 +18,5 @@ mod store;
 mod tunnel;
 #[path = "../lab/wired.rs"]
 mod wired;
+mod word;
 mod xdp;
