@@ -29,6 +29,9 @@ pub struct ShownFlow {
     pub backend: SocketAddr,
     /// What the backend sees as the client, if that is not the client itself.
     pub source: Option<SocketAddr>,
+    /// The backend's node answers the client itself (direct server return).
+    #[serde(rename = "direct")]
+    pub is_direct: bool,
     pub service: String,
     pub state: &'static str,
     pub age_seconds: u64,
@@ -80,18 +83,23 @@ where
         let reply = replies.get(&parties.reply()).copied().unwrap_or_default();
         let last = row.last.max(reply.last);
         let idle = u64::from(now.saturating_sub(last)) * TICK_NS / 1_000_000_000;
-        let limit = u64::from(timeout(key.proto, row.seen, reply.seen));
+        // The backend's node answers: nothing of it is seen here.
+        let is_direct = row.flags & flow_flags::DIRECT != 0;
+        let answered = if is_direct { row.seen } else { reply.seen };
+        let limit = u64::from(timeout(key.proto, row.seen, answered));
         ShownFlow {
             protocol: protocol::name(key.proto),
             client: socket(parties.client),
             frontend: socket(parties.frontend),
             backend: socket(parties.backend),
-            source: (row.flags & flow_flags::MASQUERADE != 0 && parties.source.port.get() != 0)
+            source: (row.flags & flow_flags::MASQUERADE != 0 && !is_direct)
                 .then_some(parties.source)
+                .filter(|source| source.port.get() != 0)
                 .or_else(|| (parties.alias != Be16::ZERO).then(|| parties.alias()))
                 .map(socket),
             service: names.get(&row.service).cloned().unwrap_or_default(),
-            state: state(key.proto, row.seen, reply.seen),
+            is_direct,
+            state: state(key.proto, row.seen, answered),
             age_seconds: u64::from(now.saturating_sub(row.since)) * TICK_NS / 1_000_000_000,
             idle_seconds: idle,
             expires_seconds: limit.saturating_sub(idle),
@@ -136,7 +144,11 @@ pub fn print(flows: &[ShownFlow]) -> String {
             flow.client.to_string(),
             flow.frontend.to_string(),
             flow.backend.to_string(),
-            flow.source.map_or(String::new(), |source| source.to_string()),
+            match flow.source {
+                Some(source) => source.to_string(),
+                None if flow.is_direct => "direct".into(),
+                None => String::new(),
+            },
             flow.service.clone(),
             flow.state.into(),
             print::whole_age(flow.age_seconds),

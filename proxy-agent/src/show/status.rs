@@ -173,6 +173,13 @@ fn head(status: &Status) -> String {
         ));
     }
     lines.push(format!("to pods    seen {}", status.pod_egress));
+    if status.answers {
+        lines.push(
+            "clients    answered by the nodes of backends, where these do so too; `flannel-agent \
+             peers` tells which do"
+                .into(),
+        );
+    }
     for XdpStatus { device, mode, reason } in &status.xdp {
         lines.push(format!("xdp        {device} {mode}: {reason}"));
     }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Packets of each kind that a node dealt with.
-pub(crate) fn carried(cluster: &Cluster, node: usize) -> [u64; 6] {
+pub(crate) fn carried(cluster: &Cluster, node: usize) -> [u64; Leg::ALL.len()] {
     let maps = cluster.lab.bpffs(&cluster.nodes()[node]).join("proxy/maps");
     let counts = ok(Counts::open(&maps, "CARRIED"));
     Leg::ALL.map(|leg| counts.sum(leg as u32))
@@ -135,7 +135,7 @@ fn a_program_of_somebody_elses_is_left_where_it_is() {
         // It was asked for by name.
         let problem = &told["problems"][0];
         assert_eq!(problem["object"], "--xdp", "{told}");
-        assert_eq!((carried(&cluster, 0), uplink(&cluster)), ([0; 6], before));
+        assert_eq!((carried(&cluster, 0), uplink(&cluster)), ([0; Leg::ALL.len()], before));
         drop(stranger);
         eventually("the program is on", || {
             let told = status(&cluster, 0);
