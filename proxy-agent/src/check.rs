@@ -12,7 +12,7 @@ use agent_kit::{
     bpf::{self, MapLayout, map_type},
     embedded::LoadError,
     finding::{self, Finding, Verdict, lacking, ok},
-    kernel, mount, netfilter,
+    ipsec, kernel, mount, netfilter,
     ports::ReservedPorts,
     table::{MapTable, Table},
 };
@@ -20,7 +20,15 @@ use agent_kit::{
 use aya::Ebpf;
 use datapath::settings::{Settings, socket_lb};
 
-use crate::{attach::DEVICE_HOOKS, config::CheckArgs, object};
+use crate::{
+    attach::DEVICE_HOOKS,
+    config::{CheckArgs, PodLink, Xdp},
+    devices::{Wish, roles},
+    netlink::{self, Link},
+    object,
+    probe::{self, Forecast, Probe},
+    xdp,
+};
 
 /// Looks at everything.
 pub fn check(args: &CheckArgs) -> Vec<Finding> {
@@ -37,7 +45,73 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
     findings.extend(finding::forwarding());
     findings.push(ports(args));
     findings.push(rules());
+    findings.extend(xdp(args));
     findings
+}
+
+/// What `--xdp auto` would come to on each uplink.
+fn xdp(args: &CheckArgs) -> Vec<Finding> {
+    const SUBJECT: &str = "XDP";
+    let unknown = |err: String| {
+        vec![lacking(SUBJECT, Verdict::Unknown, err, "run this in the node's network namespace")]
+    };
+    let network = match netlink::look() {
+        Ok(network) => network,
+        Err(err) => return unknown(err.to_string()),
+    };
+    let probe = match Probe::ask() {
+        Ok(probe) => probe,
+        Err(err) => return unknown(format!("the kernel cannot be asked about drivers: {err}")),
+    };
+    let wish = Wish {
+        uplinks: args.uplink.clone(),
+        pod_link: PodLink::None,
+        node_addresses: Vec::new(),
+        at_bridges: false,
+    };
+    let roles = roles(&network, &wish);
+    let rules = passed_by();
+    let maps = object::pins(&args.show.pins.bpffs).maps();
+    let foresee = |link| {
+        let own = xdp::mode_of(&maps, link.index).and(link.xdp_program);
+        let wanted = xdp::wanted(link.is_veth, Xdp::Auto, rules.as_deref());
+        (link, probe::foresee(&probe.facts(&network, link, own), wanted))
+    };
+    let foreseen = xdp::uplinks(&roles, &network).map(foresee);
+    let found = |(link, forecast): (&Link, Forecast)| {
+        let Forecast { mode, is_known, reason, remedy } = forecast;
+        let mode = mode.map_or("none", xdp::name);
+        let verdict = match (mode, is_known, &remedy) {
+            (_, false, _) => Verdict::Unknown,
+            ("none", ..) | (.., Some(_)) => Verdict::Warning,
+            _ => Verdict::Ok,
+        };
+        let found = format!("--xdp auto: {mode} on {}: {reason}", link.name);
+        Finding { subject: SUBJECT, verdict, found, advice: remedy }
+    };
+    let mut findings: Vec<Finding> = foreseen.map(found).collect();
+    if findings.is_empty() {
+        let found = "no uplink is known here";
+        findings.push(lacking(SUBJECT, Verdict::Unknown, found, "name it with --uplink"));
+    }
+    findings
+}
+
+/// What of netfilter or IPsec forwarded packets meet, and frames that are dealt with at XDP do not.
+fn passed_by() -> Option<String> {
+    match netfilter::obstacles() {
+        Ok(obstacles) => obstacles.forwarded.or_else(encryption),
+        Err(err) => Some(format!("netfilter cannot be asked: {err}")),
+    }
+}
+
+/// That the kernel encrypts what goes between some addresses, in words.
+pub fn encryption() -> Option<String> {
+    match ipsec::has_policies() {
+        Ok(false) => None,
+        Ok(true) => Some("there are IPsec policies".into()),
+        Err(err) => Some(format!("the kernel cannot be asked for IPsec policies: {err}")),
+    }
 }
 
 /// How the agent of this node was told to use sockets, if there is one.

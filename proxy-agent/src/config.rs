@@ -195,6 +195,10 @@ pub struct CheckArgs {
     /// Source ports for masquerading
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
+    /// Devices toward the outside, of which it is told what XDP could do there [default: those that
+    /// hold a default route]
+    #[arg(long, value_name = "DEV", value_delimiter = ',')]
+    pub uplink: Vec<String>,
     #[command(flatten)]
     pub reserved_ports: ReservedPortsArgs,
 }

@@ -15,7 +15,7 @@ use agent_kit::{
     barrier::Barrier,
     code, descriptor,
     embedded::LoadError,
-    filter, ipsec, kernel,
+    filter, kernel,
     kubernetes::RequestMetrics,
     link::Links,
     mount, netfilter,
@@ -275,15 +275,6 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// That the kernel encrypts what goes between some addresses, in words.
-fn encryption() -> Option<String> {
-    match ipsec::has_policies() {
-        Ok(false) => None,
-        Ok(true) => Some("there are IPsec policies".into()),
-        Err(err) => Some(format!("the kernel cannot be asked for IPsec policies: {err}")),
-    }
-}
-
 /// As kube-proxy: without blanks, in small letters.
 fn node_name(args: &RunArgs) -> String {
     let name = args.hostname_override.clone().filter(|name| !name.trim().is_empty());
@@ -514,7 +505,7 @@ impl Agent {
             None => "at bridges: nothing on this node filters or translates".to_owned(),
             Some(obstacle) => format!("at each pod's device: {obstacle}"),
         };
-        self.rules = obstacle.clone().or_else(encryption);
+        self.rules = obstacle.clone().or_else(check::encryption);
         self.obstacle = obstacle;
         let told = &mut self.board.state().pod_egress;
         let is_news = *told != place;
@@ -633,8 +624,9 @@ impl Agent {
         }
         let told = std::mem::replace(&mut self.board.state().xdp, outcome.devices.clone());
         for status in outcome.devices.iter().filter(|&status| !told.contains(status)) {
-            let XdpStatus { device, mode, reason } = status;
-            info!(device, mode, reason, "XDP");
+            let XdpStatus { device, mode, reason, .. } = status;
+            let driver = status.told();
+            info!(device, mode, reason, driver, "XDP");
         }
         let problem = |err: &XdpError| Problem::new(Problem::DEVICE, "--xdp", err.to_string());
         self.board.set_problems("xdp", outcome.errors.iter().map(problem).collect());

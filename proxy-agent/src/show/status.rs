@@ -173,8 +173,9 @@ fn head(status: &Status) -> String {
         ));
     }
     lines.push(format!("to pods    seen {}", status.pod_egress));
-    for XdpStatus { device, mode, reason } in &status.xdp {
-        lines.push(format!("xdp        {device} {mode}: {reason}"));
+    for xdp @ XdpStatus { device, mode, reason, driver, .. } in &status.xdp {
+        let told = if driver.is_empty() { String::new() } else { format!("; {}", xdp.told()) };
+        lines.push(format!("xdp        {device} {mode}: {reason}{told}"));
     }
     lines.join("\n") + "\n"
 }
