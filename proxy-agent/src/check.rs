@@ -24,8 +24,7 @@ use crate::{
     attach::DEVICE_HOOKS,
     config::{CheckArgs, PodLink, Xdp},
     devices::{Wish, roles},
-    netlink::{self, Link},
-    object,
+    netlink, object,
     probe::{self, Forecast, Probe},
     xdp,
 };
@@ -72,24 +71,21 @@ fn xdp(args: &CheckArgs) -> Vec<Finding> {
     let roles = roles(&network, &wish);
     let rules = passed_by();
     let maps = object::pins(&args.show.pins.bpffs).maps();
-    let foresee = |link| {
+    let mut findings = Vec::new();
+    for link in xdp::uplinks(&roles, &network) {
         let own = xdp::mode_of(&maps, link.index).and(link.xdp_program);
         let wanted = xdp::wanted(link.is_veth, Xdp::Auto, rules.as_deref());
-        (link, probe::foresee(&probe.facts(&network, link, own), wanted))
-    };
-    let foreseen = xdp::uplinks(&roles, &network).map(foresee);
-    let found = |(link, forecast): (&Link, Forecast)| {
-        let Forecast { mode, is_known, reason, remedy } = forecast;
-        let mode = mode.map_or("none", xdp::name);
-        let verdict = match (mode, is_known, &remedy) {
-            (_, false, _) => Verdict::Unknown,
-            ("none", ..) | (.., Some(_)) => Verdict::Warning,
-            _ => Verdict::Ok,
+        let facts = probe.facts(&network, link, own);
+        let Forecast { mode, is_known, reason, remedy } = probe::foresee(&facts, wanted);
+        let verdict = match (is_known, &remedy) {
+            (false, _) => Verdict::Unknown,
+            (true, Some(_)) => Verdict::Warning,
+            (true, None) => Verdict::Ok,
         };
+        let mode = mode.map_or("none", xdp::name);
         let found = format!("--xdp auto: {mode} on {}: {reason}", link.name);
-        Finding { subject: SUBJECT, verdict, found, advice: remedy }
-    };
-    let mut findings: Vec<Finding> = foreseen.map(found).collect();
+        findings.push(Finding { subject: SUBJECT, verdict, found, advice: remedy });
+    }
     if findings.is_empty() {
         let found = "no uplink is known here";
         findings.push(lacking(SUBJECT, Verdict::Unknown, found, "name it with --uplink"));

@@ -11,7 +11,7 @@ use std::{
     str::FromStr,
 };
 
-use agent_kit::kubernetes;
+use agent_kit::{bpf::XdpMode, kubernetes};
 pub use agent_kit::{
     log::LogFormat,
     output::{Output, OutputArgs},
@@ -524,6 +524,17 @@ pub enum Xdp {
     Auto,
     Native,
     Generic,
+}
+
+impl Xdp {
+    /// Who runs the program where it runs.
+    pub const fn mode(self) -> Option<XdpMode> {
+        match self {
+            Self::Off => None,
+            Self::Auto | Self::Native => Some(XdpMode::Native),
+            Self::Generic => Some(XdpMode::Generic),
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize)]

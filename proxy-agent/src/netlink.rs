@@ -112,7 +112,7 @@ async fn list(handle: &Handle) -> Result<Network, NetlinkError> {
     let links: Vec<LinkMessage> =
         handle.link().get().execute().try_collect().await.map_err(failed("devices"))?;
     let addresses: Vec<AddressMessage> =
-        self.handle.address().get().execute().try_collect().await.map_err(failed("addresses"))?;
+        handle.address().get().execute().try_collect().await.map_err(failed("addresses"))?;
     let mut default_routes = Vec::new();
     for (family, af) in [(IpFamily::V4, AddressFamily::Inet), (IpFamily::V6, AddressFamily::Inet6)]
     {

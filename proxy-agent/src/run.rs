@@ -18,8 +18,8 @@ use agent_kit::{
     filter, kernel,
     kubernetes::RequestMetrics,
     link::Links,
-    mount, netfilter,
-    notice::word,
+    mount, netdev, netfilter,
+    notice::{Word, word},
     object::Loaded,
     ports::{self, ReserveError, SYSCTL},
     table::{MapTable, OpenError, Table, TableError},
@@ -156,6 +156,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     let mut netlink = Netlink::open()?;
     // Where rules cannot be listened to, they are looked at now and then.
     let mut rules = netfilter::notices().ok();
+    let mut drivers = agent.listen_to_drivers();
     let mut filters = None;
     agent.look_at_netfilter();
     agent.list_devices(&netlink).await;
@@ -190,6 +191,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
                     agent.look_for_rules().await;
                 }
             }
+            true = word(&mut drivers) => agent.place(),
             Some(()) = netlink.changed() => agent.list_devices(&netlink).await,
             Ok(result) = finished(&mut agent.waiting) => agent.wait_ended(&result),
             () = until(agent.pod_cgroups.next_look()) => agent.leave_pods_out(true),
@@ -349,7 +351,7 @@ impl Agent {
     ) -> Result<Self, RunError> {
         // Before: what changes meanwhile is found later.
         let nodes = object::nodes(&args.pins.bpffs);
-        let (loaded, claim) = object::load(&args.pins.bpffs, &args.capacities())?;
+        let (loaded, claim) = object::load(&args.pins.bpffs, &args.capacities(), args.xdp)?;
         if !loaded.remade.is_empty() {
             let tables = loaded.remade.join(", ");
             info!(tables, "tables are made anew; the old ones serve until these are filled");
@@ -505,7 +507,11 @@ impl Agent {
             None => "at bridges: nothing on this node filters or translates".to_owned(),
             Some(obstacle) => format!("at each pod's device: {obstacle}"),
         };
-        self.rules = obstacle.clone().or_else(check::encryption);
+        self.rules = if self.args.xdp == Xdp::Off {
+            None
+        } else {
+            obstacle.clone().or_else(check::encryption)
+        };
         self.obstacle = obstacle;
         let told = &mut self.board.state().pod_egress;
         let is_news = *told != place;
@@ -613,6 +619,11 @@ impl Agent {
         self.attach_wires();
     }
 
+    /// What a driver can do may depend on the peer's settings, of which nothing else tells.
+    fn listen_to_drivers(&self) -> Option<Word> {
+        (self.args.xdp != Xdp::Off).then(netdev::notices)?.ok().flatten()
+    }
+
     /// Has frames of uplinks seen before the kernel sees them, where that is wanted and can be.
     fn attach_wires(&mut self) {
         let rules = self.rules.as_deref();
@@ -635,9 +646,12 @@ impl Agent {
     /// Loads the programs with the overlay's tables as they are now, if these are others than before:
     /// an overlay came, went, or made them anew.
     fn follow_overlay(&mut self) {
-        let nodes = object::nodes(&self.args.pins.bpffs);
         // Before the tables are filled, old programs go on with old ones.
-        if nodes == self.nodes || self.args.xdp == Xdp::Off || self.loaded.replaces.is_some() {
+        if self.args.xdp == Xdp::Off || self.loaded.replaces.is_some() {
+            return;
+        }
+        let nodes = object::nodes(&self.args.pins.bpffs);
+        if nodes == self.nodes {
             return;
         }
         match self.load_again() {
@@ -656,7 +670,7 @@ impl Agent {
     }
 
     fn load_again(&mut self) -> Result<(), RunError> {
-        let loaded = object::reload(&self.args.pins.bpffs, &self.args.capacities())?;
+        let loaded = object::reload(&self.args.pins.bpffs, &self.args.capacities(), self.args.xdp)?;
         let table = MapTable::open(&loaded.maps, "DEVICES")?;
         self.sweep = Arc::new(Sweep::new(&loaded.ebpf)?);
         self.loaded = loaded;

@@ -10,6 +10,7 @@ use agent_kit::{
     attach::{self, AttachError},
     bpf::XdpMode,
     link::{LinkError, Links},
+    netdev::Features,
     table::{MapTable, OpenError, Table, TableError},
 };
 use aya::Ebpf;
@@ -121,6 +122,7 @@ impl Wires {
             .collect();
         // Some drivers can do more once a program runs.
         let probe = (self.asked != Xdp::Off).then(Probe::ask).and_then(Result::ok);
+        outcome.errors.extend(self.tell_senders(&uplinks, probe.as_ref()).err());
         for (link, served) in uplinks.into_iter().zip(served) {
             let facts = probe.as_ref().map(|probe| {
                 let own = self.on.get(&link.index).and(link.xdp_program);
@@ -172,16 +174,16 @@ impl Wires {
     ) -> Result<Result<XdpMode, String>, XdpError> {
         let failed = |source| XdpError::Row { device: link.name.clone(), source };
         let (pin, at) = (pin(link.index), place(link.index));
-        let wanted = Uplink {
-            device: link.index,
-            mac: link.mac,
-            sends: (mode == XdpMode::Generic).into(),
-            mode: match mode {
-                XdpMode::Native => mode::NATIVE,
-                XdpMode::Generic => mode::GENERIC,
-            },
-        };
         let row = self.table.get(&at).map_err(failed)?.unwrap_or_default();
+        let (number, sends) = match mode {
+            // Told once it is known: some drivers send only where a program runs.
+            XdpMode::Native if (row.device, row.mode) == (link.index, mode::NATIVE) => {
+                (mode::NATIVE, row.sends)
+            }
+            XdpMode::Native => (mode::NATIVE, 0),
+            XdpMode::Generic => (mode::GENERIC, 1),
+        };
+        let wanted = Uplink { device: link.index, mac: link.mac, sends, mode: number };
         if row.device != 0 && row.device != link.index && self.on.contains_key(&row.device) {
             return Ok(Err(format!(
                 "interface indices {} and {} have one place in table UPLINKS",
@@ -203,6 +205,30 @@ impl Wires {
         }
         self.on.insert(link.index, mode);
         Ok(Ok(mode))
+    }
+
+    /// Says in the table which devices send out what came in by others, where drivers run the program.
+    fn tell_senders(&mut self, uplinks: &[&Link], probe: Option<&Probe>) -> Result<(), XdpError> {
+        let features = |link: &Link| probe.and_then(|probe| probe.features(link.index));
+        let native: Vec<&Link> = uplinks
+            .iter()
+            .copied()
+            .filter(|link| self.on.get(&link.index) == Some(&XdpMode::Native))
+            .collect();
+        let redirects =
+            |link: &&Link| features(link).is_some_and(|known| known.has(Features::REDIRECT));
+        let all_redirect = native.iter().all(redirects);
+        for link in native {
+            let failed = |source| XdpError::Row { device: link.name.clone(), source };
+            let sends = all_redirect && sends(features(link), link.mtu);
+            let at = place(link.index);
+            let row = self.table.get(&at).map_err(failed)?.unwrap_or_default();
+            let wanted = Uplink { sends: sends.into(), ..row };
+            if row.device == link.index && row != wanted {
+                self.table.insert(&at, &wanted).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes the program off all but those that it is to stay on.
@@ -238,6 +264,15 @@ pub fn uplinks<'a>(roles: &'a Roles, network: &'a Network) -> impl Iterator<Item
     network.links.iter().filter(|link| {
         let has_role = |on: &Attachment| on.role == Role::Uplink;
         !link.is_tunnel && roles.devices.get(&link.index).is_some_and(has_role)
+    })
+}
+
+/// Whether a driver sends out what came in by other devices. It drops what it cannot, without a word: what
+/// came in several buffers, too, of which there are none as long as packets are no longer than usual.
+fn sends(features: Option<Features>, mtu: u32) -> bool {
+    const USUAL: u32 = 1500;
+    features.is_some_and(|features| {
+        features.has(Features::NDO_XMIT) && (mtu <= USUAL || features.has(Features::NDO_XMIT_SG))
     })
 }
 
@@ -327,6 +362,15 @@ mod tests {
             assert_eq!(wanted(card, Xdp::Generic, obstacle), Ok(XdpMode::Generic));
             assert!(wanted(card, Xdp::Off, obstacle).is_err());
         }
+    }
+
+    #[test]
+    fn a_driver_sends_what_it_says_it_does() {
+        assert!(!sends(None, 1500));
+        assert!(!sends(Some(Features(0x23)), 1500));
+        assert!(sends(Some(Features(0x7)), 1500));
+        assert!(!sends(Some(Features(0x27)), 9000));
+        assert!(sends(Some(Features(0x67)), 9000));
     }
 
     #[test]

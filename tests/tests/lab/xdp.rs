@@ -278,3 +278,67 @@ fn check_tells_of_a_program_of_somebody_elses() {
     drop(stranger);
     assert_eq!(foreseen(&cluster, &["tap9"])[0].1, "ok");
 }
+
+/// A second network between the nodes, by which they reach each other's pods.
+fn back_network(cluster: &Cluster) {
+    let far = ok(cluster.lab.place("node2")).netns();
+    let far = far.file_name().expect("a name").display().to_string();
+    let add = format!("ip link add back type veth peer name back netns {far}");
+    ok(cluster.lab.shell("node1", &add));
+    for (node, number, other) in [("node1", 1, 2), ("node2", 2, 1)] {
+        for line in [
+            format!("address add 10.99.0.{number}/24 dev back"),
+            format!("address add fd00:99::{number}/64 dev back nodad"),
+            "link set back up".into(),
+            format!("route replace 10.244.{other}.0/24 via 10.99.0.{other}"),
+            format!("-6 route replace fd00:10:244:{other}::/64 via fd00:99::{other}"),
+        ] {
+            ok(cluster.lab.shell(node, &format!("ip {line}")));
+        }
+    }
+}
+
+/// Clients by one device, the backend's node by another: both drivers say that they send, so frames
+/// leave in them; where one says that it does not any more, the packet path serves.
+#[test]
+fn frames_leave_by_another_device_where_its_driver_sends() {
+    let services = [expose(11, &["pod2a"])];
+    let uplinks = "--uplink=eth0,back";
+    let plan = Plan::new(SocketLb::On).extra(&["--xdp=native", uplinks]);
+    let options = plan.options();
+    let mut cluster = plan.without_agents(&services);
+    back_network(&cluster);
+    for node in cluster.nodes() {
+        cluster.agents.push(ok(Agent::start(&cluster.lab, &node, options.clone())));
+    }
+    cluster.wait_programmed(&services[0]);
+    let wired = ok(Wired::up(&cluster.lab));
+    let sends = |device: &str| {
+        let told = status(&cluster, 0);
+        let all = told["xdp"].as_array().cloned().unwrap_or_default();
+        let on = all.iter().find(|on| on["device"] == device && on["mode"] == "native");
+        let features = on.and_then(|on| on["features"].as_array().cloned());
+        features.is_some_and(|features| features.contains(&"ndo-xmit".into()))
+    };
+    eventually("both send", || (sends("eth0") && sends("back")).then_some(()));
+    let exchange = || {
+        for family in FAMILIES {
+            let to = Target::NodePort("node1", 11).address(&cluster.lab, family);
+            let outcome = ok(peer::exchange(&cluster.place("client"), to, BYTES));
+            assert_eq!(outcome, Exchange::whole(BYTES), "{to}");
+        }
+        let [_, out, _, back, ..] = carried(&cluster, 0);
+        [out, back]
+    };
+    let most = BYTES / 1448;
+    let first = exchange();
+    assert!(first.iter().all(|&leg| leg > most), "{first:?}");
+    // Without its peer's program, and without GRO there, a veth's driver has nobody to hand frames to.
+    drop(wired);
+    eventually("one sends no more", || (!sends("eth0") && sends("back")).then_some(()));
+    // Ways that are known are asked for anew once a second.
+    sleep(Duration::from_millis(1_200));
+    let second = exchange();
+    assert!(second[0] > first[0] + most, "{first:?}, then {second:?}");
+    assert!(second[1] < first[1] + most / 2, "{first:?}, then {second:?}");
+}
