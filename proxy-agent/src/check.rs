@@ -86,6 +86,10 @@ fn xdp(args: &CheckArgs) -> Vec<Finding> {
         let found = format!("--xdp auto: {mode} on {}: {reason}", link.name);
         findings.push(Finding { subject: SUBJECT, verdict, found, advice: remedy });
     }
+    let unfit = |found| lacking(SUBJECT, Verdict::Warning, found, "name another with --uplink");
+    let missing = roles.missing.iter().map(|name| format!("there is no device {name}"));
+    let other = roles.not_ethernet.iter().map(|name| format!("{name} carries no Ethernet frames"));
+    findings.extend(missing.chain(other).map(unfit));
     if findings.is_empty() {
         let found = "no uplink is known here";
         findings.push(lacking(SUBJECT, Verdict::Unknown, found, "name it with --uplink"));

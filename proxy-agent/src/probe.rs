@@ -147,6 +147,12 @@ impl Facts {
         told(&self.driver, self.features.map(Features::names).as_deref())
     }
 
+    /// Whether the other end of a veth pair does not look for what a program sends back. A driver of a
+    /// card says the same until a program runs, or does not send for other devices, which is less.
+    pub fn is_deaf(&self) -> bool {
+        self.kind == "veth" && self.features.is_some() && !self.has(Features::NDO_XMIT)
+    }
+
     /// Why the driver would not run a program, as far as facts tell.
     pub fn obstacle(&self) -> Option<Obstacle> {
         if let Some(id) = self.stranger {
@@ -400,6 +406,14 @@ mod tests {
         is_none(&without_card("vlan", 0), "a VLAN device", "generic");
         is_none(&without_card("dummy", 0), "devices of kind dummy", "generic");
         is_none(&without_card("veth", 0), "by more queues", "ethtool -L eth0 rx");
+    }
+
+    #[test]
+    fn the_other_end_of_a_pair_must_listen() {
+        assert!(without_card("veth", 0x23).is_deaf());
+        assert!(!without_card("veth", 0x67).is_deaf());
+        assert!(!Facts { features: None, ..without_card("veth", 0) }.is_deaf());
+        assert!(!card("virtio_net", 0x23).is_deaf());
     }
 
     #[test]

@@ -68,6 +68,11 @@ pub enum XdpError {
     Link(#[from] LinkError),
     #[error("cannot write device {device} to table UPLINKS: {source}")]
     Row { device: String, source: TableError },
+    #[error(
+        "what is sent back by {device} is lost: the other end of the veth pair has neither an XDP program \
+         nor GRO, so nobody there looks for it; give it a program, or --xdp generic"
+    )]
+    Deaf { device: String },
 }
 
 /// What a round came to.
@@ -129,6 +134,9 @@ impl Wires {
                 probe.facts(network, link, own)
             });
             let facts = facts.unwrap_or_default();
+            if matches!(served, Ok(Ok(XdpMode::Native))) && facts.is_deaf() {
+                outcome.errors.push(XdpError::Deaf { device: link.name.clone() });
+            }
             let (mode, reason) = match served {
                 Ok(Ok(mode)) => (name(mode), self.consent(obstacle)),
                 Ok(Err(reason)) => ("none", reason),

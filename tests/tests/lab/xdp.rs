@@ -338,6 +338,8 @@ fn frames_leave_by_another_device_where_its_driver_sends() {
     eventually("one sends no more", || (!sends("eth0") && sends("back")).then_some(()));
     // Ways that are known are asked for anew once a second.
     sleep(Duration::from_millis(1_200));
+    let problem = status(&cluster, 0)["problems"][0]["message"].to_string();
+    assert!(problem.contains("what is sent back by eth0 is lost"), "{problem}");
     let second = exchange();
     assert!(second[0] > first[0] + most, "{first:?}, then {second:?}");
     assert!(second[1] < first[1] + most / 2, "{first:?}, then {second:?}");
