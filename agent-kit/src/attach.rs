@@ -127,10 +127,12 @@ fn refusal(err: &ProgramError) -> String {
     format!("{io_error}{hint}; the verifier's last words:\n  {reason}")
 }
 
-/// Loads every program of the object, which is when the kernel verifies it: a second for them
-/// all, so as many at once as there are processors, those of devices first, which are longest.
-pub fn load_programs(ebpf: &mut Ebpf) -> Result<(), AttachError> {
-    let mut programs: Vec<(&str, &mut Program)> = ebpf.programs_mut().collect();
+/// Loads every program of the object but those that are not used, which is when the kernel verifies
+/// it: a second for them all, so as many at once as there are processors, those of devices first, which
+/// are longest.
+pub fn load_programs(ebpf: &mut Ebpf, unused: &[&str]) -> Result<(), AttachError> {
+    let mut programs: Vec<(&str, &mut Program)> =
+        ebpf.programs_mut().filter(|(name, _)| !unused.contains(name)).collect();
     programs.sort_by_key(|(name, program)| {
         let is_device = matches!(program, Program::SchedClassifier(_));
         (is_device, name.ends_with("_ingress"))

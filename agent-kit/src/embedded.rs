@@ -67,12 +67,13 @@ impl Embedded {
     }
 
     /// Loads the object with its maps pinned, and has the kernel verify its programs. `shared` as
-    /// in [`Request::shared`].
+    /// in [`Request::shared`]; `unused` are programs that are not loaded.
     pub fn load(
         &self,
         pins: &Pins,
         capacities: &BTreeMap<String, u32>,
         shared: &[(&str, PathBuf)],
+        unused: &[&str],
     ) -> Result<Loaded, LoadError> {
         let mut loaded = object::load(&Request {
             object: self.bytes()?,
@@ -82,7 +83,7 @@ impl Embedded {
             groups: self.groups,
             shared,
         })?;
-        if let Err(err) = attach::load_programs(&mut loaded.ebpf) {
+        if let Err(err) = attach::load_programs(&mut loaded.ebpf, unused) {
             loaded.discard();
             return Err(err.into());
         }
@@ -107,7 +108,7 @@ impl Embedded {
     /// Has the kernel verify the programs with small tables that are pinned nowhere.
     pub fn verify(&self) -> Result<Ebpf, LoadError> {
         let mut ebpf = object::load_private(self.bytes()?)?;
-        attach::load_programs(&mut ebpf)?;
+        attach::load_programs(&mut ebpf, &[])?;
         Ok(ebpf)
     }
 }

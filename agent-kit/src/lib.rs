@@ -23,6 +23,7 @@ pub mod dump;
 pub mod embedded;
 #[cfg(feature = "etcd")]
 pub mod etcd;
+pub mod ethtool;
 pub mod filter;
 pub mod finding;
 pub mod ipsec;
@@ -31,6 +32,7 @@ pub mod kubernetes;
 pub mod link;
 pub mod log;
 pub mod mount;
+pub mod netdev;
 pub mod netfilter;
 pub mod netlink;
 pub mod notice;

@@ -4,7 +4,11 @@
 //! A notification is only a reason to look again: the whole list is read anew, so that none
 //! that was lost (the socket's buffer overran) is missed for good.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
 
 use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -76,6 +80,27 @@ impl Word {
         // SAFETY: an owned descriptor is open, and the same, for as long as it lives.
         let socket = unsafe { AsyncFd::register(socket) };
         Ok(Self { socket: socket.map_err(io::Error::other)?, is_wanted })
+    }
+
+    /// The same by the group's number, of those that a bit cannot tell.
+    pub fn of_group(
+        protocol: Option<Protocol>,
+        group: u32,
+        is_wanted: fn(&[u8]) -> bool,
+    ) -> io::Result<Self> {
+        let this = Self::of(protocol, 0, is_wanted)?;
+        let length = size_of_val(&group) as u32;
+        // SAFETY: the kernel reads a number of that length.
+        let joined = unsafe {
+            libc::setsockopt(
+                this.socket.as_raw_fd(),
+                libc::SOL_NETLINK,
+                libc::NETLINK_ADD_MEMBERSHIP,
+                (&raw const group).cast(),
+                length,
+            )
+        };
+        if joined == 0 { Ok(this) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Returns when there is a reason to look. May be dropped half way: no word is lost by that.

@@ -52,5 +52,5 @@ pub fn load(bpffs: &Path) -> Result<(Loaded, File), LoadError> {
 /// The same by the process that loaded it before.
 pub fn reload(bpffs: &Path) -> Result<Loaded, LoadError> {
     let shared = [("PROXYMARKS", proxy_marks(bpffs))];
-    EMBEDDED.load(&pins(bpffs), &BTreeMap::new(), &shared)
+    EMBEDDED.load(&pins(bpffs), &BTreeMap::new(), &shared, &[])
 }

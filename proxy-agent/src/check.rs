@@ -12,7 +12,7 @@ use agent_kit::{
     bpf::{self, MapLayout, map_type},
     embedded::LoadError,
     finding::{self, Finding, Verdict, lacking, ok},
-    kernel, mount, netfilter,
+    ipsec, kernel, mount, netfilter,
     ports::ReservedPorts,
     table::{MapTable, Table},
 };
@@ -20,7 +20,14 @@ use agent_kit::{
 use aya::Ebpf;
 use datapath::settings::{Settings, socket_lb};
 
-use crate::{attach::DEVICE_HOOKS, config::CheckArgs, object};
+use crate::{
+    attach::DEVICE_HOOKS,
+    config::{CheckArgs, PodLink, Xdp},
+    devices::{Wish, roles},
+    netlink, object,
+    probe::{self, Forecast, Probe},
+    xdp,
+};
 
 /// Looks at everything.
 pub fn check(args: &CheckArgs) -> Vec<Finding> {
@@ -37,7 +44,74 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
     findings.extend(finding::forwarding());
     findings.push(ports(args));
     findings.push(rules());
+    findings.extend(xdp(args));
     findings
+}
+
+/// What `--xdp auto` would come to on each uplink.
+fn xdp(args: &CheckArgs) -> Vec<Finding> {
+    const SUBJECT: &str = "XDP";
+    let unknown = |err: String| {
+        vec![lacking(SUBJECT, Verdict::Unknown, err, "run this in the node's network namespace")]
+    };
+    let network = match netlink::look() {
+        Ok(network) => network,
+        Err(err) => return unknown(err.to_string()),
+    };
+    let probe = match Probe::ask() {
+        Ok(probe) => probe,
+        Err(err) => return unknown(format!("the kernel cannot be asked about drivers: {err}")),
+    };
+    let wish = Wish {
+        uplinks: args.uplink.clone(),
+        pod_link: PodLink::None,
+        node_addresses: Vec::new(),
+        at_bridges: false,
+    };
+    let roles = roles(&network, &wish);
+    let rules = passed_by();
+    let maps = object::pins(&args.show.pins.bpffs).maps();
+    let mut findings = Vec::new();
+    for link in xdp::uplinks(&roles, &network) {
+        let own = xdp::mode_of(&maps, link.index).and(link.xdp_program);
+        let wanted = xdp::wanted(link.is_veth, Xdp::Auto, rules.as_deref());
+        let facts = probe.facts(&network, link, own);
+        let Forecast { mode, is_known, reason, remedy } = probe::foresee(&facts, wanted);
+        let verdict = match (is_known, &remedy) {
+            (false, _) => Verdict::Unknown,
+            (true, Some(_)) => Verdict::Warning,
+            (true, None) => Verdict::Ok,
+        };
+        let mode = mode.map_or("none", xdp::name);
+        let found = format!("--xdp auto: {mode} on {}: {reason}", link.name);
+        findings.push(Finding { subject: SUBJECT, verdict, found, advice: remedy });
+    }
+    let unfit = |found| lacking(SUBJECT, Verdict::Warning, found, "name another with --uplink");
+    let missing = roles.missing.iter().map(|name| format!("there is no device {name}"));
+    let other = roles.not_ethernet.iter().map(|name| format!("{name} carries no Ethernet frames"));
+    findings.extend(missing.chain(other).map(unfit));
+    if findings.is_empty() {
+        let found = "no uplink is known here";
+        findings.push(lacking(SUBJECT, Verdict::Unknown, found, "name it with --uplink"));
+    }
+    findings
+}
+
+/// What of netfilter or IPsec forwarded packets meet, and frames that are dealt with at XDP do not.
+fn passed_by() -> Option<String> {
+    match netfilter::obstacles() {
+        Ok(obstacles) => obstacles.forwarded.or_else(encryption),
+        Err(err) => Some(format!("netfilter cannot be asked: {err}")),
+    }
+}
+
+/// That the kernel encrypts what goes between some addresses, in words.
+pub fn encryption() -> Option<String> {
+    match ipsec::has_policies() {
+        Ok(false) => None,
+        Ok(true) => Some("there are IPsec policies".into()),
+        Err(err) => Some(format!("the kernel cannot be asked for IPsec policies: {err}")),
+    }
 }
 
 /// How the agent of this node was told to use sockets, if there is one.

@@ -11,7 +11,7 @@ use std::{
     str::FromStr,
 };
 
-use agent_kit::kubernetes;
+use agent_kit::{bpf::XdpMode, kubernetes};
 pub use agent_kit::{
     log::LogFormat,
     output::{Output, OutputArgs},
@@ -195,6 +195,10 @@ pub struct CheckArgs {
     /// Source ports for masquerading
     #[arg(long, value_name = "FROM-TO", default_value_t = NAT_PORTS)]
     pub nat_ports: PortRange,
+    /// Devices toward the outside, of which it is told what XDP could do there [default: those that
+    /// hold a default route]
+    #[arg(long, value_name = "DEV", value_delimiter = ',')]
+    pub uplink: Vec<String>,
     #[command(flatten)]
     pub reserved_ports: ReservedPortsArgs,
 }
@@ -526,6 +530,17 @@ pub enum Xdp {
     Auto,
     Native,
     Generic,
+}
+
+impl Xdp {
+    /// Who runs the program where it runs.
+    pub const fn mode(self) -> Option<XdpMode> {
+        match self {
+            Self::Off => None,
+            Self::Auto | Self::Native => Some(XdpMode::Native),
+            Self::Generic => Some(XdpMode::Generic),
+        }
+    }
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Serialize)]

@@ -29,6 +29,7 @@ pub mod model;
 pub mod netlink;
 pub mod object;
 pub mod pod_cgroups;
+pub mod probe;
 pub mod problem;
 pub mod reflect;
 pub mod report;

@@ -11,7 +11,7 @@ use futures::TryStreamExt;
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressHeaderFlags, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
     route::RouteMessage,
 };
 use rtnetlink::Handle;
@@ -24,6 +24,11 @@ use crate::desired::IpFamily;
 pub struct Link {
     pub index: u32,
     pub name: String,
+    /// `veth`, `bond`, `vlan` …; empty for a card.
+    pub kind: String,
+    pub mtu: u32,
+    /// The XDP program that runs there, whoever runs it.
+    pub xdp_program: Option<u32>,
     /// Carries Ethernet frames, which is what the programs parse.
     pub is_ethernet: bool,
     pub is_loopback: bool,
@@ -34,7 +39,7 @@ pub struct Link {
     /// Leads to other nodes' pods (VXLAN).
     pub is_tunnel: bool,
     pub is_bridge: bool,
-    /// The bridge it is a port of.
+    /// The bridge it is a port of, or the bond it is a member of.
     pub bridge: Option<u32>,
     pub mac: Mac,
 }
@@ -88,35 +93,42 @@ impl Netlink {
     }
 
     pub async fn list(&self) -> Result<Network, NetlinkError> {
-        let failed = |what| move |source| NetlinkError::List { what, source };
-        let links: Vec<LinkMessage> =
-            self.handle.link().get().execute().try_collect().await.map_err(failed("devices"))?;
-        let addresses: Vec<AddressMessage> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("addresses"))?;
-        let mut default_routes = Vec::new();
-        for (family, af) in
-            [(IpFamily::V4, AddressFamily::Inet), (IpFamily::V6, AddressFamily::Inet6)]
-        {
-            let mut request = RouteMessage::default();
-            request.header.address_family = af;
-            let mut routes = self.handle.route().get(request).execute();
-            while let Some(route) = routes.try_next().await.map_err(failed("routes"))? {
-                default_routes
-                    .extend(default_devices(&route).into_iter().map(|device| (family, device)));
-            }
-        }
-        Ok(Network {
-            links: links.iter().map(link).collect(),
-            addresses: addresses.iter().filter_map(address).collect(),
-            default_routes,
-        })
+        list(&self.handle).await
     }
+}
+
+/// Everything at once, for a command; blocks.
+pub fn look() -> Result<Network, NetlinkError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        list(&handle).await
+    })
+}
+
+async fn list(handle: &Handle) -> Result<Network, NetlinkError> {
+    let failed = |what| move |source| NetlinkError::List { what, source };
+    let links: Vec<LinkMessage> =
+        handle.link().get().execute().try_collect().await.map_err(failed("devices"))?;
+    let addresses: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.map_err(failed("addresses"))?;
+    let mut default_routes = Vec::new();
+    for (family, af) in [(IpFamily::V4, AddressFamily::Inet), (IpFamily::V6, AddressFamily::Inet6)]
+    {
+        let mut request = RouteMessage::default();
+        request.header.address_family = af;
+        let mut routes = handle.route().get(request).execute();
+        while let Some(route) = routes.try_next().await.map_err(failed("routes"))? {
+            default_routes
+                .extend(default_devices(&route).into_iter().map(|device| (family, device)));
+        }
+    }
+    Ok(Network {
+        links: links.iter().map(link).collect(),
+        addresses: addresses.iter().filter_map(address).collect(),
+        default_routes,
+    })
 }
 
 fn link(message: &LinkMessage) -> Link {
@@ -132,9 +144,21 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Address(address) => {
                 link.mac = address.as_slice().try_into().map_or(Mac::default(), Mac);
             }
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Xdp(told) => {
+                link.xdp_program = told.iter().find_map(|told| match told {
+                    LinkXdp::ProgId(id) => Some(*id),
+                    _ => None,
+                });
+            }
             LinkAttribute::Controller(index) => link.bridge = Some(*index),
             LinkAttribute::LinkNetNsId(_) => link.peer_is_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
+                let kind = |info: &LinkInfo| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                };
+                link.kind = infos.iter().find_map(kind).unwrap_or_default();
                 link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                 link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
                 link.is_tunnel = infos.contains(&LinkInfo::Kind(InfoKind::Vxlan));

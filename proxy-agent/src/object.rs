@@ -8,10 +8,12 @@ use std::{
 };
 
 use agent_kit::{
-    bpf,
+    bpf::{self, XdpMode},
     embedded::{Embedded, LoadError},
     object::{Loaded, Pins},
 };
+
+use crate::{config::Xdp, xdp};
 
 #[cfg(has_object)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BPF_OBJECT"));
@@ -78,14 +80,27 @@ fn nodes_pin(bpffs: &Path, name: &str) -> PathBuf {
     bpffs.join("overlay/maps").join(name)
 }
 
-/// Loads the object, with tables that nobody else may write while the file lives.
-pub fn load(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<(Loaded, File), LoadError> {
+/// Loads the object, with tables that nobody else may write while the file lives. Of the programs that
+/// see frames of uplinks first, it is the one that is asked for: they are long to verify.
+pub fn load(
+    bpffs: &Path,
+    capacities: &BTreeMap<String, u32>,
+    asked: Xdp,
+) -> Result<(Loaded, File), LoadError> {
     let claim = EMBEDDED.claim(bpffs, &pins(bpffs))?;
-    Ok((reload(bpffs, capacities)?, claim))
+    Ok((reload(bpffs, capacities, asked)?, claim))
 }
 
 /// The same by the process that loaded it before.
-pub fn reload(bpffs: &Path, capacities: &BTreeMap<String, u32>) -> Result<Loaded, LoadError> {
+pub fn reload(
+    bpffs: &Path,
+    capacities: &BTreeMap<String, u32>,
+    asked: Xdp,
+) -> Result<Loaded, LoadError> {
     let shared = NODES.map(|name| (name, nodes_pin(bpffs, name)));
-    EMBEDDED.load(&pins(bpffs), capacities, &shared)
+    let unused = [XdpMode::Native, XdpMode::Generic]
+        .into_iter()
+        .filter(|&mode| asked.mode() != Some(mode))
+        .map(xdp::program);
+    EMBEDDED.load(&pins(bpffs), capacities, &shared, &unused.collect::<Vec<_>>())
 }

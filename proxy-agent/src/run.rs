@@ -15,11 +15,11 @@ use agent_kit::{
     barrier::Barrier,
     code, descriptor,
     embedded::LoadError,
-    filter, ipsec, kernel,
+    filter, kernel,
     kubernetes::RequestMetrics,
     link::Links,
-    mount, netfilter,
-    notice::word,
+    mount, netdev, netfilter,
+    notice::{Word, word},
     object::Loaded,
     ports::{self, ReserveError, SYSCTL},
     table::{MapTable, OpenError, Table, TableError},
@@ -166,6 +166,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
     let mut netlink = Netlink::open()?;
     // Where rules cannot be listened to, they are looked at now and then.
     let mut rules = netfilter::notices().ok();
+    let mut drivers = agent.listen_to_drivers();
     let mut filters = None;
     agent.look_at_netfilter();
     agent.list_devices(&netlink).await;
@@ -200,6 +201,7 @@ pub async fn run(args: RunArgs, kube_proxy: KubeProxyConfig) -> Result<(), RunEr
                     agent.look_for_rules().await;
                 }
             }
+            true = word(&mut drivers) => agent.place(),
             Some(()) = netlink.changed() => agent.list_devices(&netlink).await,
             Ok(result) = finished(&mut agent.waiting) => agent.wait_ended(&result),
             () = until(agent.pod_cgroups.next_look()) => agent.leave_pods_out(true),
@@ -285,15 +287,6 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// That the kernel encrypts what goes between some addresses, in words.
-fn encryption() -> Option<String> {
-    match ipsec::has_policies() {
-        Ok(false) => None,
-        Ok(true) => Some("there are IPsec policies".into()),
-        Err(err) => Some(format!("the kernel cannot be asked for IPsec policies: {err}")),
-    }
-}
-
 /// As kube-proxy: without blanks, in small letters.
 fn node_name(args: &RunArgs) -> String {
     let name = args.hostname_override.clone().filter(|name| !name.trim().is_empty());
@@ -368,7 +361,7 @@ impl Agent {
     ) -> Result<Self, RunError> {
         // Before: what changes meanwhile is found later.
         let nodes = object::nodes(&args.pins.bpffs);
-        let (loaded, claim) = object::load(&args.pins.bpffs, &args.capacities())?;
+        let (loaded, claim) = object::load(&args.pins.bpffs, &args.capacities(), args.xdp)?;
         if !loaded.remade.is_empty() {
             let tables = loaded.remade.join(", ");
             info!(tables, "tables are made anew; the old ones serve until these are filled");
@@ -411,6 +404,7 @@ impl Agent {
             state.socket_lb = format!("{:?}", args.socket_lb).to_lowercase();
             state.nat_ports = args.nat_ports.to_string();
             state.new_flows_per_source = args.new_flows_per_source;
+            state.answers = args.dsr;
             state.node = node_name(&args);
             source.name().clone_into(&mut state.source);
         }
@@ -524,7 +518,11 @@ impl Agent {
             None => "at bridges: nothing on this node filters or translates".to_owned(),
             Some(obstacle) => format!("at each pod's device: {obstacle}"),
         };
-        self.rules = obstacle.clone().or_else(encryption);
+        self.rules = if self.args.xdp == Xdp::Off {
+            None
+        } else {
+            obstacle.clone().or_else(check::encryption)
+        };
         self.obstacle = obstacle;
         let told = &mut self.board.state().pod_egress;
         let is_news = *told != place;
@@ -632,6 +630,11 @@ impl Agent {
         self.attach_wires();
     }
 
+    /// What a driver can do may depend on the peer's settings, of which nothing else tells.
+    fn listen_to_drivers(&self) -> Option<Word> {
+        (self.args.xdp != Xdp::Off).then(netdev::notices)?.ok().flatten()
+    }
+
     /// Has frames of uplinks seen before the kernel sees them, where that is wanted and can be.
     fn attach_wires(&mut self) {
         let rules = self.rules.as_deref();
@@ -643,8 +646,9 @@ impl Agent {
         }
         let told = std::mem::replace(&mut self.board.state().xdp, outcome.devices.clone());
         for status in outcome.devices.iter().filter(|&status| !told.contains(status)) {
-            let XdpStatus { device, mode, reason } = status;
-            info!(device, mode, reason, "XDP");
+            let XdpStatus { device, mode, reason, .. } = status;
+            let driver = status.told();
+            info!(device, mode, reason, driver, "XDP");
         }
         let problem = |err: &XdpError| Problem::new(Problem::DEVICE, "--xdp", err.to_string());
         self.board.set_problems("xdp", outcome.errors.iter().map(problem).collect());
@@ -653,9 +657,12 @@ impl Agent {
     /// Loads the programs with the overlay's tables as they are now, if these are others than before:
     /// an overlay came, went, or made them anew.
     fn follow_overlay(&mut self) {
-        let nodes = object::nodes(&self.args.pins.bpffs);
         // Before the tables are filled, old programs go on with old ones.
-        if nodes == self.nodes || self.args.xdp == Xdp::Off || self.loaded.replaces.is_some() {
+        if self.args.xdp == Xdp::Off || self.loaded.replaces.is_some() {
+            return;
+        }
+        let nodes = object::nodes(&self.args.pins.bpffs);
+        if nodes == self.nodes {
             return;
         }
         match self.load_again() {
@@ -674,7 +681,7 @@ impl Agent {
     }
 
     fn load_again(&mut self) -> Result<(), RunError> {
-        let loaded = object::reload(&self.args.pins.bpffs, &self.args.capacities())?;
+        let loaded = object::reload(&self.args.pins.bpffs, &self.args.capacities(), self.args.xdp)?;
         let table = MapTable::open(&loaded.maps, "DEVICES")?;
         self.sweep = Arc::new(Sweep::new(&loaded.ebpf)?);
         self.loaded = loaded;

@@ -50,6 +50,7 @@ fn pinned(bpffs: &Path, agent: SocketAddr) -> Result<Status, ShowError> {
         nat_ports: String::new(),
         new_flows: NewFlowsStatus::default(),
         pod_egress: String::new(),
+        answers: false,
         xdp: Vec::new(),
         attachments: attachments(bpffs)?,
         tables: Vec::new(),
@@ -180,8 +181,9 @@ fn head(status: &Status) -> String {
                 .into(),
         );
     }
-    for XdpStatus { device, mode, reason } in &status.xdp {
-        lines.push(format!("xdp        {device} {mode}: {reason}"));
+    for xdp @ XdpStatus { device, mode, reason, driver, .. } in &status.xdp {
+        let told = if driver.is_empty() { String::new() } else { format!("; {}", xdp.told()) };
+        lines.push(format!("xdp        {device} {mode}: {reason}{told}"));
     }
     lines.join("\n") + "\n"
 }

@@ -1,12 +1,12 @@
 //! Frames from outside that are dealt with before the kernel makes socket buffers of them: by the
 //! driver of a veth (native), and by the kernel (generic).
 
-use std::{thread::sleep, time::Duration};
+use std::{process::Command, thread::sleep, time::Duration};
 
 use agent_kit::{bpf::XdpMode, counts::Counts};
 use datapath::wire::Leg;
 use lab::{
-    agent::{Agent, SocketLb},
+    agent::{Agent, AgentOptions, SocketLb},
     peer::{self, Exchange},
 };
 
@@ -206,4 +206,141 @@ fn cleanup_takes_it_off() {
         let again = ok(cluster.agents[0].ask(&["cleanup"]));
         assert!(String::from_utf8_lossy(&again.stdout).contains("nothing to remove"));
     }
+}
+
+/// What `check` says of XDP on a node's uplinks, and its verdict.
+fn foreseen(cluster: &Cluster, uplinks: &[&str]) -> Vec<(String, String)> {
+    let mut check = Command::new(AgentOptions::default().binary);
+    check.args(["check", "-o", "json", "--uplink", &uplinks.join(","), "--bpffs"]);
+    check.arg(cluster.lab.bpffs("node1"));
+    let output = ok(cluster.lab.run("node1", check));
+    let findings: Vec<serde_json::Value> = ok(serde_json::from_slice(&output.stdout));
+    let of_xdp = findings.iter().filter(|finding| finding["subject"] == "XDP");
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    of_xdp.map(|finding| (text(&finding["found"]), text(&finding["verdict"]))).collect()
+}
+
+/// One end of a pair, a device whose driver runs programs, and one that has none.
+#[test]
+fn check_foresees_what_auto_does() {
+    let uplinks = ["eth0", "tap9", "br9"];
+    let plan = Plan::single(SocketLb::On).extra(&["--xdp=auto", "--uplink", &uplinks.join(",")]);
+    let options = plan.options();
+    let mut cluster = plan.without_agents(&[]);
+    for line in ["tuntap add mode tap name tap9", "link add br9 type bridge"] {
+        ok(cluster.lab.shell("node1", &format!("ip {line}")));
+    }
+    let before = foreseen(&cluster, &uplinks);
+    for ((found, verdict), (mode, why, expected)) in before.iter().zip([
+        ("none on eth0", "one end of a veth pair", "warning"),
+        ("native on tap9", "tun says basic, redirect", "ok"),
+        ("none on br9", "a bridge has no driver", "warning"),
+    ]) {
+        assert!(found.contains(mode) && found.contains(why), "{found}");
+        assert_eq!(verdict, expected, "{found}");
+    }
+    assert_eq!(before.len(), 3, "{before:?}");
+    assert!(!uplink(&cluster).contains("xdp"), "{}", uplink(&cluster));
+    cluster.agents.push(ok(Agent::start(&cluster.lab, "node1", options)));
+    let told = eventually("the uplinks are told of", || {
+        let told = status(&cluster, 0)["xdp"].as_array()?.clone();
+        (told.len() == 3).then_some(told)
+    });
+    for (device, mode, driver, feature, reason) in [
+        ("eth0", "none", "veth", Some("rx-sg"), "--xdp native"),
+        ("tap9", "native", "tun", Some("ndo-xmit"), "the driver can run it"),
+        ("br9", "none", "bridge", None, "a bridge has no driver"),
+    ] {
+        let on =
+            told.iter().find(|on| on["device"] == device).unwrap_or_else(|| panic!("{told:?}"));
+        assert_eq!((&on["mode"], &on["driver"]), (&mode.into(), &driver.into()), "{on}");
+        let features = on["features"].as_array().expect("this kernel tells");
+        assert_eq!(features.is_empty(), feature.is_none(), "{on}");
+        assert!(feature.is_none_or(|feature| features.contains(&feature.into())), "{on}");
+        assert!(on["reason"].as_str().is_some_and(|told| told.contains(reason)), "{on}");
+    }
+    let text = ok(cluster.agents[0].ask(&["status"])).stdout;
+    let text = String::from_utf8_lossy(&text);
+    assert!(text.contains("tap9 native: the driver can run it; tun says basic"), "{text}");
+    // What is ours is no stranger's.
+    assert_eq!(foreseen(&cluster, &uplinks), before);
+}
+
+/// Whose program is there counts, and not which.
+#[test]
+fn check_tells_of_a_program_of_somebody_elses() {
+    let cluster = Plan::single(SocketLb::On).without_agents(&[]);
+    ok(cluster.lab.shell("node1", "ip tuntap add mode tap name tap9"));
+    let stranger = ok(Stranger::on(&cluster.lab, "node1", &["tap9".into()], XdpMode::Native));
+    let (found, verdict) = foreseen(&cluster, &["tap9"]).remove(0);
+    assert!(found.contains("none on tap9: another XDP program is there already"), "{found}");
+    assert_eq!(verdict, "warning");
+    drop(stranger);
+    assert_eq!(foreseen(&cluster, &["tap9"])[0].1, "ok");
+}
+
+/// A second network between the nodes, by which they reach each other's pods.
+fn back_network(cluster: &Cluster) {
+    let far = ok(cluster.lab.place("node2")).netns();
+    let far = far.file_name().expect("a name").display().to_string();
+    let add = format!("ip link add back type veth peer name back netns {far}");
+    ok(cluster.lab.shell("node1", &add));
+    for (node, number, other) in [("node1", 1, 2), ("node2", 2, 1)] {
+        for line in [
+            format!("address add 10.99.0.{number}/24 dev back"),
+            format!("address add fd00:99::{number}/64 dev back nodad"),
+            "link set back up".into(),
+            format!("route replace 10.244.{other}.0/24 via 10.99.0.{other}"),
+            format!("-6 route replace fd00:10:244:{other}::/64 via fd00:99::{other}"),
+        ] {
+            ok(cluster.lab.shell(node, &format!("ip {line}")));
+        }
+    }
+}
+
+/// Clients by one device, the backend's node by another: both drivers say that they send, so frames
+/// leave in them; where one says that it does not any more, the packet path serves.
+#[test]
+fn frames_leave_by_another_device_where_its_driver_sends() {
+    let services = [expose(11, &["pod2a"])];
+    let uplinks = "--uplink=eth0,back";
+    let plan = Plan::new(SocketLb::On).extra(&["--xdp=native", uplinks]);
+    let options = plan.options();
+    let mut cluster = plan.without_agents(&services);
+    back_network(&cluster);
+    for node in cluster.nodes() {
+        cluster.agents.push(ok(Agent::start(&cluster.lab, &node, options.clone())));
+    }
+    cluster.wait_programmed(&services[0]);
+    let wired = ok(Wired::up(&cluster.lab));
+    let sends = |device: &str| {
+        let told = status(&cluster, 0);
+        let all = told["xdp"].as_array().cloned().unwrap_or_default();
+        let on = all.iter().find(|on| on["device"] == device && on["mode"] == "native");
+        let features = on.and_then(|on| on["features"].as_array().cloned());
+        features.is_some_and(|features| features.contains(&"ndo-xmit".into()))
+    };
+    eventually("both send", || (sends("eth0") && sends("back")).then_some(()));
+    let exchange = || {
+        for family in FAMILIES {
+            let to = Target::NodePort("node1", 11).address(&cluster.lab, family);
+            let outcome = ok(peer::exchange(&cluster.place("client"), to, BYTES));
+            assert_eq!(outcome, Exchange::whole(BYTES), "{to}");
+        }
+        let [_, out, _, back, ..] = carried(&cluster, 0);
+        [out, back]
+    };
+    let most = BYTES / 1448;
+    let first = exchange();
+    assert!(first.iter().all(|&leg| leg > most), "{first:?}");
+    // Without its peer's program, and without GRO there, a veth's driver has nobody to hand frames to.
+    drop(wired);
+    eventually("one sends no more", || (!sends("eth0") && sends("back")).then_some(()));
+    // Ways that are known are asked for anew once a second.
+    sleep(Duration::from_millis(1_200));
+    let problem = status(&cluster, 0)["problems"][0]["message"].to_string();
+    assert!(problem.contains("what is sent back by eth0 is lost"), "{problem}");
+    let second = exchange();
+    assert!(second[0] > first[0] + most, "{first:?}, then {second:?}");
+    assert!(second[1] < first[1] + most / 2, "{first:?}, then {second:?}");
 }
