@@ -13,6 +13,7 @@ use crate::{
 
 /// Of the smallest frame, without its checksum.
 const LENGTH: usize = IP + FRAME_IP_LENGTH as usize;
+const END: i32 = 14 + FRAME_IP_LENGTH as i32;
 const IP: usize = 14;
 const UDP: usize = 34;
 const SOURCE_PORT: i16 = 34;
@@ -93,7 +94,7 @@ fn shooter(frame: Frame, index: u32) -> Code {
     code.load32(R6, R1, 0);
     code.load32(R3, R1, 4);
     code.copy(R0, R6);
-    code.add(R0, LENGTH as i32);
+    code.add(R0, END);
     code.jump_if_greater(R0, R3);
     code.call(RANDOM);
     code.and(R0, i32::from(frame.flows) - 1);
@@ -214,7 +215,7 @@ mod tests {
             let (bytes, sum) = layout(frame);
             assert!(sum > 64, "{sum}");
             assert_eq!(checksum(&bytes[IP..UDP], 0), 0);
-            for flow in [0, 1, 63] {
+            for flow in [0_u16, 1, 63] {
                 let mut bytes = bytes;
                 bytes[UDP..UDP + 2].copy_from_slice(&(20_000 + flow).to_be_bytes());
                 bytes[UDP + 6..PAYLOAD].copy_from_slice(&(sum - flow).to_be_bytes());

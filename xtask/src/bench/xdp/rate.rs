@@ -36,8 +36,6 @@ struct Found {
     /// Frames that left the node, for each second that making them and all the node's work took their
     /// processor.
     rate: Vec<f64>,
-    /// The same by the clock: less, where something else had the processor meanwhile.
-    rate_by_clock: Vec<f64>,
     /// At a fixed load: nanoseconds of the processor for each frame, with what it costs to make it.
     cost: Vec<f64>,
     /// The part of the frames of the fixed load that left the node.
@@ -104,7 +102,6 @@ pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
 fn measure(bed: &mut Bed, millis: u64, found: &mut Found) -> Result<()> {
     let (shot, passed) = bed.shoot(millis, None)?;
     found.rate.push(passed as f64 * 1e9 / shot.cpu_nanos as f64);
-    found.rate_by_clock.push(passed as f64 * 1e9 / shot.nanos as f64);
     let (shot, passed) = bed.shoot(millis, Some(LOAD))?;
     found.cost.push(shot.cpu_nanos as f64 / shot.frames as f64);
     found.passed.push(passed as f64 / shot.frames as f64);
