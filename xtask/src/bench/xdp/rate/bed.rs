@@ -36,8 +36,10 @@ const TUNNEL_PORT: u16 = 8472;
 const NODE_PORT: u16 = 30_004;
 const CLUSTER_IP: [u8; 4] = [10, 96, 0, 20];
 
-/// Flows, which differ by the client's port.
-const FLOWS: u16 = 64;
+/// Flows, which differ by the client's port: few, and as many as a power of two can be of the 10,000
+/// that proxy-agent masquerades to one endpoint (`--nat-ports`).
+pub(super) const FEW: u16 = 64;
+pub(super) const MANY: u16 = 8_192;
 const FIRST_PORT: u16 = 20_000;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -77,7 +79,7 @@ impl Bed {
             to_mac: mac(&lab, NODES[0])?,
             from: SocketAddrV4::new(lab.addresses(CLIENT)?.v4, FIRST_PORT),
             to: target(&lab, way)?,
-            flows: FLOWS,
+            flows: FEW,
         };
         let mut bed = Self {
             way,
@@ -188,8 +190,8 @@ impl Bed {
         Ok(())
     }
 
-    /// Has every flow begun and answered, as a client would.
-    pub(super) fn greet(&mut self) -> Result<()> {
+    /// Has every flow begun and answered, as a client would. Frames keep them from ending.
+    fn greet(&mut self) -> Result<()> {
         if self.way == Way::Dropped {
             return Ok(());
         }
@@ -200,7 +202,7 @@ impl Bed {
         let order = Order::Follow { to, until, pause_micros: 5_000, patience_millis };
         let mut seen = self.client.see(&order)?;
         if seen.complete {
-            seen = self.client.see(&Order::Greet { to, first: FIRST_PORT, count: FLOWS })?;
+            seen = self.client.see(&Order::Greet { to, first: FIRST_PORT, count: MANY })?;
         }
         ensure!(
             seen.complete,
@@ -213,10 +215,15 @@ impl Bed {
     }
 
     /// Shoots for so long; returns that, and how many frames left the node.
-    pub(super) fn shoot(&mut self, millis: u64, rate: Option<u32>) -> Result<(Shot, u64)> {
-        self.greet()?;
+    pub(super) fn shoot(
+        &mut self,
+        flows: u16,
+        millis: u64,
+        rate: Option<u32>,
+    ) -> Result<(Shot, u64)> {
         let before = self.caught()?;
-        let order = Order::Shoot { device: LINK.into(), frame: self.frame, millis, rate };
+        let frame = Frame { flows, ..self.frame };
+        let order = Order::Shoot { device: LINK.into(), frame, millis, rate };
         let shot = self.shooter.shoot(&order)?;
         // What is on its way.
         thread::sleep(Duration::from_millis(20));
