@@ -58,6 +58,59 @@ pub enum Order {
     Scan { first: Ipv4Addr, count: u32, step: u32, port: u16, patience_millis: u64 },
     /// Looks into a pinned table until each of the keys has a row, or none has.
     Rows { table: PathBuf, keys: Vec<Vec<u8>>, present: bool, patience_millis: u64 },
+    /// Sends datagrams from `count` ports from `first` on, until each has been answered twice.
+    Greet { to: SocketAddrV4, first: u16, count: u16 },
+    /// Counts and drops frames like these at a device from now on, in one count with what is caught
+    /// elsewhere. What is reported is that count, as of the next.
+    Catch { device: String, at: Side, like: Vec<Word> },
+    /// Reads how many frames have been caught.
+    Count,
+    /// Makes frames and hands them to the peer of a device as if its driver had received them: as
+    /// fast as they go, or so many a second.
+    Shoot { device: String, frame: Frame, millis: u64, rate: Option<u32> },
+}
+
+/// Where frames are caught.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// What comes in, before there is a socket buffer.
+    Driver,
+    /// What leaves, behind all other programs.
+    Egress,
+}
+
+/// Two bytes of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Word {
+    pub at: u16,
+    pub is: u16,
+}
+
+/// What a frame of [`Order::Shoot`] has in the length of its IP header, and no datagram of
+/// [`Order::Greet`] has.
+pub const FRAME_IP_LENGTH: u16 = 46;
+
+/// The smallest frames there are, of UDP. Each is of one of the `flows`, by chance, which differ by
+/// their source ports, counted from the one in `from`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Frame {
+    pub from_mac: [u8; 6],
+    pub to_mac: [u8; 6],
+    pub from: SocketAddrV4,
+    pub to: SocketAddrV4,
+    /// A power of two.
+    pub flows: u16,
+}
+
+/// What came of shooting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Shot {
+    pub frames: u64,
+    pub nanos: u64,
+    /// What it cost the processor that they were made on, and with it all that the kernel does with
+    /// them there at once.
+    pub cpu_nanos: u64,
 }
 
 /// Times of a round, in nanoseconds.
@@ -208,6 +261,18 @@ impl Driver {
 
     /// A round of connections, round trips, bulk or datagrams.
     pub fn round(&mut self, order: &Order) -> Result<Round> {
+        self.order(order)?;
+        self.report()
+    }
+
+    /// Catches frames from now on, or reads how many there were.
+    pub fn caught(&mut self, order: &Order) -> Result<u64> {
+        self.order(order)?;
+        self.report()
+    }
+
+    /// Makes frames.
+    pub fn shoot(&mut self, order: &Order) -> Result<Shot> {
         self.order(order)?;
         self.report()
     }

@@ -61,13 +61,19 @@ pub(crate) enum Part {
     ControlPlane,
     /// The same, told by an API server, which the control plane has too with `--peers`.
     ApiServer,
+    /// What a frame costs at XDP, without anything around it.
+    Frames,
+    /// How many frames a node passes on by its driver, by the packet path and by the kernel.
+    Rate,
 }
 
 impl Options {
     fn includes(&self, part: Part) -> bool {
         match self.only {
             None => true,
-            Some(Part::DataPath) => matches!(part, Part::DataPath | Part::NodePort),
+            Some(Part::DataPath) => {
+                matches!(part, Part::DataPath | Part::NodePort | Part::Frames | Part::Rate)
+            }
             Some(Part::ControlPlane) => matches!(part, Part::ControlPlane | Part::ApiServer),
             Some(only) => only == part,
         }
@@ -90,8 +96,8 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "xdp",
-        about: "what a frame costs before the kernel makes a socket buffer of it",
-        parts: &[Part::DataPath],
+        about: "what a frame costs before the kernel makes a socket buffer of it, and how many pass",
+        parts: &[Part::DataPath, Part::Frames, Part::Rate],
         run: xdp::run,
     },
 ];

@@ -58,6 +58,10 @@ fn what_is_another_matter_passes<F: Side>() {
     passes(&mut scene, &arriving::<F>(&asked), "without the option");
     let mut scene = answering::<F>(address_use::CLUSTER_IP | address_use::ECHO);
     passes(&mut scene, &arriving::<F>(&echo::<F>((0, 129), c, v).bytes()), "an answer");
+    // Unreachable or too big, no hop left, a redirect: the packet path knows whose they are.
+    for kinds in [(3, 1), (3, 2), (11, 3), (5, 137)] {
+        passes(&mut scene, &arriving::<F>(&echo::<F>(kinds, c, v).bytes()), "an error");
+    }
     passes(&mut scene, &arriving::<F>(&echo::<F>((8, 128), c, client::<F>()).bytes()), "another's");
     passes(&mut scene, &frame::<F>(ROUTER, UP, &asked), "for another node");
     passes(&mut scene, &from_peer::<F>(&asked), "out of a tunnel");

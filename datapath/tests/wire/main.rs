@@ -419,6 +419,13 @@ fn what_is_no_plain_packet_passes<F: Side>() {
         let mut tagged = enter(&packet.bytes());
         tagged.splice(12..12, [0x81, 0, 0, 5]);
         passes(&mut scene, &tagged, "a tag");
+        // ARP, LLDP, and a length as IEEE 802.3 has it.
+        let other_family = if F::V6 { [8, 0] } else { [0x86, 0xdd] };
+        for kind in [[8, 6], [0x88, 0xcc], [0, 46], other_family] {
+            let mut other = enter(&packet.bytes());
+            other[12..14].copy_from_slice(&kind);
+            passes(&mut scene, &other, "no frame of its family");
+        }
         if !F::V6 {
             let mut short = packet.bytes();
             short[0] = 0x44;

@@ -7,13 +7,17 @@ use std::{
 
 use lab::bench::Order;
 
-use crate::{rounds, rows, watch};
+use crate::{
+    frames::{self, Net},
+    rounds, rows, watch,
+};
 
 /// Does as it is told until its input ends.
 pub(crate) fn run() -> io::Result<()> {
+    let mut net = Net::default();
     for line in io::stdin().lock().lines() {
         let order: Order = serde_json::from_str(&line?)?;
-        let report = report(&order)
+        let report = report(&order, &mut net)
             .map_err(|err| io::Error::new(err.kind(), format!("{order:?}: {err}")))?;
         let mut out = io::stdout().lock();
         writeln!(out, "{report}")?;
@@ -22,9 +26,10 @@ pub(crate) fn run() -> io::Result<()> {
     Ok(())
 }
 
-fn report(order: &Order) -> io::Result<String> {
+fn report(order: &Order, net: &mut Net) -> io::Result<String> {
     let round = |round: io::Result<_>| Ok(serde_json::to_string(&round?)?);
     let seen = |seen: io::Result<_>| Ok(serde_json::to_string(&seen?)?);
+    let caught = |frames: io::Result<u64>| Ok(serde_json::to_string(&frames?)?);
     match *order {
         Order::Connect { to, count } => round(rounds::connect(to, count)),
         Order::Latency { to, count } => round(rounds::latency(to, count)),
@@ -39,6 +44,12 @@ fn report(order: &Order) -> io::Result<String> {
         }
         Order::Rows { ref table, ref keys, present, patience_millis } => {
             seen(rows::watch(table, keys, present, patience_millis))
+        }
+        Order::Greet { to, first, count } => seen(watch::greet(to, first, count)),
+        Order::Catch { ref device, at, ref like } => caught(net.spread(device, at, like)),
+        Order::Count => caught(net.count()),
+        Order::Shoot { ref device, frame, millis, rate } => {
+            Ok(serde_json::to_string(&frames::shoot(device, frame, millis, rate)?)?)
         }
     }
 }

@@ -3,6 +3,8 @@
 
 mod bpf;
 mod drive;
+mod frames;
+mod instructions;
 mod rounds;
 mod rows;
 mod runs;

@@ -1,0 +1,127 @@
+//! What a frame costs before the kernel makes a socket buffer of it, as a ratio to a program that passes
+//! every frame and does nothing else.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{
+    bench::{
+        Options, files,
+        host::Host,
+        statistics::{Ratio, median},
+    },
+    command,
+    machine::Machine,
+    object,
+};
+
+/// One case as `frame-bench` prints it; times are those of rounds, in nanoseconds a frame.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Case {
+    #[serde(rename = "case")]
+    name: String,
+    family: String,
+    flows: u32,
+    runs: u64,
+    pass_ns: Vec<f64>,
+    xdp_ns: Vec<f64>,
+    packet_path_ns: Vec<f64>,
+}
+
+/// What Katran reaches when it is measured so, as a ratio to the same program.
+struct Goal {
+    case: &'static str,
+    one: f64,
+    many: Option<f64>,
+}
+
+const NEW: &str = "new flow";
+
+const GOALS: [Goal; 3] = [
+    Goal { case: "not ours", one: 1.9, many: None },
+    Goal { case: NEW, one: 10.0, many: None },
+    // What is established, by the beginning of its name.
+    Goal { case: "", one: 3.55, many: Some(7.65) },
+];
+
+impl Case {
+    fn goal(&self) -> Option<f64> {
+        let goal = GOALS.iter().find(|goal| self.name.starts_with(goal.case))?;
+        if self.flows == 1 { Some(goal.one) } else { goal.many }
+    }
+
+    fn ratio(&self, times: &[f64]) -> Option<Ratio> {
+        let logs: Vec<f64> =
+            times.iter().zip(&self.pass_ns).map(|(time, pass)| (time / pass).ln()).collect();
+        Ratio::of_logs(&logs)
+    }
+
+    /// What the frame costs: of a new flow, which is passed on, in both programs.
+    fn times(&self) -> Vec<f64> {
+        let is_passed_on = self.name == NEW;
+        let both = self.xdp_ns.iter().zip(&self.packet_path_ns);
+        both.map(|(xdp, beside)| if is_passed_on { xdp + beside } else { *xdp }).collect()
+    }
+
+    fn line(&self) -> Option<String> {
+        let times = self.times();
+        let (xdp, beside) = (self.ratio(&times)?, self.ratio(&self.packet_path_ns)?);
+        let (goal, verdict) = match self.goal() {
+            Some(goal) if xdp.low <= goal => (format!("≤ {goal:.2}"), "holds"),
+            Some(goal) => (format!("≤ {goal:.2}"), "**missed**"),
+            None => (String::new(), ""),
+        };
+        Some(format!(
+            "| {} | {} | {} | {:.2} | {:.2} – {:.2} | {goal} | {verdict} | {:.0} ns | {:.0} ns | {:.2} |\n",
+            self.name,
+            self.family,
+            self.flows,
+            xdp.value,
+            xdp.low,
+            xdp.high,
+            median(&times),
+            median(&self.pass_ns),
+            beside.value,
+        ))
+    }
+}
+
+const NOTE: &str = "Every figure is a ratio to an XDP program of two instructions that passes every \
+    frame, by the kernel's count of run time (`kernel.bpf_stats_enabled`), in rounds that take turns; \
+    each frame is a test run (BPF_PROG_TEST_RUN) by itself, because a program that is run again would \
+    meet its own work. 10,000 Services are programmed. With many flows, the frames of 64,000 come in \
+    random order. `packet path` is the first of the two programs that the same frame meets there, \
+    which leaves the kernel all the rest to do. A new flow is passed to the packet path, and what it \
+    costs there is counted in.\n\n";
+
+pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
+    let objects = object::build(machine)?;
+    let mut cargo = machine.cargo();
+    command::run(cargo.args(["build", "--release", "--package", "tests", "--bin", "frame-bench"]))?;
+    let mut host = Host::new();
+    let runs = if options.quick { "20000" } else { "1000000" };
+    println!("{runs} test runs of each program for each case");
+    let bench = machine.target().join("release/frame-bench");
+    let mut bench = command::clean(bench);
+    let text = command::read(bench.arg(objects.join("proxy.o")).arg(runs))?;
+    let cases: Vec<Case> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).with_context(|| format!("not a case: {line}")))
+        .collect::<Result<_>>()?;
+    host.finish();
+    let mut report = format!("# What a frame costs at XDP\n\n{host}\n\n{NOTE}");
+    report += "| frame | family | flows | ratio | interval | goal | verdict | itself | pass | packet \
+               path, ratio |\n|---|---|--:|--:|--:|--:|---|--:|--:|--:|\n";
+    report.extend(cases.iter().filter_map(Case::line));
+    if options.quick {
+        let _ = writeln!(report, "\nA quick run: the figures mean nothing.");
+    }
+    let directory = machine.target().join("bench");
+    let value = json!({ "host": host, "quick": options.quick, "cases": cases });
+    println!("\n{}", files::write(&directory, "xdp", report, &value)?);
+    println!("written to {}", directory.join("xdp.{json,md}").display());
+    Ok(())
+}
