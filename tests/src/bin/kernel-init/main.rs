@@ -12,6 +12,10 @@ mod traffic;
 
 use std::{fmt::Display, process::Command};
 
+use agent_kit::{
+    kernel,
+    netdev::{self, Features},
+};
 use anyhow::{Result, bail, ensure};
 
 /// The packet tier's test binary, if it is on board.
@@ -64,6 +68,7 @@ fn run(report: &mut Report) {
     let Some(()) = report.check("file systems", machine::mount()) else { return };
     report.check("modules", machine::insert_modules());
     let Some(()) = report.check("addresses of lo", machine::raise_loopback()) else { return };
+    report.check("what drivers say", drivers());
     let Some(mut object) = programs::load(report, "proxy") else { return };
     let Some(mut tables) = report.check("tables", tables::Tables::open(&object.maps)) else {
         return;
@@ -75,6 +80,19 @@ fn run(report: &mut Report) {
     drop(object);
     overlay(report);
     report.check("packet tier", packet_tier());
+}
+
+/// Kernels tell since 6.3 what drivers can do with XDP.
+fn drivers() -> Result<()> {
+    let tells = kernel::version()? >= (6, 3);
+    let told = netdev::features()?;
+    ensure!(told.is_some() == tells, "{told:?}");
+    // The loopback device has no driver that runs programs.
+    ensure!(
+        told.is_none_or(|told| told.get(&1) == Some(&Features(0))),
+        "of lo: other than nothing"
+    );
+    Ok(())
 }
 
 /// The overlay's programs, beside those that are there.
