@@ -227,11 +227,24 @@ impl Bed {
         let shot = self.shooter.shoot(&order)?;
         // What is on its way.
         thread::sleep(Duration::from_millis(20));
-        Ok((shot, self.caught()? - before))
+        let after = self.caught()?;
+        let [by_stack, by_driver] = [0, 1].map(|side| after[side] - before[side]);
+        let (others, all) = match self.way {
+            Way::Native => (by_stack, by_stack + by_driver),
+            _ => (by_driver, by_stack + by_driver),
+        };
+        ensure!(
+            others * 100 <= all,
+            "{}: {by_stack} frames left by the stack and {by_driver} by the driver: the figures are \
+             not its",
+            self.way.name()
+        );
+        Ok((shot, all))
     }
 
-    fn caught(&mut self) -> Result<u64> {
-        Ok(self.catcher.caught(&Order::Count)? + self.shooter.caught(&Order::Count)?)
+    /// Frames that were caught on their way out: by the stack, and by the driver.
+    fn caught(&mut self) -> Result<[u64; 2]> {
+        Ok([self.catcher.caught(&Order::Count)?, self.shooter.caught(&Order::Count)?])
     }
 }
 
