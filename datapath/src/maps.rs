@@ -30,6 +30,7 @@
 //! | `MARKS` | array of one | → one byte per hash of the way between two addresses |
 //! | `UPLINKS` | array | `nexthop::place` → `Uplink` |
 //! | `NEXTHOPS4/6` | per-CPU array | hash of an address → `NextHop` |
+//! | `SEENSENDERS` | per-CPU array | last byte of a hardware address → `SeenSender` |
 //! | `CARRIED` | per-CPU array | `wire::Leg` → packets |
 //! | `CAPTURE` | array of one | → `Capture` |
 //! | `SEEN` | perf event array | processor → ring of `Seen`, each before a frame; while somebody captures |

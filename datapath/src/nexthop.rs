@@ -65,5 +65,19 @@ pub struct NextHop<A> {
     pub pad: [u16; 3],
 }
 
+/// Value of the per-CPU array `SEENSENDERS`, at the place that the last byte of the address tells: one of
+/// `SENDERS`, which need not be asked again in the same tick. 12 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SeenSender {
+    pub mac: Mac,
+    pub pad: u16,
+    /// When `SENDERS` had it, in units of [`crate::flow::TICK_NS`].
+    pub since: u32,
+}
+
+/// Rows of `SEENSENDERS`; a power of two.
+pub const SEENSENDERS_LEN: u32 = 256;
+
 /// Rows of `NEXTHOPS4/6`; a power of two.
 pub const NEXTHOPS_LEN: u32 = 1_024;

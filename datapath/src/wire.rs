@@ -195,7 +195,8 @@ pub trait Wires<F: Underlay> {
     /// True if there may be flows with rows for the way, as [`hash::way`] has it.
     fn is_marked(&mut self, way: u32) -> bool;
     fn tunnel(&mut self) -> Tunnel;
-    fn is_sender(&mut self, sender: Sender) -> bool;
+    /// True if a node sends by this device, or did within the last tick.
+    fn is_sender(&mut self, sender: Sender, now: u32) -> bool;
     /// The way of packets of these addresses, at this time.
     fn next_hop(
         &mut self,
@@ -281,9 +282,11 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         if is_foreign::<F, W>(wires, &outer) {
             return Fate::Pass;
         }
-        return translate::<F, P, R, W>(frame, rows, wires, &outer, 0);
+        let now = wires.now();
+        return translate::<F, P, R, W>(frame, rows, wires, &outer, 0, now);
     }
-    if !is_ours::<F, P, W>(frame, wires, &tunnel) {
+    let now = wires.now();
+    if !is_ours::<F, P, W>(frame, wires, &tunnel, now) {
         return Fate::Pass;
     }
     let Some(inner) = plain::<F, P>(frame, F::OVERHEAD) else { return Fate::Pass };
@@ -291,7 +294,7 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     if F::pods(&tunnel).contains(inner.header.dst) && is_foreign::<F, W>(wires, &inner) {
         return Fate::Pass;
     }
-    translate::<F, P, R, W>(frame, rows, wires, &inner, F::OVERHEAD)
+    translate::<F, P, R, W>(frame, rows, wires, &inner, F::OVERHEAD, now)
 }
 
 /// Answers a ping to an address that answers them; all else passes.
@@ -325,9 +328,14 @@ pub fn echo<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
 
 /// True for a frame that a node we know sent through the tunnel.
 #[inline(always)]
-fn is_ours<F: Underlay, P: Wire, W: Wires<F>>(frame: &P, wires: &mut W, tunnel: &Tunnel) -> bool {
+fn is_ours<F: Underlay, P: Wire, W: Wires<F>>(
+    frame: &P,
+    wires: &mut W,
+    tunnel: &Tunnel,
+    now: u32,
+) -> bool {
     let Some((to, from)) = F::unwrap(frame, tunnel) else { return false };
-    to == F::mac(tunnel) && wires.is_sender(Sender { mac: from, pad: 0 })
+    to == F::mac(tunnel) && wires.is_sender(Sender { mac: from, pad: 0 }, now)
 }
 
 /// Looks for the flow of the packet at `at`, and does what its row says.
@@ -338,6 +346,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     wires: &mut W,
     plain: &Plain<F::Address>,
     at: u32,
+    now: u32,
 ) -> Fate {
     let &Plain { header, ports, length, .. } = plain;
     if !is_for_this_node::<F, P, W>(frame, wires) {
@@ -349,7 +358,6 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         header.next,
         hook::INGRESS,
     );
-    let now = wires.now();
     let Some(row) = rows.row(&key) else {
         // From a pod elsewhere, it is for the packet path to see to.
         let may_begin = at == 0 && source_rate::may_begin(header.next, plain.flags);

@@ -15,7 +15,7 @@ use datapath::{
     flow::{Flow, FlowKey},
     frontend::{FrontendKey, address_use, mark},
     hash,
-    nexthop::{NEXTHOPS_LEN, NextHop, UPLINKS_LEN, Uplink, place},
+    nexthop::{NEXTHOPS_LEN, NextHop, SEENSENDERS_LEN, SeenSender, UPLINKS_LEN, Uplink, place},
     source_rate,
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
@@ -41,6 +41,7 @@ maps! {
     CARRIED: PerCpuArray<u64, CARRIED_LEN>,
     NEXTHOPS4: PerCpuArray<NextHop<Ipv4>, { NEXTHOPS_LEN as usize }>,
     NEXTHOPS6: PerCpuArray<NextHop<Ipv6>, { NEXTHOPS_LEN as usize }>,
+    SEENSENDERS: PerCpuArray<SeenSender, { SEENSENDERS_LEN as usize }>,
 }
 
 /// The maps of one family.
@@ -236,8 +237,19 @@ impl<F: WireMaps> Wires<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn is_sender(&mut self, sender: Sender) -> bool {
-        is_sender(sender)
+    fn is_sender(&mut self, sender: Sender, now: u32) -> bool {
+        let place = sender.mac.0[5];
+        let Some(row) = SEENSENDERS.get_ptr_mut(place.into()) else { return false };
+        // SAFETY: the row is this processor's own, and frames are dealt with one by one.
+        let row = unsafe { &mut *row };
+        if row.mac == sender.mac && row.since == now {
+            return true;
+        }
+        let is_known = is_sender(sender);
+        if is_known {
+            (row.mac, row.since) = (sender.mac, now);
+        }
+        is_known
     }
 
     #[inline(always)]

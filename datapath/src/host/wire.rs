@@ -234,7 +234,7 @@ impl<F: Underlay> Wires<F> for MemoryWires<F> {
         self.tunnel
     }
 
-    fn is_sender(&mut self, sender: Sender) -> bool {
+    fn is_sender(&mut self, sender: Sender, _now: u32) -> bool {
         self.senders.contains(&sender)
     }
 

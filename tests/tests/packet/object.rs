@@ -109,6 +109,7 @@ impl Object {
                 "UPLINKS",
                 "NEXTHOPS4",
                 "NEXTHOPS6",
+                "SEENSENDERS",
                 "TUNNELS",
                 "VTEPS4",
                 "VTEPS6",

@@ -16,7 +16,7 @@ use datapath::{
         verify::{describe, difference},
     },
     maps::{MARKS_LEN, PORTMARKS_LEN},
-    nexthop::{NEXTHOPS_LEN, NextHop, Uplink, mode, place},
+    nexthop::{NEXTHOPS_LEN, NextHop, SEENSENDERS_LEN, SeenSender, Uplink, mode, place},
     service::ServiceCounters,
     settings::Settings,
     source_rate,
@@ -68,6 +68,7 @@ struct Pair<F: Family> {
     rates: Rows<u64, u64>,
     settings: Rows<u32, Settings>,
     ways: Ways<F>,
+    seen_senders: PerCpuArray<MapData, Row<SeenSender>>,
     processors: usize,
     dropped_before: u64,
     loaded: Option<Loaded>,
@@ -87,6 +88,7 @@ impl<F: Family> Pair<F> {
         let uplinks = Uplinks::new();
         let of_family = |name: &str| loaded.map(&format!("{name}{}", F::SUFFIX));
         let ways = MapData::from_fd(of_family("NEXTHOPS")).and_then(Map::from_map_data);
+        let seen = MapData::from_fd(loaded.map("SEENSENDERS")).and_then(Map::from_map_data);
         let scene = Scene::new(uplinks.devices, tick());
         let mut pair = Self {
             flows: MapTable::new(of_family("FLOWS")).expect("sizes"),
@@ -101,6 +103,7 @@ impl<F: Family> Pair<F> {
             rates: MapTable::new(loaded.map("RATES")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             ways: ways.and_then(PerCpuArray::try_from).expect("ways"),
+            seen_senders: seen.and_then(PerCpuArray::try_from).expect("senders"),
             processors: aya::util::nr_cpus().expect("processors"),
             dropped_before: 0,
             loaded: Some(loaded),
@@ -144,6 +147,11 @@ impl<F: Family> Pair<F> {
         for index in 0..NEXTHOPS_LEN {
             let empty = PerCpuValues::try_from(empty.clone()).expect("one for each");
             self.ways.set(index, empty, 0).expect("a row");
+        }
+        let empty = vec![Row(SeenSender::default()); self.processors];
+        for index in 0..SEENSENDERS_LEN {
+            let empty = PerCpuValues::try_from(empty.clone()).expect("one for each");
+            self.seen_senders.set(index, empty, 0).expect("a row");
         }
     }
 
@@ -644,6 +652,7 @@ fn tunnels_are_judged_alike<F: Family>() {
     let sender = Sender { mac: PEER, pad: 0 };
     pair.senders.remove(&Row(sender)).expect("a row");
     pair.scene.wires.senders.clear();
+    pair.forget_ways();
     pair.passes(&whole, "no sender");
     write(&mut pair.senders, sender, 1);
     pair.scene.wires.senders.push(sender);
