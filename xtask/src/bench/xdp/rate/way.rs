@@ -31,7 +31,7 @@ impl Way {
         }
     }
 
-    /// The node's own name, short, for what is printed meanwhile.
+    /// For what is printed on the way.
     pub(super) fn short(self) -> &'static str {
         match self {
             Self::Dropped => "dropped",
