@@ -42,19 +42,27 @@ pub fn applies<F: Network, T: Tables<F>>(tables: &mut T, service: u32, frontend_
     tables.answers(backend)
 }
 
+/// The node that sent a packet has no such NodePort, as far as this one knows: the kernel would send the
+/// packet back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoSuchPort;
+
 /// The frontend that a packet out of the tunnel is for, which no table has: a port of the node that
-/// sent it. `Err` if that has no such port as far as we know, so that the kernel would send it back.
+/// sent it.
+///
+/// # Errors
+/// [`NoSuchPort`]
 #[inline(always)]
 pub fn frontend<F: Network, T: Tables<F>>(
     tables: &mut T,
     key: &FrontendKey<F::Address>,
-) -> Result<Option<Frontend>, ()> {
+) -> Result<Option<Frontend>, NoSuchPort> {
     if !tables.is_senders(key.addr) {
         return Ok(None);
     }
     let own = FrontendKey::new(tables.underlay(), key.port, key.proto);
     match tables.frontend(&own) {
         Some(row) if row.kind == kind::NODE_PORT => Ok(Some(row)),
-        _ => Err(()),
+        _ => Err(NoSuchPort),
     }
 }

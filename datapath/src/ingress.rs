@@ -400,7 +400,7 @@ fn beginning<F: Network, P: Packet, T: Tables<F>>(
     if found.is_none() && matches!(hook, Hook::TunnelIngress) {
         found = match direct::frontend::<F, T>(tables, &wanted) {
             Ok(found) => found,
-            Err(()) => return Step::Refused(Reason::UnknownPort),
+            Err(direct::NoSuchPort) => return Step::Refused(Reason::UnknownPort),
         };
     }
     let Some(frontend) = found else {

@@ -40,7 +40,7 @@ use crate::{
     config::{ConfigError, OnRemovedEndpoint, PodLink, RunArgs, SocketLb, Xdp},
     conntrack::{Conntrack, SetError},
     desired::Desired,
-    devices::{Roles, Wish, health_check_addresses, node_port_addresses, roles},
+    devices::{Attachment, Role, Roles, Wish, health_check_addresses, node_port_addresses, roles},
     events::Happening,
     health,
     health_checks::{HealthChecks, Where},
@@ -388,10 +388,11 @@ impl Agent {
         if foreign_proxy {
             info!("kube-proxy's rules are on this node");
         }
-        let Settings { node_hash, socket_lb, .. } = settings.get(&0)?.unwrap_or_default();
+        let Settings { node_hash, socket_lb, dsr, .. } = settings.get(&0)?.unwrap_or_default();
         let mut told = Settings {
             foreign_proxy: foreign_proxy.into(),
             node_hash,
+            dsr: if args.dsr { dsr } else { 0 },
             ..settings::settings(&args).map_err(RunError::Node)?
         };
         if told.socket_lb == socket_lb::ON && socket_lb == socket_lb::ON_BUT {
@@ -458,6 +459,7 @@ impl Agent {
                 _ => wanted.socket_lb,
             };
         }
+        wanted.dsr = (self.args.dsr && self.sees_tunnels()).into();
         if let Some(&address) = self.roles.node_addresses.first() {
             wanted.node_hash = settings::node_hash(address);
         }
@@ -468,6 +470,13 @@ impl Agent {
             Ok(()) => self.told = wanted,
             Err(err) => warn!(%err, "cannot tell the programs"),
         }
+    }
+
+    /// True if programs see what comes out of the overlay's tunnels, and read its tables: others may send
+    /// what they are to answer.
+    fn sees_tunnels(&self) -> bool {
+        let is_tunnel = |on: &Attachment| on.role == Role::Tunnel;
+        self.nodes.iter().all(Option::is_some) && self.devices.attached().values().any(is_tunnel)
     }
 
     fn reserve_ports(&self) {
@@ -628,6 +637,7 @@ impl Agent {
         problems.extend(sockets.err());
         self.board.set_problems("devices", problems);
         self.attach_wires();
+        self.tell_programs();
     }
 
     /// What a driver can do may depend on the peer's settings, of which nothing else tells.
@@ -658,13 +668,28 @@ impl Agent {
     /// an overlay came, went, or made them anew.
     fn follow_overlay(&mut self) {
         // Before the tables are filled, old programs go on with old ones.
-        if self.args.xdp == Xdp::Off || self.loaded.replaces.is_some() {
+        let is_asked = self.args.xdp != Xdp::Off || self.args.dsr;
+        if !is_asked || self.loaded.replaces.is_some() {
             return;
         }
         let nodes = object::nodes(&self.args.pins.bpffs);
-        if nodes == self.nodes {
-            return;
+        if nodes != self.nodes {
+            self.load_with(nodes);
         }
+        if self.args.dsr {
+            let message = format!(
+                "no tables of flannel-agent under {}: clients outside are masqueraded toward \
+                 backends elsewhere, as without --dsr, until it runs on this node",
+                self.args.pins.bpffs.display()
+            );
+            let problem = || Problem::new(Problem::NODE, "--dsr", message);
+            let is_alone = self.nodes == Nodes::default();
+            self.board.set_problems("dsr", is_alone.then(problem).into_iter().collect());
+        }
+    }
+
+    /// Loads the programs with these tables of the overlay.
+    fn load_with(&mut self, nodes: Nodes) {
         match self.load_again() {
             Ok(()) => {
                 info!("programs loaded with the overlay's tables");
@@ -674,7 +699,7 @@ impl Agent {
             }
             Err(err) => {
                 let message = format!("programs cannot be loaded with the overlay's tables: {err}");
-                let problem = Problem::new(Problem::NODE, "--xdp", message);
+                let problem = Problem::new(Problem::NODE, "overlay", message);
                 self.board.set_problems("overlay", vec![problem]);
             }
         }

@@ -29,7 +29,6 @@ pub fn settings(args: &RunArgs) -> io::Result<Settings> {
         },
         sees_pods: (args.pod_link != PodLink::None).into(),
         resets_tcp: (args.tcp_on_removed_endpoint == OnRemovedEndpoint::Reset).into(),
-        dsr: args.dsr.into(),
         new_flow_interval: source_rate::interval(args.new_flows_per_source),
         ipv6_checksum_flags: kernel::ipv6_checksum_flags()?,
         ..Settings::default()

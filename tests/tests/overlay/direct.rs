@@ -123,6 +123,26 @@ fn drivers_carry_what_goes_to_a_node_that_answers() {
     }
 }
 
+/// The proxies came first, and say what they lack.
+#[test]
+fn an_overlay_that_comes_later_is_found() {
+    let mut bed = Bed::furnished(DUAL, &[]);
+    publish(&bed);
+    let proxies = proxies(&bed, &["--dsr"]);
+    let status = || {
+        let output = ok(proxies[0].ask(&["status", "-o", "json"]));
+        let status: Value = ok(serde_json::from_slice(&output.stdout));
+        let problems = status["problems"].as_array().into_iter().flatten();
+        let mut told = problems.filter_map(|problem| problem["message"].as_str());
+        told.any(|message| message.contains("no tables of flannel-agent"))
+    };
+    eventually("the proxy misses the overlay", || status().then_some(()));
+    bed.launch();
+    wait_known(&bed, true);
+    eventually("the proxy has found the overlay", || (!status()).then_some(()));
+    assert_seen_by_the_backend(&bed);
+}
+
 /// One of both nodes does not say so: replies come back as ever.
 #[test]
 fn a_node_that_does_not_answer_is_asked_as_ever() {
@@ -157,7 +177,7 @@ fn connections_outlive_the_way_by_the_node_that_was_asked() {
     let ports = [Port::tcp("tcp", 80, 80), Port::udp("udp", 53, 53)];
     let mut service = Service::new("far").cluster_ip([10, 96, 0, 20].into());
     service = service.set("/spec/externalIPs", json!([BALANCER.to_string()]));
-    for port in ports.clone() {
+    for port in ports {
         service = service.port(port);
     }
     let mut documents = vec![service.build()];

@@ -28,6 +28,8 @@ fn main() {
         eprintln!("kernel-init is the first process of a virtual machine, and nothing else");
         std::process::exit(2);
     }
+    // The packet tier's cases keep objects loaded, each with all of its tables.
+    agent_kit::descriptor::raise_limit();
     let mut report = Report::default();
     if std::env::args().any(|argument| argument == "without-ipv6") {
         agents::run(&mut report);
