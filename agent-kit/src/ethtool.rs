@@ -60,7 +60,7 @@ impl Ethtool {
             return None;
         }
         for (to, byte) in request.ifr_name.iter_mut().zip(device.bytes()) {
-            *to = byte.cast_signed();
+            *to = libc::c_char::from_ne_bytes([byte]);
         }
         request.ifr_ifru.ifru_data = answer.as_mut_ptr().cast();
         // SAFETY: the kernel reads the request, and writes no more than the structure that the question
