@@ -167,7 +167,9 @@ fn connections_are_as_many_everywhere_by_least_conn(mode: SocketLb) {
         (loads.iter().sum::<u64>() == LASTING).then_some(loads)
     });
     let counted: Vec<u64> = counted.into_iter().filter(|&has| has > 0).collect();
-    let are_alike = counted.iter().all(|has| (16..=24).contains(has));
+    // How alike, the engine's cases tell: here the agent may count anew while they begin, and what has
+    // begun since it looked is then left to chance until it counts again.
+    let are_alike = counted.iter().all(|has| (12..=28).contains(has));
     assert!(counted.len() == PODS.len() && are_alike, "{counted:?}");
     assert_eq!(ok(load.stop()).failed, 0);
     eventually("nobody has connections any more", || {
