@@ -191,6 +191,10 @@ impl Ipv6 {
 
 /// What the code needs of an address, whichever its family.
 pub trait Address: Copy + Eq + Hash + Default + Debug + Ord + 'static {
+    /// Fills up what has to be whole lines of the processor's cache
+    /// ([`crate::flow_cache::Line`]).
+    type Pad: Copy + Eq + Default + Debug + 'static;
+
     /// Folds the address into 32 bits, for hashes.
     fn fold(self) -> u32;
     /// The one's complement sum of the address's 16-bit words, as they lie in memory,
@@ -218,6 +222,8 @@ const fn mask(bits: u32) -> u32 {
 }
 
 impl Address for Ipv4 {
+    type Pad = ();
+
     #[inline(always)]
     fn fold(self) -> u32 {
         self.0
@@ -257,6 +263,8 @@ impl Address for Ipv4 {
 }
 
 impl Address for Ipv6 {
+    type Pad = [u32; 4];
+
     #[inline(always)]
     fn fold(self) -> u32 {
         self.0[0] ^ self.0[1].rotate_left(8) ^ self.0[2].rotate_left(16) ^ self.0[3]

@@ -23,6 +23,7 @@ pub mod echo;
 pub mod egress;
 pub mod encapsulation;
 pub mod flow;
+pub mod flow_cache;
 pub mod fragment;
 pub mod frontend;
 pub mod hash;

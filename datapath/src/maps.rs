@@ -30,6 +30,8 @@
 //! | `MARKS` | array of one | → one byte per hash of the way between two addresses |
 //! | `UPLINKS` | array | `nexthop::place` → `Uplink` |
 //! | `NEXTHOPS4/6` | per-CPU array | hash of an address → `NextHop` |
+//! | `FLOWCACHE4/6` | array | [`place`](crate::flow_cache::place) of a `FlowKey` → `Line` |
+//! | `FLOWCHANGES` | array of one | → when the agent changed rows of flows last |
 //! | `SEENSENDERS` | per-CPU array | last byte of a hardware address → `SeenSender` |
 //! | `CARRIED` | per-CPU array | `wire::Leg` → packets |
 //! | `CAPTURE` | array of one | → `Capture` |

@@ -155,7 +155,8 @@ pub fn is_over<F: Network, T: FlowTables<F>, const ROLE: u8>(
 
 /// The later of two times, on a clock that wraps.
 #[inline(always)]
-const fn later(a: u32, b: u32) -> u32 {
+#[must_use]
+pub const fn later(a: u32, b: u32) -> u32 {
     if a.wrapping_sub(b) < 1 << 31 { a } else { b }
 }
 

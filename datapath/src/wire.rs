@@ -21,6 +21,7 @@ use crate::{
     counter::{Hook, Reason},
     echo,
     flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role},
+    flow_cache,
     fragment::Ports,
     frontend::{FrontendKey, mark},
     hash,
@@ -148,7 +149,12 @@ pub trait Wire: Packet {
 
 /// The table of answered flows of one family, and counters.
 pub trait Rows<F: Underlay> {
-    fn row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
+    /// The row of an answered flow, or a copy of it ([`crate::flow_cache`]).
+    fn row(&mut self, key: &FlowKey<F::Address>, now: u32) -> Option<&mut Flow<F::Address>>;
+    /// Has the next look find the row itself.
+    fn expire(&mut self, key: &FlowKey<F::Address>);
+    /// The row itself.
+    fn own_row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>>;
     /// Counts a frame that did not pass untouched.
     fn count(&mut self, leg: Leg);
     /// The same, and for its Service.
@@ -358,7 +364,13 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         header.next,
         hook::INGRESS,
     );
-    let Some(row) = rows.row(&key) else {
+    let row = if plain.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 {
+        rows.row(&key, now)
+    } else {
+        rows.expire(&key);
+        rows.own_row(&key)
+    };
+    let Some(row) = row else {
         // From a pod elsewhere, it is for the packet path to see to.
         let may_begin = at == 0 && source_rate::may_begin(header.next, plain.flags);
         if !may_begin || !rows.is_refused(&key) {
@@ -418,8 +430,8 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     if hop.port != Be16::ZERO && F::NEEDS_CHECKSUM && plain.checksum == 0 {
         return Fate::Pass;
     }
-    let is_asleep = row.last != now;
-    let (service, id) = (row.service, row.packets as u16);
+    let is_asleep = flow_cache::is_asleep(row, now);
+    let service = row.service;
     track::touch(row, seen, now, length);
     if is_asleep {
         rows.wake(&key, now);
@@ -429,7 +441,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     rows.count_packet(leg, service, length);
     let path = hash::tuple(&key);
     let (src, dst) = if is_direct { (key.src(), key.dst()) } else { (other, dst) };
-    let sent = send::<F, P>(frame, plain, at, src, dst, hop, path, id);
+    let sent = send::<F, P>(frame, plain, at, src, dst, hop, path);
     match sent {
         Some(()) => Fate::Send(hop.device),
         None => failed::<F, R>(rows),
@@ -501,7 +513,6 @@ fn turn<F: Underlay, P: Packet>(
 }
 
 /// Writes both ends and what stands before the packet.
-#[expect(clippy::too_many_arguments, reason = "each is one thing that the packet hangs on")]
 #[inline(always)]
 fn send<F: Underlay, P: Wire>(
     frame: &mut P,
@@ -511,7 +522,6 @@ fn send<F: Underlay, P: Wire>(
     dst: Place<F::Address>,
     hop: &NextHop<F::Address>,
     path: u32,
-    id: u16,
 ) -> Option<()> {
     if at != 0 {
         frame.shed(at)?;
@@ -529,7 +539,10 @@ fn send<F: Underlay, P: Wire>(
         dst_port: hop.port,
     };
     let macs = [hop.inner_to, hop.inner_from];
-    F::wrap(frame, &ends, hop.vni, macs, start, plain.length as u16, id ^ path as u16)?;
+    // Of what differs from packet to packet: the packet's own identification, where it has one, and its
+    // checksum.
+    let id = first_half(start[1]) ^ plain.checksum ^ path as u16;
+    F::wrap(frame, &ends, hop.vni, macs, start, plain.length as u16, id)?;
     frame.store_link(hop.to, hop.from, F::ETHERTYPE)
 }
 
@@ -538,11 +551,11 @@ fn send<F: Underlay, P: Wire>(
 /// that they have here.
 #[inline(always)]
 pub fn wake<F: Underlay, R: Rows<F>>(rows: &mut R, key: &FlowKey<F::Address>, now: u32) {
-    let Some(row) = rows.row(key) else { return };
+    let Some(row) = rows.own_row(key) else { return };
     let parties = Parties::of(key, row);
     let beside =
         if row.role == role::ORIGINAL { parties.original_source() } else { parties.reply() };
-    if let Some(row) = rows.row(&beside) {
+    if let Some(row) = rows.own_row(&beside) {
         row.last = now;
     }
 }

@@ -418,12 +418,15 @@ impl RunArgs {
         Err(ConfigError::WithoutEtcd)
     }
 
-    /// Rows by map.
+    /// Rows by map. What only frames of drivers find rows in is kept small where no driver has us.
     pub fn capacities(&self) -> BTreeMap<String, u32> {
+        let is_unused = self.xdp.mode().is_none();
+        let unused = ["FLOWCACHE4", "FLOWCACHE6"].iter().filter(|_| is_unused);
+        let unused = unused.map(|map| ((*map).to_owned(), 1));
         let maps = self.capacity.iter().flat_map(|&(table, rows)| {
             table.maps().iter().map(move |map| ((*map).to_owned(), rows))
         });
-        maps.collect()
+        maps.chain(unused).collect()
     }
 }
 

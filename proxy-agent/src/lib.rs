@@ -44,6 +44,7 @@ pub mod source;
 pub mod stale;
 pub mod state;
 pub mod status;
+pub mod tick;
 pub mod told;
 pub mod topology;
 pub mod xdp;

@@ -17,7 +17,10 @@ use datapath::{
     socket::{self, Connected, WAYS},
 };
 
-use crate::serving::{Place, Serving};
+use crate::{
+    serving::{Place, Serving},
+    tick,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StaleError {
@@ -50,6 +53,10 @@ pub fn end(maps: &Path, serving: &Serving) -> Result<[Ended; 2], StaleError> {
     Barrier::new().and_then(|barrier| barrier.wait()).map_err(StaleError::Barrier)?;
     let flows4 = flows::<Ipv4>(maps, ["PENDING4", "FLOWS4"], serving)?;
     let flows6 = flows::<Ipv6>(maps, ["PENDING6", "FLOWS6"], serving)?;
+    if flows4 + flows6 > 0 {
+        let mut changes: MapTable<u32, u32> = MapTable::open(maps, "FLOWCHANGES")?;
+        changes.insert(&0, &tick::now())?;
+    }
     let [sockets4, sockets6] = sockets(maps, serving)?;
     let v4 = Ended { flows: flows4, sockets: sockets4 };
     Ok([v4, Ended { flows: flows6, sockets: sockets6 }])

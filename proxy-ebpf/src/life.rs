@@ -6,13 +6,13 @@ use datapath::{
     flow::{FlowKey, role},
     header::Network,
     masquerade,
-    tables::KeepError,
+    tables::{FlowTables, KeepError},
     track,
 };
 
 use crate::{
     flows::{FlowMaps, Maps},
-    global,
+    forgotten, global,
 };
 
 /// What the functions that settle return.
@@ -41,14 +41,23 @@ fn settles<F: FlowMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32 
 #[inline(always)]
 fn succeeds<F: FlowMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32 {
     let Some(key) = copy(key) else { return 0 };
-    track::forget_finished::<F, _, ROLE>(&mut Maps { packet: None }, &key, 0).into()
+    let is_over = track::forget_finished::<F, _, ROLE>(&mut Maps { packet: None }, &key, 0);
+    if is_over {
+        forgotten::<F>(&key);
+    }
+    is_over.into()
 }
 
 #[inline(always)]
 fn claim<F: FlowMaps>(skb: *mut __sk_buff, service: u32, take: u32) -> u32 {
     let context = TcContext::new(skb);
     let take = masquerade::Take::numbered(take);
-    masquerade::claim::<F, _>(&mut Maps { packet: Some(&context) }, service, take).into()
+    let maps = &mut Maps { packet: Some(&context) };
+    let is_ours = masquerade::claim::<F, _>(maps, service, take);
+    if is_ours {
+        forgotten::<F>(&FlowTables::<F>::parties(maps).reply_target());
+    }
+    is_ours.into()
 }
 
 global! {

@@ -30,6 +30,7 @@ use datapath::{
     address::{V4, V6},
     counter::{Hook, Reason},
     encapsulation::{Fate, decapsulate, encapsulate, intercept, shortcut},
+    flow::FlowKey,
     header::Network,
     tunnel::{Inner, Tunnels},
 };
@@ -137,6 +138,16 @@ fn act<F: FamilyMaps + Network>(skb: &mut Skb, fate: Fate, hook: Hook) -> i32 {
 #[inline(always)]
 fn ipv6_checksum_flags() -> u32 {
     tunnel().ipv6_checksum_flags
+}
+
+/// There are no copies of rows.
+#[inline(always)]
+fn forgotten<F: Network>(_key: &FlowKey<F::Address>) {}
+
+/// As above.
+#[inline(always)]
+fn last_used<F: Network>(_key: &FlowKey<F::Address>, last: u32, _now: u32) -> u32 {
+    last
 }
 
 /// A flow's own row counts its packets, and there is no Service.

@@ -10,6 +10,7 @@ mod capture;
 mod connected;
 mod direct;
 mod drops;
+mod flow_cache;
 mod flows;
 mod gate;
 mod known;
@@ -43,6 +44,7 @@ use datapath::{
     tables::FlowTables,
 };
 use direct::{came_by4, came_by6, come_home4, come_home6};
+use flow_cache::{forgotten, last_used};
 use flows::Maps;
 use gate::{Peek, is_foreign_destination, is_foreign_way, is_foreign_way_apart, is_never_refused};
 use linear::hardware;

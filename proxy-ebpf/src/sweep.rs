@@ -9,7 +9,10 @@ use datapath::{
     flow::{Flow, FlowKey, Walk},
 };
 
-use crate::flows::{FlowMaps, WALKS, expire, now};
+use crate::{
+    flows::{FlowMaps, WALKS, expire, now},
+    last_used,
+};
 
 /// Callback of the walk over one family's flows.
 ///
@@ -24,7 +27,9 @@ unsafe fn visit<F: FlowMaps>(key: *const c_void, row: *const c_void) -> i64 {
         let key = *key.cast::<FlowKey<F::Address>>();
         let now = now();
         let is_pressed = (*walk).is_pressed(now);
-        if expire::<F>(&key, &*row.cast::<Flow<F::Address>>(), now, is_pressed) {
+        let row = row.cast::<Flow<F::Address>>().cast_mut();
+        (*row).last = last_used::<F>(&key, (*row).last, now);
+        if expire::<F>(&key, &*row, now, is_pressed) {
             (*walk).removed += 1;
         }
         i64::from((*walk).removed >= (*walk).enough)

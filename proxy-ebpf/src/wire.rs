@@ -25,6 +25,7 @@ use datapath::{
 use crate::{
     buffer::Buffer,
     capture, drops,
+    flow_cache::{self, Cached},
     flows::{MARKS, now},
     global,
     known::{is_foreign_port, uses},
@@ -45,7 +46,7 @@ maps! {
 }
 
 /// The maps of one family.
-trait WireMaps: FamilyMaps + Routed + Underlay {
+trait WireMaps: FamilyMaps + Cached + Routed + Underlay {
     const NEXTHOPS: &'static PerCpuArray<NextHop<Self::Address>, { NEXTHOPS_LEN as usize }>;
 
     /// [`enter`] and [`ask`], each of which the verifier follows once.
@@ -135,10 +136,18 @@ struct Flows;
 
 impl<F: WireMaps> Rows<F> for Flows {
     #[inline(always)]
-    fn row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>> {
-        // SAFETY: memory of a map's rows stays readable and writable while the program runs, even if
-        // the row is removed meanwhile.
-        F::FLOWS.get_ptr_mut(key).and_then(|row| unsafe { row.as_mut() })
+    fn row(&mut self, key: &FlowKey<F::Address>, now: u32) -> Option<&mut Flow<F::Address>> {
+        flow_cache::row::<F>(key, now)
+    }
+
+    #[inline(always)]
+    fn expire(&mut self, key: &FlowKey<F::Address>) {
+        flow_cache::forgotten::<F>(key);
+    }
+
+    #[inline(always)]
+    fn own_row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>> {
+        flow_cache::own_row::<F>(key)
     }
 
     #[inline(always)]

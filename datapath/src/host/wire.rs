@@ -124,7 +124,13 @@ impl Wire for RawFrame {
 }
 
 impl<F: Underlay> Rows<F> for Memory<F> {
-    fn row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>> {
+    fn row(&mut self, key: &FlowKey<F::Address>, _now: u32) -> Option<&mut Flow<F::Address>> {
+        self.flows.get_mut(key)
+    }
+
+    fn expire(&mut self, _key: &FlowKey<F::Address>) {}
+
+    fn own_row(&mut self, key: &FlowKey<F::Address>) -> Option<&mut Flow<F::Address>> {
         self.flows.get_mut(key)
     }
 

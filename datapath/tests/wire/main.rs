@@ -123,7 +123,10 @@ fn expected<F: Side>(
     }
     let key = key_of(packet);
     let path = hash::tuple(&key);
-    let id = scene.row(&key).packets as u16 ^ path as u16;
+    let at = F::HEADER as usize + if packet.proto == TCP { 16 } else { 6 };
+    let checksum = u16::from_ne_bytes(packet.bytes()[at..at + 2].try_into().expect("two bytes"));
+    let own = u16::from_ne_bytes(packet.bytes()[4..6].try_into().expect("two bytes"));
+    let id = own ^ checksum ^ path as u16;
     let is_direct = kind == Kind::Direct;
     let to = if is_direct { kind.parties::<F>(packet.proto).backend } else { turned.dst };
     let hop = scene.wires.hops[&to.addr];

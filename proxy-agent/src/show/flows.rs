@@ -14,12 +14,14 @@ use agent_kit::{
 use datapath::{
     address::{Address, Be16, Ipv4, Ipv6, protocol},
     flow::{Flow, FlowKey, Parties, Place, TICK_NS, flow_flags, is_closed, role, seen, timeout},
+    flow_cache::Line,
     header::has_handshake,
     service::ServiceName,
 };
 use serde::Serialize;
 
 use super::{Name, ShowError, print};
+use crate::tick;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct ShownFlow {
@@ -49,8 +51,8 @@ pub fn read(maps: &Path) -> Result<Vec<ShownFlow>, ShowError> {
         .into_iter()
         .filter_map(|(index, name)| Some((index, Name::decode(&name)?.to_string())))
         .collect();
-    let mut flows = family::<Ipv4>(maps, ["FLOWS4", "PENDING4"], &names)?;
-    flows.extend(family::<Ipv6>(maps, ["FLOWS6", "PENDING6"], &names)?);
+    let mut flows = family::<Ipv4>(maps, ["FLOWS4", "PENDING4"], "FLOWCACHE4", &names)?;
+    flows.extend(family::<Ipv6>(maps, ["FLOWS6", "PENDING6"], "FLOWCACHE6", &names)?);
     flows.sort_by_key(|flow| (flow.client, flow.frontend));
     Ok(flows)
 }
@@ -58,20 +60,36 @@ pub fn read(maps: &Path) -> Result<Vec<ShownFlow>, ShowError> {
 fn family<A>(
     maps: &Path,
     tables: [&str; 2],
+    cache: &str,
     names: &HashMap<u32, String>,
 ) -> Result<Vec<ShownFlow>, ShowError>
 where
     A: Address + Hash + Into<IpAddr>,
     FlowKey<A>: Pod,
     Flow<A>: Pod,
+    Line<A>: Pod,
 {
-    let now = now();
+    let now = tick::now();
+    // What frames have counted that the driver handled.
+    let mut copies: HashMap<FlowKey<A>, Line<A>> = HashMap::new();
+    let lines: MapTable<u32, Line<A>> = MapTable::open(maps, cache)?;
+    lines.visit(|_, line| {
+        if line.row.packets != 0 {
+            copies.insert(line.key, *line);
+        }
+    })?;
     let mut originals = Vec::new();
     let mut replies: HashMap<FlowKey<A>, Flow<A>> = HashMap::new();
     for name in tables {
         let rows: MapTable<FlowKey<A>, Flow<A>> = MapTable::open(maps, name)?;
         rows.visit(|key, row| match row.role {
-            role::ORIGINAL => originals.push((*key, *row)),
+            role::ORIGINAL => {
+                let mut row = *row;
+                if let Some(line) = copies.get(key) {
+                    line.bring_home(&mut row);
+                }
+                originals.push((*key, row));
+            }
             role::REPLY => {
                 replies.insert(*key, *row);
             }
@@ -125,15 +143,6 @@ fn state(proto: u8, original: u8, reply: u8) -> &'static str {
         0 => "established",
         _ => "closing",
     }
-}
-
-/// The clock of the programs.
-fn now() -> u32 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a live structure to be filled.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    let ns = time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned();
-    (ns / TICK_NS) as u32
 }
 
 /// For people.

@@ -38,7 +38,12 @@ pub(crate) fn load_arguments(cluster: &Cluster, target: Target) -> Vec<String> {
 }
 
 /// Begins a load of TCP, with three flags that say how much.
-fn load_of_tcp(cluster: &Cluster, from: &str, target: Target, flags: [&str; 3]) -> Loading {
+pub(crate) fn load_of_tcp(
+    cluster: &Cluster,
+    from: &str,
+    target: Target,
+    flags: [&str; 3],
+) -> Loading {
     let arguments = load_arguments(cluster, target);
     let tcp = arguments.iter().map(String::as_str).filter(|to| to.starts_with("--tcp"));
     let arguments: Vec<&str> = tcp.chain(flags).collect();
@@ -303,7 +308,7 @@ fn endpoints_come_and_go(mode: SocketLb) {
 }
 
 /// A gentle load of datagrams in both families.
-fn datagrams(
+pub(crate) fn datagrams(
     cluster: &Cluster,
     (from, target, flags): (&'static str, Target, &'static [&'static str]),
 ) -> (&'static str, Loading) {

@@ -11,6 +11,7 @@ use lab::{
 };
 
 use crate::{
+    change::{datagrams, load_of_tcp},
     cluster::{Cluster, Plan, eventually, ok},
     service::{FAMILIES, Target, expose},
     wired::{Stranger, Wired, index},
@@ -55,6 +56,11 @@ fn serves(mode: &str) {
     }
     let [local, out, _, back, ..] = carried(&cluster, 0);
     let most = BYTES / 1448;
+    // Also what copies of the rows have counted.
+    let shown = cluster.show(&["flows"]);
+    let counted = |flow: &serde_json::Value| flow["packets"].as_u64().is_some_and(|of| of > most);
+    let large = shown.as_array().into_iter().flatten().filter(|flow| counted(flow)).count();
+    assert_eq!(large, 4, "{shown}");
     assert!(local > most && out > most && back > most, "{:?}", carried(&cluster, 0));
 }
 
@@ -66,6 +72,36 @@ fn the_driver_carries_both_legs() {
 #[test]
 fn the_kernel_carries_both_legs() {
     serves("generic");
+}
+
+/// What a driver has handled for seconds, by copies of rows, ends or follows as elsewhere when its endpoint
+/// goes.
+#[test]
+fn what_the_driver_carries_heeds_a_change() {
+    let plan = Plan::new(SocketLb::On);
+    let plan = plan.extra(&["--xdp=native", "--tcp-on-removed-endpoint=reset"]);
+    let cluster = plan.up(&[expose(10, &["pod1a"]), expose(11, &["pod2a"])]);
+    let _wired = ok(Wired::up(&cluster.lab));
+    let target = |number| Target::NodePort("node1", number);
+    let udp = [10, 11].map(|number| datagrams(&cluster, ("client", target(number), &[])));
+    let flags = ["--rate=1", "--lasting=4", "--requests=20"];
+    let tcp = [10, 11].map(|number| load_of_tcp(&cluster, "client", target(number), flags));
+    sleep(Duration::from_secs(3));
+    let [local, out, _, back, ..] = carried(&cluster, 0);
+    assert!(local > 200 && out > 200 && back > 200, "{:?}", carried(&cluster, 0));
+    cluster.publish(&expose(10, &["pod1b"]));
+    cluster.publish(&expose(11, &["pod2b"]));
+    sleep(Duration::from_secs(2));
+    for (_, load) in udp {
+        let load = ok(load.stop());
+        // The pod before still answers; only what is under way in the moment of the change is lost.
+        assert!(load.failed == 0 && load.udp_missing <= 4 && load.udp_moved > 0, "{load:?}");
+    }
+    for load in tcp {
+        let load = ok(load.stop());
+        // All that had begun before, of both families.
+        assert!(load.errors.get("ECONNRESET").is_some_and(|&ended| ended >= 8), "{load:?}");
+    }
 }
 
 /// Both paths have the same rows.

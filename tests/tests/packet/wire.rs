@@ -10,6 +10,7 @@ use datapath::{
     both,
     counter::{Hook, Reason, drop_index},
     flow::{Flow, FlowKey, Place, flow_flags, hook, role, seen},
+    flow_cache::{self, FRESH, Line, WAYS},
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind, mark},
     host::{
         frame::{Datagram, Sum, icmp},
@@ -57,6 +58,7 @@ type Change<A> = (&'static str, fn(&mut Flow<A>));
 struct Pair<F: Family> {
     scene: Scene<F>,
     flows: Rows<Key<F>, Flow<F::Address>>,
+    copies: Rows<u32, Line<F::Address>>,
     uplinks: Rows<u32, Uplink>,
     tunnels: Rows<u32, Tunnel>,
     vteps: Rows<NetworkKey<F::Address>, Vtep<F::Address>>,
@@ -92,6 +94,7 @@ impl<F: Family> Pair<F> {
         let scene = Scene::new(uplinks.devices, tick());
         let mut pair = Self {
             flows: MapTable::new(of_family("FLOWS")).expect("sizes"),
+            copies: MapTable::new(of_family("FLOWCACHE")).expect("sizes"),
             uplinks: MapTable::new(loaded.map("UPLINKS")).expect("sizes"),
             tunnels: MapTable::new(loaded.map("TUNNELS")).expect("sizes"),
             vteps: MapTable::new(of_family("VTEPS")).expect("sizes"),
@@ -160,6 +163,9 @@ impl<F: Family> Pair<F> {
         for (key, row) in &self.scene.memory.flows {
             write(&mut self.flows, *key, *row);
         }
+        for key in self.scene.memory.flows.keys().copied().collect::<Vec<_>>() {
+            self.forget_copy(&key);
+        }
     }
 
     fn store_marks(&mut self) {
@@ -204,6 +210,7 @@ impl<F: Family> Pair<F> {
         let row = self.scene.row(key);
         change(row);
         write(&mut self.flows, *key, *row);
+        self.forget_copy(key);
     }
 
     /// Has the flow of a kind another backend, in both.
@@ -212,6 +219,26 @@ impl<F: Family> Pair<F> {
         self.scene.put(parties, true, last);
         self.store_rows();
         self.store_marks();
+    }
+
+    /// Of whatever flow they are.
+    fn forget_copy(&mut self, key: &Key<F>) {
+        for way in 0..WAYS {
+            let place = flow_cache::beside(flow_cache::place(key), way);
+            write(&mut self.copies, place, Line::default());
+        }
+    }
+
+    /// A row with what its copy knows.
+    fn whole(&self, key: &Key<F>, Row(mut row): Row<Flow<F::Address>>) -> Flow<F::Address> {
+        for way in 0..WAYS {
+            let place = flow_cache::beside(flow_cache::place(key), way);
+            let Row(line) = self.copies.get(&Row(place)).expect("a row").expect("of an array");
+            if line.key == *key {
+                line.bring_home(&mut row);
+            }
+        }
+        row
     }
 
     fn dropped(&self) -> u64 {
@@ -249,8 +276,16 @@ impl<F: Family> Pair<F> {
     #[track_caller]
     fn same_tables(&mut self) {
         let rows = self.flows.rows().expect("rows").into_iter();
-        let rows: HashMap<_, _> = rows.map(|(Row(key), Row(row))| (key, row)).collect();
-        assert_eq!(rows, self.scene.memory.flows);
+        let rows: HashMap<_, _> =
+            rows.map(|(Row(key), row)| (key, self.whole(&key, row))).collect();
+        let mut host = self.scene.memory.flows.clone();
+        for (key, row) in &mut host {
+            // Of a copy, other rows are told later.
+            if rows.get(key).is_some_and(|found| row.last.wrapping_sub(found.last) < FRESH) {
+                row.last = rows[key].last;
+            }
+        }
+        assert_eq!(rows, host);
         let counted = self.stats.get(&Row(crate::wire_scene::SERVICE)).expect("a row");
         let host = self.scene.memory.stats.get(&crate::wire_scene::SERVICE).copied();
         assert_eq!(counted.expect("a row").0, host.unwrap_or_default());
@@ -453,6 +488,7 @@ fn what_the_flow_has_to_learn_of_passes<F: Family>() {
         pair.same_tables();
         // Without a row.
         pair.flows.remove(&Row(key)).expect("a row");
+        pair.forget_copy(&key);
         let row = pair.scene.memory.flows.remove(&key).expect("a row");
         pair.passes(&bytes, "no row");
         pair.scene.memory.flows.insert(key, row);
