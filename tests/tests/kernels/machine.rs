@@ -17,7 +17,7 @@ const QEMU: &[&str] = &[
     "-smp",
     "1",
     "-m",
-    "1024",
+    "1536",
     "-cpu",
     "max",
     "-nographic",

@@ -13,7 +13,7 @@ use aya::{
     maps::{Map, MapData, PerCpuArray},
     programs::{SchedClassifier, TestRun, TestRunOptions, Xdp},
 };
-use datapath::{counter::Hook, tunnel::Traffic};
+use datapath::{counter::Hook, flow_cache::LINES, tunnel::Traffic};
 
 use crate::machine::Sizes;
 
@@ -178,6 +178,8 @@ impl Loaded {
                 ("PENDING", sizes.pending),
                 ("PEERS", 64),
                 ("AFFINITY", 4_096),
+                // Large, and only cases of whole frames, whose tables are the default's, look there.
+                ("FLOWCACHE", if sizes == Sizes::default() { LINES as usize } else { 1 }),
             ] {
                 // The loader keeps the name for as long as it lives.
                 let name: &'static str = Box::leak(format!("{name}{family}").into_boxed_str());
