@@ -91,7 +91,9 @@ fn after_the_timeout_it_may_have_another(mode: SocketLb) {
             let target = Target::NodePort("node1", 10);
             let began = Instant::now();
             let names = names(&cluster, from, target, family, protocol, ASKS);
-            assert!(names.len() == 1 || began.elapsed() > Duration::from_secs(1), "{names:?}");
+            // A port of UDP that was used before has its flow, which stays where it is.
+            let may_differ = protocol == Protocol::Udp || began.elapsed() > Duration::from_secs(1);
+            assert!(names.len() == 1 || may_differ, "{names:?}");
             names
         };
         let ways = [Protocol::Tcp, Protocol::Udp]

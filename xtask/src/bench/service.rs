@@ -28,7 +28,10 @@ pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
         let object = object::build(machine)?;
         agents::build_with_load(machine, &object)?;
     }
-    let peers = options.peers.then(|| provide_peers(machine)).transpose()?;
+    let has_api = options.includes(Part::ApiServer)
+        && (options.peers || options.only == Some(Part::ApiServer));
+    let peers = (options.peers || has_api).then(|| provide_peers(machine, options.peers));
+    let peers = peers.transpose()?;
     let mut report = Report {
         host: Host::new(),
         quick: options.quick,
@@ -64,7 +67,7 @@ pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
         report.rows.extend(report::control(&found));
         report.control = Some(found);
     }
-    if options.peers && options.includes(Part::ApiServer) {
+    if has_api {
         measure_api(&plans, &mut raise()?, &mut report)?;
     }
     report.host.finish();
@@ -74,13 +77,13 @@ pub(super) fn run(machine: &Machine, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The agent, then kube-proxy in its modes, told of the same by the same API server.
+/// The agent, then with peers kube-proxy in its modes, told of the same by the same API server.
 fn measure_api(plans: &Plans, stage: &mut Stage, report: &mut Report) -> Result<()> {
     let plan = plans.api_control;
     println!("control plane, told by an API server: {} Services", plan.services);
     stage.prepare_large(plan.services)?;
     let found = api_control::measure(plan, stage)?;
-    for (mode, plan) in plans.peer {
+    for (mode, plan) in plans.peer.into_iter().filter(|_| report.peers) {
         println!("control plane of kube-proxy, {}:", mode.name());
         report.peer_control.push((mode, peer_control::measure(plan, mode, stage)?));
     }
@@ -140,9 +143,12 @@ fn plans(options: &Options) -> Plans {
     plans
 }
 
-/// Builds what is not built yet; returns where it is.
-fn provide_peers(machine: &Machine) -> Result<PathBuf> {
+/// Builds what is not built yet, the API server alone unless kube-proxy is measured too; returns where
+/// it is.
+fn provide_peers(machine: &Machine, has_proxies: bool) -> Result<PathBuf> {
     machine.provide(&setup::peers())?;
     machine.provide(&[setup::iptables()])?;
-    peers::provide(machine, &["kube-proxy", "kube-apiserver"])
+    let names: &[&str] =
+        if has_proxies { &["kube-proxy", "kube-apiserver"] } else { &["kube-apiserver"] };
+    peers::provide(machine, names)
 }
