@@ -28,6 +28,7 @@ fn they_carry_all_traffic_and_are_updated_without_loss() {
     ok(cluster.apply(&[bed::dns(), bed::servers(NAME, NODE_PORT).into()].concat()));
     ok(cluster.rolled_out("default", &format!("daemonset/{NAME}")));
     ok(cluster.rolled_out("kube-system", "deployment/coredns"));
+    both_are_endpoints(&cluster, NAME);
     the_plugin_follows_the_agents_subnet(&cluster);
     pods_reach_pods_of_the_other_node(&cluster);
     services_are_balanced_for_pods_nodes_and_strangers(&cluster);
@@ -219,6 +220,25 @@ pub(crate) fn ask_in(
 pub(crate) fn ask_from(place: &Place, protocol: Protocol, to: SocketAddr) -> Vec<Answer> {
     let question = Question { count: Some(ASKED), ..Question::default() };
     ok(peer::ask_with(place, protocol, to, &question))
+}
+
+/// Waits until a Service has an endpoint on each node, in each of its families: a rollout is over before
+/// they are told of.
+pub(crate) fn both_are_endpoints(cluster: &Kubernetes, service: &str) {
+    let path = format!(
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices\
+         ?labelSelector=kubernetes.io/service-name%3D{service}"
+    );
+    let is_whole = |slice: &Value| {
+        let endpoints = slice["endpoints"].as_array().into_iter().flatten();
+        endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true).count() == 2
+    };
+    let what = format!("{service} has an endpoint on each node");
+    ok(cluster.wait(&what, || {
+        let slices = cluster.api.read(&path).ok()?;
+        let slices = slices["items"].as_array()?;
+        (!slices.is_empty() && slices.iter().all(is_whole)).then_some(())
+    }));
 }
 
 #[track_caller]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     bed::{self, AGENTS},
-    daemon_set::{ASKED, ask_from, ask_in, assert_both_answer, pod, pods},
+    daemon_set::{ASKED, ask_from, ask_in, assert_both_answer, both_are_endpoints, pod, pods},
     manifest::ok,
 };
 
@@ -22,6 +22,7 @@ fn a_service_of_both_families_is_served_where_helm_installed_the_agents() {
     service["spec"]["ipFamilyPolicy"] = json!("RequireDualStack");
     ok(cluster.apply(&[servers, service]));
     ok(cluster.rolled_out("default", &format!("daemonset/{NAME}")));
+    both_are_endpoints(&cluster, NAME);
     let addresses = cluster_ips(&cluster);
     assert_eq!(addresses.iter().filter(|address| address.is_ipv6()).count(), 1, "{addresses:?}");
     assert_eq!(addresses.len(), 2, "{addresses:?}");
