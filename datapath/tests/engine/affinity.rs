@@ -104,7 +104,7 @@ fn each_new_connection_begins_the_timeout_anew<F: Side>() {
     let (mut bed, _) = sticky::<F>(&backends::<F>(1..=100));
     let first = bed.chosen(POD_IN, client::<F>(1000), vip::<F>(80));
     for port in 1001..1006 {
-        bed.machine.pass(TIMEOUT - 2);
+        bed.machine.pass(TIMEOUT - 5);
         assert_eq!(bed.chosen(POD_IN, client::<F>(port), vip::<F>(80)), first);
     }
     let after: BTreeSet<_> = (1006..1012)

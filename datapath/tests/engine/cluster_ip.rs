@@ -189,7 +189,7 @@ fn an_idle_udp_flow_begins_anew<F: Side>() {
     let new = at::<F>(1, 9, 5353);
     let set = bed.set(&[local(new)]);
     bed.update(service, set, set, 0);
-    bed.machine.pass(119);
+    bed.machine.pass(115);
     bed.becomes(POD_IN, &to.bytes(), &to.clone().to(b).bytes());
     bed.machine.pass(122);
     bed.becomes(POD_IN, &to.bytes(), &to.clone().to(new).bytes());
