@@ -232,8 +232,9 @@ fn known<F: Network, P: Packet, T: Tables<F>, const DIRECT: bool>(
         return Err(if DIRECT { Step::Done } else { Step::Direct });
     }
     // TCP waits for the client's answer to the answer: a SYN with a forged source brings a
-    // SYN-ACK, but nothing after it.
-    if reply && pending && transport.proto == protocol::UDP {
+    // SYN-ACK, but nothing after it. Of a lone row the answer brings the other one.
+    let is_lone = row.flags & flow_flags::LONE != 0;
+    if reply && pending && (transport.proto == protocol::UDP || is_lone) {
         return Err(Step::Settle);
     }
     if track::is_to_end(row) {

@@ -50,6 +50,7 @@ pub mod settings;
 pub mod socket;
 pub mod source_range;
 pub mod source_rate;
+pub mod syn;
 pub mod tables;
 pub mod track;
 pub mod tunnel;

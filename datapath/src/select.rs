@@ -123,7 +123,7 @@ pub fn select_for_sender<F: Network, T: Tables<F>>(
     {
         scope = Scope::Local;
     }
-    let entropy = tables.random();
+    let entropy = if policy.is_by_chance() { tables.random() } else { 0 };
     match select::<F, T>(tables, service, policy, scope, Client::Sender, entropy) {
         Choice::Backend(backend) => {
             tables.parties().backend = Place::new(backend.addr, backend.port);

@@ -59,6 +59,13 @@ impl ServicePolicy {
         self.affinity == 0 && self.flags & service_flags::ALGORITHM == 0
     }
 
+    /// True if where a sender's connection goes is left to chance, of its backends or of some.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_by_chance(self) -> bool {
+        matches!(Algorithm::of(self.flags), Algorithm::Random | Algorithm::LeastConn)
+    }
+
     /// True if where a connection goes hangs on the client's address.
     #[inline(always)]
     #[must_use]

@@ -19,7 +19,7 @@ use crate::{
     service::{ServicePolicy, SetRef},
     settings::Settings,
     socket::{Peer, PeerKey},
-    source_rate, track,
+    source_rate, syn, track,
 };
 
 /// Which of a Service's sets.
@@ -241,6 +241,15 @@ pub trait Tables<F: Network>: FlowTables<F> {
         Self: Sized,
     {
         track::open::<F, Self>(self, service, flags)
+    }
+
+    /// [`syn::open`].
+    #[inline(always)]
+    fn open_lone(&mut self, service: u32, length: u32) -> bool
+    where
+        Self: Sized,
+    {
+        syn::open::<F, Self>(self, service, length)
     }
 
     /// [`ingress::look`].

@@ -340,6 +340,10 @@ pub fn settle<F: Network, T: FlowTables<F>, const ROLE: u8>(
     let Some((service, flags)) = stage::<F, T, ROLE>(tables, key) else {
         return Err(KeepError::Missing);
     };
+    if ROLE == role::REPLY && flags & flow_flags::LONE != 0 {
+        join::<F, T>(tables, key, service, flags, now);
+        return Ok(());
+    }
     let is_seen = flags & flow_flags::DIRECT == 0;
     if is_seen && role::asks(ROLE) && !is_answered::<F, T, ROLE>(tables) {
         restore::<F, T, ROLE>(tables, key);
@@ -359,6 +363,22 @@ pub fn settle<F: Network, T: FlowTables<F>, const ROLE: u8>(
     }
     // Last, since it is what makes the flow.
     keep::<F, T>(tables, opening(role::ORIGINAL))
+}
+
+/// Writes the other row of the flow of [`FlowTables::parties`], whose `REPLY` is at `key` by itself.
+#[inline(always)]
+fn join<F: Network, T: FlowTables<F>>(
+    tables: &mut T,
+    key: &FlowKey<F::Address>,
+    service: u32,
+    flags: u16,
+    now: u32,
+) {
+    let flags = flags & !flow_flags::LONE;
+    tables.begin(Opening { role: role::ORIGINAL, service, flags, now, replace: false });
+    if let Some(row) = tables.flow(Store::Pending, key) {
+        row.flags = flags;
+    }
 }
 
 /// True if the flow of [`FlowTables::parties`], which has a row of role `ROLE`, has been answered.

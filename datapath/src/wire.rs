@@ -9,6 +9,7 @@
 //! | frame | row | becomes |
 //! |---|---|---|
 //! | `c → v` | none | itself, to the stack; nothing if `c` begins too many flows ([`source_rate`]) |
+//! | `c → v`, a SYN | none | `c → b`, to the stack, where the tuple alone tells `b` ([`syn`]) |
 //! | `c → v` | `ORIGINAL` | `c → b`, to the stack |
 //! | `c → v` | `ORIGINAL`, masqueraded | `s → b`, out, in a tunnel if `b` is behind one |
 //! | `c → v` | `ORIGINAL`, direct | itself, out in a tunnel |
@@ -28,7 +29,7 @@ use crate::{
     header::{self, IpHeader, Part, checksum_offset, tcp},
     nexthop::{NextHop, Uplink},
     packet::{Covers, Packet},
-    source_rate, track,
+    source_rate, syn, track,
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
     vxlan::{self, Ends},
@@ -46,25 +47,31 @@ pub enum Fate {
     Send(u32),
 }
 
-impl Fate {
-    /// As one number that a function of eBPF can return; there is no device of the last.
+/// A [`Fate`], or what comes before it, as one number: what a function of eBPF can return. Of an enum the
+/// compiler may leave a part as it was, which the verifier does not take for a number.
+#[must_use]
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Packed(pub u32);
+
+impl Packed {
+    const PASS: Self = Self(0);
+    /// There are no devices of the last numbers.
+    const DROP: Self = Self(u32::MAX);
+    /// No row: a flow may begin.
+    const OPEN: Self = Self(u32::MAX - 1);
+
     #[inline(always)]
-    #[must_use]
-    pub const fn pack(self) -> u32 {
-        match self {
-            Self::Pass => 0,
-            Self::Drop => u32::MAX,
-            Self::Send(device) => device,
-        }
+    const fn send(device: u32) -> Self {
+        Self(device)
     }
 
-    /// The reverse of [`Fate::pack`].
     #[inline(always)]
-    pub const fn unpack(number: u32) -> Self {
-        match number {
-            0 => Self::Pass,
-            u32::MAX => Self::Drop,
-            device => Self::Send(device),
+    const fn unpack(self) -> Fate {
+        match self {
+            Self::PASS => Fate::Pass,
+            Self::DROP => Fate::Drop,
+            Self(device) => Fate::Send(device),
         }
     }
 }
@@ -165,6 +172,8 @@ pub trait Rows<F: Underlay> {
     fn answers_pings(&mut self, address: F::Address) -> bool;
     /// True if a source outside would begin one flow more than it may.
     fn is_over_rate(&mut self, origin: u64) -> bool;
+    /// [`syn::begin`]; tells the backend.
+    fn begin(&mut self, key: &FlowKey<F::Address>, length: u32) -> Option<Place<F::Address>>;
     /// True if there is a row of a flow that is not answered yet.
     fn is_pending(&mut self, key: &FlowKey<F::Address>) -> bool;
     fn is_frontend(&mut self, key: &FrontendKey<F::Address>) -> bool;
@@ -211,9 +220,28 @@ pub trait Wires<F: Underlay> {
         now: u32,
     ) -> Option<&NextHop<F::Address>>;
 
-    /// [`echo`], which programs have as a global function.
+    /// [`look`]. This and those below are global functions of programs, which share 512 bytes of stack
+    /// with what they call.
     #[inline(always)]
-    fn echo<P: Wire, R: Rows<F>>(&mut self, frame: &mut P, rows: &mut R) -> Fate
+    fn look<P: Wire, R: Rows<F>>(&mut self, frame: &mut P, rows: &mut R) -> Packed
+    where
+        Self: Sized,
+    {
+        look::<F, P, R, Self>(frame, rows, self)
+    }
+
+    /// [`open`].
+    #[inline(always)]
+    fn open<P: Wire, R: Rows<F>>(&mut self, frame: &mut P, rows: &mut R) -> Packed
+    where
+        Self: Sized,
+    {
+        open::<F, P, R>(frame, rows)
+    }
+
+    /// [`echo`].
+    #[inline(always)]
+    fn echo<P: Wire, R: Rows<F>>(&mut self, frame: &mut P, rows: &mut R) -> Packed
     where
         Self: Sized,
     {
@@ -233,6 +261,20 @@ struct Plain<A> {
     checksum: u16,
     /// From the network header on, by its own account.
     length: u32,
+}
+
+impl<A: Address> Plain<A> {
+    /// What its row is found by.
+    #[inline(always)]
+    const fn key(&self) -> FlowKey<A> {
+        let Self { header, ports, .. } = self;
+        FlowKey::new(
+            Place::new(header.src, ports.src_port),
+            Place::new(header.dst, ports.dst_port),
+            header.next,
+            hook::INGRESS,
+        )
+    }
 }
 
 /// Reads what lies at `at`.
@@ -278,6 +320,20 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     rows: &mut R,
     wires: &mut W,
 ) -> Fate {
+    let mut packed = wires.look::<P, R>(frame, rows);
+    if packed == Packed::OPEN {
+        packed = wires.open::<P, R>(frame, rows);
+    }
+    packed.unpack()
+}
+
+/// Does what a row says, if the frame has one.
+#[inline(always)]
+pub fn look<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
+    frame: &mut P,
+    rows: &mut R,
+    wires: &mut W,
+) -> Packed {
     let Some(outer) = plain::<F, P>(frame, 0) else {
         return wires.echo::<P, R>(frame, rows);
     };
@@ -286,19 +342,19 @@ pub fn receive<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     // Unless the overlay has its device do all.
     if !is_tunnel || tunnel.uplink == 0 {
         if is_foreign::<F, W>(wires, &outer) {
-            return Fate::Pass;
+            return Packed::PASS;
         }
         let now = wires.now();
         return translate::<F, P, R, W>(frame, rows, wires, &outer, 0, now);
     }
     let now = wires.now();
     if !is_ours::<F, P, W>(frame, wires, &tunnel, now) {
-        return Fate::Pass;
+        return Packed::PASS;
     }
-    let Some(inner) = plain::<F, P>(frame, F::OVERHEAD) else { return Fate::Pass };
+    let Some(inner) = plain::<F, P>(frame, F::OVERHEAD) else { return Packed::PASS };
     // To a pod, unless it is a reply; to another address, by a node that has it.
     if F::pods(&tunnel).contains(inner.header.dst) && is_foreign::<F, W>(wires, &inner) {
-        return Fate::Pass;
+        return Packed::PASS;
     }
     translate::<F, P, R, W>(frame, rows, wires, &inner, F::OVERHEAD, now)
 }
@@ -309,24 +365,24 @@ pub fn echo<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     frame: &mut P,
     rows: &mut R,
     wires: &mut W,
-) -> Fate {
-    let Some(header) = F::header(frame, 0) else { return Fate::Pass };
+) -> Packed {
+    let Some(header) = F::header(frame, 0) else { return Packed::PASS };
     if !echo::is_request::<F, P>(frame, &header)
         || wires.uses(header.dst) & mark::WHOLE == 0
         || !rows.answers_pings(header.dst)
     {
-        return Fate::Pass;
+        return Packed::PASS;
     }
-    let Some(uplink) = wires.uplink() else { return Fate::Pass };
-    let Some((to, from)) = frame.hardware() else { return Fate::Pass };
+    let Some(uplink) = wires.uplink() else { return Packed::PASS };
+    let Some((to, from)) = frame.hardware() else { return Packed::PASS };
     if uplink.mac != to {
-        return Fate::Pass;
+        return Packed::PASS;
     }
     let written = echo::write_reply::<F, P>(frame);
     match written.and_then(|()| frame.store_link(from, to, F::ETHERTYPE)) {
         Some(()) => {
             rows.count(Leg::Echo);
-            Fate::Send(uplink.device)
+            Packed::send(uplink.device)
         }
         None => failed::<F, R>(rows),
     }
@@ -353,31 +409,30 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     plain: &Plain<F::Address>,
     at: u32,
     now: u32,
-) -> Fate {
+) -> Packed {
     let &Plain { header, ports, length, .. } = plain;
     if !is_for_this_node::<F, P, W>(frame, wires) {
-        return Fate::Pass;
+        return Packed::PASS;
     }
-    let key = FlowKey::new(
-        Place::new(header.src, ports.src_port),
-        Place::new(header.dst, ports.dst_port),
-        header.next,
-        hook::INGRESS,
-    );
-    let row = if plain.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 {
+    let key = plain.key();
+    let is_turn = plain.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0;
+    let row = if !is_turn {
         rows.row(&key, now)
     } else {
-        rows.expire(&key);
+        if rows.own_row(&key).is_some() {
+            rows.expire(&key);
+        }
         rows.own_row(&key)
     };
     let Some(row) = row else {
         // From a pod elsewhere, it is for the packet path to see to.
-        let may_begin = at == 0 && source_rate::may_begin(header.next, plain.flags);
-        if !may_begin || !rows.is_refused(&key) {
-            return Fate::Pass;
+        if at == 0 && source_rate::may_begin(header.next, plain.flags) {
+            return Packed::OPEN;
         }
-        rows.count_drop(Hook::XdpIngress, Reason::SourceRate);
-        return Fate::Drop;
+        if is_turn {
+            rows.expire(&key);
+        }
+        return Packed::PASS;
     };
     let seen = track::seen_by(plain.flags);
     // What begins or ends something has more to say to the packet path's rows.
@@ -386,18 +441,18 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         || row.flags & flow_flags::RESET != 0
         || header.next == protocol::UDP && track::is_idle(row, now);
     if is_news || is_partial::<F>(plain) || !frame.holds(at + length) {
-        return Fate::Pass;
+        return Packed::PASS;
     }
     let is_masqueraded = row.flags & flow_flags::MASQUERADE != 0;
     let is_original = row.role == role::ORIGINAL;
     if !is_original && row.role != role::REPLY_TARGET {
-        return Fate::Pass;
+        return Packed::PASS;
     }
     let (to, other) = (Place::new(row.to, row.to_port), Place::new(row.other, row.other_port));
     if is_original && !is_masqueraded {
         // A pod elsewhere asks, and is not to be found where this came in.
         if at != 0 && F::pods(&wires.tunnel()).contains(header.dst) {
-            return Fate::Pass;
+            return Packed::PASS;
         }
         let src = Place::new(header.src, ports.src_port.xor(row.turn));
         let (service, bytes) = (row.service, length);
@@ -405,7 +460,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         rows.count_packet(if at == 0 { Leg::Local } else { Leg::Arrived }, service, bytes);
         let handed = if at == 0 { Some(()) } else { unwrap::<F, P>(frame, at) };
         return match handed.and_then(|()| turn::<F, P>(frame, plain, src, to, 0)) {
-            Some(()) => Fate::Pass,
+            Some(()) => Packed::PASS,
             None => failed::<F, R>(rows),
         };
     }
@@ -414,21 +469,21 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     let dst = Place::new(to.addr, to.port.xor(alias));
     // The packet path has to find a source first.
     if other.port == Be16::ZERO {
-        return Fate::Pass;
+        return Packed::PASS;
     }
-    let Some(hop) = wires.next_hop(dst.addr, other.addr, now) else { return Fate::Pass };
+    let Some(hop) = wires.next_hop(dst.addr, other.addr, now) else { return Packed::PASS };
     let has_hops = frame.words(at).and_then(F::forwarded).is_some();
     if hop.device == 0 || length > hop.mtu || !has_hops {
-        return Fate::Pass;
+        return Packed::PASS;
     }
     let is_direct = is_original && row.flags & flow_flags::DIRECT != 0;
     // Without a tunnel, or out of one, the kernel sees to it that it comes to the right node.
     if is_direct && (hop.port == Be16::ZERO || at != 0) {
-        return Fate::Pass;
+        return Packed::PASS;
     }
     // The kernel has to sum up what has no checksum in a tunnel that needs one.
     if hop.port != Be16::ZERO && F::NEEDS_CHECKSUM && plain.checksum == 0 {
-        return Fate::Pass;
+        return Packed::PASS;
     }
     let is_asleep = flow_cache::is_asleep(row, now);
     let service = row.service;
@@ -443,9 +498,36 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     let (src, dst) = if is_direct { (key.src(), key.dst()) } else { (other, dst) };
     let sent = send::<F, P>(frame, plain, at, src, dst, hop, path);
     match sent {
-        Some(()) => Fate::Send(hop.device),
+        Some(()) => Packed::send(hop.device),
         None => failed::<F, R>(rows),
     }
+}
+
+/// Begins a flow with a frame that has no row, if that can be done here.
+#[inline(always)]
+pub fn open<F: Underlay, P: Wire, R: Rows<F>>(frame: &mut P, rows: &mut R) -> Packed {
+    let Some(plain) = plain::<F, P>(frame, 0) else { return Packed::PASS };
+    let (key, length) = (plain.key(), plain.length);
+    if key.proto == protocol::TCP {
+        if syn::is_first(plain.flags)
+            && !is_partial::<F>(&plain)
+            && frame.holds(length)
+            && let Some(backend) = rows.begin(&key, length)
+        {
+            rows.count(Leg::Local);
+            return match turn::<F, P>(frame, &plain, key.src(), backend, 0) {
+                Some(()) => Packed::PASS,
+                None => failed::<F, R>(rows),
+            };
+        }
+        // Of a flow before, which was reset a moment ago; of one that begins here, the answer sees to that.
+        rows.expire(&key);
+    }
+    if !rows.is_refused(&key) {
+        return Packed::PASS;
+    }
+    rows.count_drop(Hook::XdpIngress, Reason::SourceRate);
+    Packed::DROP
 }
 
 /// Takes a frame that stays here out of its tunnel.
@@ -457,9 +539,9 @@ fn unwrap<F: Underlay, P: Wire>(frame: &mut P, at: u32) -> Option<()> {
 }
 
 #[inline(always)]
-fn failed<F: Underlay, R: Rows<F>>(rows: &mut R) -> Fate {
+fn failed<F: Underlay, R: Rows<F>>(rows: &mut R) -> Packed {
     rows.count_drop(Hook::XdpIngress, Reason::RewriteFailed);
-    Fate::Drop
+    Packed::DROP
 }
 
 /// True if the packet is certainly for none of ours.

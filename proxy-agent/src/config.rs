@@ -418,11 +418,12 @@ impl RunArgs {
         Err(ConfigError::WithoutEtcd)
     }
 
-    /// Rows by map. What only frames of drivers find rows in is kept small where no driver has us.
+    /// Rows by map. What an option alone fills is kept small without it.
     pub fn capacities(&self) -> BTreeMap<String, u32> {
-        let is_unused = self.xdp.mode().is_none();
-        let unused = ["FLOWCACHE4", "FLOWCACHE6"].iter().filter(|_| is_unused);
-        let unused = unused.map(|map| ((*map).to_owned(), 1));
+        let (has_xdp, has_rates) = (self.xdp.mode().is_some(), self.new_flows_per_source > 0);
+        let optional = [("FLOWCACHE4", has_xdp), ("FLOWCACHE6", has_xdp), ("RATES", has_rates)];
+        let unused = optional.into_iter().filter(|(_, is_used)| !is_used);
+        let unused = unused.map(|(map, _)| (map.to_owned(), 1));
         let maps = self.capacity.iter().flat_map(|&(table, rows)| {
             table.maps().iter().map(move |map| ((*map).to_owned(), rows))
         });

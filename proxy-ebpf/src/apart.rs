@@ -8,7 +8,7 @@ use datapath::{
     ingress::{self, Look},
     select::{self, Origin},
     service::SetRef,
-    source_rate, track,
+    source_rate, syn, track,
 };
 
 use crate::{flows::Maps, global, skb::Skb, tables::FamilyMaps};
@@ -16,6 +16,11 @@ use crate::{flows::Maps, global, skb::Skb, tables::FamilyMaps};
 #[inline(always)]
 fn open<F: FamilyMaps>(service: u32, flags: u16) -> u32 {
     track::open::<F, _>(&mut Maps { packet: None }, service, flags).into()
+}
+
+#[inline(always)]
+fn open_lone<F: FamilyMaps>(service: u32, length: u32) -> u32 {
+    syn::open::<F, _>(&mut Maps { packet: None }, service, length).into()
 }
 
 #[inline(always)]
@@ -74,6 +79,8 @@ fn restores_quote<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
 global! {
     open4(service: u32, flags: u16) = open::<V4>(service, flags);
     open6(service: u32, flags: u16) = open::<V6>(service, flags);
+    open_lone4(service: u32, length: u32) = open_lone::<V4>(service, length);
+    open_lone6(service: u32, length: u32) = open_lone::<V6>(service, length);
     over_rate4() = over_rate::<V4>();
     over_rate6() = over_rate::<V6>();
     look_in4(skb: *mut __sk_buff, again: u32) = look_in::<V4>(skb, again);

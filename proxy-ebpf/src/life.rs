@@ -31,7 +31,13 @@ fn copy<A: Copy>(key: *const FlowKey<A>) -> Option<FlowKey<A>> {
 #[inline(always)]
 fn settles<F: FlowMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32 {
     let Some(key) = copy(key) else { return MISSING };
-    match track::settle::<F, _, ROLE>(&mut Maps { packet: None }, &key) {
+    let maps = &mut Maps { packet: None };
+    match track::settle::<F, _, ROLE>(maps, &key) {
+        Ok(()) if ROLE == role::REPLY => {
+            // Of a flow before, which had the tuple and was reset a moment ago.
+            forgotten::<F>(&FlowTables::<F>::parties(maps).original());
+            SETTLED
+        }
         Ok(()) => SETTLED,
         Err(KeepError::Full) => FULL,
         Err(KeepError::Missing) => MISSING,

@@ -343,6 +343,11 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
+    fn open_lone(&mut self, service: u32, length: u32) -> bool {
+        (if F::V6 { open_lone6(service, length) } else { open_lone4(service, length) }) != 0
+    }
+
+    #[inline(always)]
     fn look_in<P: Packet>(&mut self, _: &mut P, look: Look) -> ingress::Step {
         let Some(packet) = self.packet else { return ingress::Step::Done };
         let (skb, again) = (packet.skb.skb, (look == Look::Again).into());

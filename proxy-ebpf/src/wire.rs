@@ -12,21 +12,21 @@ use datapath::{
     address::{Be16, Ipv4, Ipv6, Mac, V4, V6},
     capture::UNDECIDED,
     counter::{Hook, Reason},
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, Place},
     frontend::{FrontendKey, address_use, mark},
     hash,
     nexthop::{NEXTHOPS_LEN, NextHop, SEENSENDERS_LEN, SeenSender, UPLINKS_LEN, Uplink, place},
-    source_rate,
+    source_rate, syn,
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
-    wire::{self, CARRIED_LEN, Fate, Leg, Rows, Wire, Wires},
+    wire::{self, CARRIED_LEN, Fate, Leg, Packed, Rows, Wire, Wires},
 };
 
 use crate::{
     buffer::Buffer,
     capture, drops,
     flow_cache::{self, Cached},
-    flows::{MARKS, now},
+    flows::{self, MARKS, now},
     global,
     known::{is_foreign_port, uses},
     linear::{at, modulo},
@@ -182,6 +182,17 @@ impl<F: WireMaps> Rows<F> for Flows {
     }
 
     #[inline(always)]
+    fn begin(&mut self, key: &FlowKey<F::Address>, length: u32) -> Option<Place<F::Address>> {
+        let key = core::ptr::from_ref(key);
+        let begun = if F::V6 { begin6(key.cast(), length) } else { begin4(key.cast(), length) };
+        if begun == 0 {
+            return None;
+        }
+        // SAFETY: the row is this processor's own, and frames are dealt with one by one.
+        F::SCRATCH.get_ptr(0).map(|scratch| unsafe { (*scratch).parties.backend })
+    }
+
+    #[inline(always)]
     fn is_pending(&mut self, key: &FlowKey<F::Address>) -> bool {
         F::PENDING.get_ptr(key).is_some()
     }
@@ -280,17 +291,43 @@ impl<F: WireMaps> Wires<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn echo<P: Wire, R: Rows<F>>(&mut self, _frame: &mut P, _rows: &mut R) -> Fate {
+    fn look<P: Wire, R: Rows<F>>(&mut self, _frame: &mut P, _rows: &mut R) -> Packed {
         let frame = self.context.ctx;
-        Fate::unpack(if F::V6 { ping6(frame) } else { ping4(frame) })
+        Packed(if F::V6 { look6(frame) } else { look4(frame) })
     }
+
+    #[inline(always)]
+    fn open<P: Wire, R: Rows<F>>(&mut self, _frame: &mut P, _rows: &mut R) -> Packed {
+        let frame = self.context.ctx;
+        Packed(if F::V6 { opens6(frame) } else { opens4(frame) })
+    }
+
+    #[inline(always)]
+    fn echo<P: Wire, R: Rows<F>>(&mut self, _frame: &mut P, _rows: &mut R) -> Packed {
+        let frame = self.context.ctx;
+        Packed(if F::V6 { ping6(frame) } else { ping4(frame) })
+    }
+}
+
+/// [`wire::look`].
+#[inline(always)]
+fn look<F: WireMaps>(frame: *mut xdp_md) -> u32 {
+    let context = &XdpContext::new(frame);
+    wire::look::<F, _, _, _>(&mut Buffer { context }, &mut Flows, &mut Maps { context }).0
+}
+
+/// [`wire::open`].
+#[inline(always)]
+fn opens<F: WireMaps>(frame: *mut xdp_md) -> u32 {
+    let context = &XdpContext::new(frame);
+    wire::open::<F, _, _>(&mut Buffer { context }, &mut Flows).0
 }
 
 /// [`wire::echo`].
 #[inline(always)]
 fn echo<F: WireMaps>(frame: *mut xdp_md) -> u32 {
     let context = &XdpContext::new(frame);
-    wire::echo::<F, _, _, _>(&mut Buffer { context }, &mut Flows, &mut Maps { context }).pack()
+    wire::echo::<F, _, _, _>(&mut Buffer { context }, &mut Flows, &mut Maps { context }).0
 }
 
 /// A device whose frames are seen here.
@@ -358,6 +395,14 @@ fn wakes<F: WireMaps>(key: *const FlowKey<F::Address>, now: u32) -> u32 {
     1
 }
 
+/// [`syn::begin`].
+#[inline(always)]
+fn begun<F: WireMaps>(key: *const FlowKey<F::Address>, length: u32) -> u32 {
+    // SAFETY: that of a frame, or null.
+    let Some(key) = (unsafe { key.as_ref() }) else { return 0 };
+    syn::begin::<F, _>(&mut flows::Maps { packet: None }, key, length).into()
+}
+
 /// [`source_rate::foresees`].
 #[inline(always)]
 fn refused<F: WireMaps>(key: *const FlowKey<F::Address>) -> u32 {
@@ -367,10 +412,16 @@ fn refused<F: WireMaps>(key: *const FlowKey<F::Address>) -> u32 {
 }
 
 global! {
+    begin4(key: *const FlowKey<Ipv4>, length: u32) = begun::<V4>(key, length);
+    begin6(key: *const FlowKey<Ipv6>, length: u32) = begun::<V6>(key, length);
     refused4(key: *const FlowKey<Ipv4>) = refused::<V4>(key);
     refused6(key: *const FlowKey<Ipv6>) = refused::<V6>(key);
     enter4(place: u32) = enter::<V4>(place);
     enter6(place: u32) = enter::<V6>(place);
+    look4(frame: *mut xdp_md) = look::<V4>(frame);
+    look6(frame: *mut xdp_md) = look::<V6>(frame);
+    opens4(frame: *mut xdp_md) = opens::<V4>(frame);
+    opens6(frame: *mut xdp_md) = opens::<V6>(frame);
     ping4(frame: *mut xdp_md) = echo::<V4>(frame);
     ping6(frame: *mut xdp_md) = echo::<V6>(frame);
     ask4(frame: *mut xdp_md, place: u32) = ask::<V4>(frame, place);

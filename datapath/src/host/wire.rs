@@ -7,13 +7,13 @@ use super::{buffer::Buffer, memory::Memory};
 use crate::{
     address::{Address, Be16, Mac},
     counter::{Hook, Reason},
-    flow::{Flow, FlowKey},
+    flow::{Flow, FlowKey, Place},
     frontend::{FrontendKey, address_mark, address_use, mark, port_mark},
     hash,
     maps::{MARKS_LEN, PORTMARKS_LEN},
     nexthop::{NextHop, Uplink},
     packet::{Covers, Packet},
-    source_rate,
+    source_rate, syn,
     tables::{FlowTables, Tables},
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
@@ -155,6 +155,10 @@ impl<F: Underlay> Rows<F> for Memory<F> {
         let interval = self.settings.new_flow_interval;
         let number = self.rates.get_mut(&origin).copied().unwrap_or_default();
         interval != 0 && source_rate::charge(number, self.clock(), interval).is_none()
+    }
+
+    fn begin(&mut self, key: &FlowKey<F::Address>, length: u32) -> Option<Place<F::Address>> {
+        syn::begin::<F, _>(self, key, length).then(|| self.parties().backend)
     }
 
     fn is_pending(&mut self, key: &FlowKey<F::Address>) -> bool {

@@ -3,6 +3,7 @@
 mod echo;
 mod scene;
 mod source_rate;
+mod syn;
 
 use datapath::{
     address::{Be16, Mac, V4, V6, protocol},

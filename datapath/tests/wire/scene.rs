@@ -3,14 +3,17 @@
 
 use datapath::{
     address::{Be16, Family, Mac, V4, V6, protocol},
+    algorithm::Algorithm,
+    backend::Backend,
     flow::{Flow, FlowKey, Parties, Place, flow_flags, role, seen},
-    frontend::mark,
+    frontend::{AddressUse, Frontend, FrontendKey, address_use, kind, mark},
     host::{
         frame::{Datagram, Sample, Sum},
         memory::{Memory, Sizes},
         wire::{MemoryWires, RawFrame},
     },
     nexthop::{NextHop, Uplink, mode},
+    service::{Service, SetRef, service_flags},
     tables::Opening,
     tunnel::{NetworkKey, Sender, Tunnel},
     underlay::Underlay,
@@ -247,6 +250,32 @@ impl<F: Side> Scene<F> {
         for role in [role::ORIGINAL, role::REPLY, role::ORIGINAL_SOURCE] {
             self.row(&parties.key(role)).flags |= flow_flags::DIRECT;
         }
+    }
+
+    /// Has a place served by backends, each of which stands once in its Service's set.
+    pub(crate) fn serve(
+        &mut self,
+        place: Place<F::Address>,
+        algorithm: Algorithm,
+        backends: &[Backend<F::Address>],
+    ) {
+        let memory = &mut self.memory;
+        let key = FrontendKey::new(place.addr, place.port, protocol::TCP);
+        let frontend = Frontend { service: SERVICE, kind: kind::NODE_PORT, pad: [0; 3] };
+        memory.frontends.insert(key, frontend);
+        let flags = address_use::FRONTEND | address_use::MASQUERADE;
+        memory.addresses.insert(place.addr, AddressUse { flags });
+        let generation = memory.services.get(&SERVICE).map_or(0, |row| row.cluster.generation) + 1;
+        for (slot, backend) in (0..).zip(backends) {
+            memory.backends.insert(slot, Backend { generation, ..*backend });
+        }
+        let set = match backends.len() as u16 {
+            0 => SetRef { generation, ..SetRef::REJECT },
+            count => SetRef { block: 0, count, generation },
+        };
+        let family = if F::V6 { service_flags::IPV6 } else { 0 };
+        let flags = service_flags::USED | family | algorithm.flags();
+        memory.services.insert(SERVICE, Service { cluster: set, local: set, flags, affinity: 0 });
     }
 
     /// Has an address reached by a router.

@@ -17,6 +17,7 @@ use datapath::{
     flow_cache::Line,
     header::has_handshake,
     service::ServiceName,
+    tables::Opening,
 };
 use serde::Serialize;
 
@@ -78,7 +79,7 @@ where
             copies.insert(line.key, *line);
         }
     })?;
-    let mut originals = Vec::new();
+    let mut originals: HashMap<FlowKey<A>, Flow<A>> = HashMap::new();
     let mut replies: HashMap<FlowKey<A>, Flow<A>> = HashMap::new();
     for name in tables {
         let rows: MapTable<FlowKey<A>, Flow<A>> = MapTable::open(maps, name)?;
@@ -88,15 +89,19 @@ where
                 if let Some(line) = copies.get(key) {
                     line.bring_home(&mut row);
                 }
-                originals.push((*key, row));
+                originals.insert(*key, row);
             }
             role::REPLY => {
                 replies.insert(*key, *row);
+                if row.flags & flow_flags::LONE != 0 {
+                    let (key, row) = beginning(key, row);
+                    originals.entry(key).or_insert(row);
+                }
             }
             _ => {}
         })?;
     }
-    let show = |(key, row): &(FlowKey<A>, Flow<A>)| {
+    let show = |(key, row): (&FlowKey<A>, &Flow<A>)| {
         let parties = Parties::of(key, row);
         let reply = replies.get(&parties.reply()).copied().unwrap_or_default();
         let last = row.last.max(reply.last);
@@ -126,6 +131,20 @@ where
         }
     };
     Ok(originals.iter().map(show).collect())
+}
+
+/// The row that the answer to a connection's first segment will bring.
+fn beginning<A: Address>(key: &FlowKey<A>, row: &Flow<A>) -> (FlowKey<A>, Flow<A>) {
+    let parties = Parties::of(key, row);
+    let opening = Opening {
+        role: role::ORIGINAL,
+        service: row.service,
+        flags: row.flags & !flow_flags::LONE,
+        now: row.since,
+        replace: false,
+    };
+    let original = Flow { last: row.last, seen: seen::PACKET, ..parties.row(opening) };
+    (parties.original(), original)
 }
 
 fn socket<A: Into<IpAddr>>(place: Place<A>) -> SocketAddr {

@@ -1,24 +1,30 @@
 //! The program on the wire, beside the engine on plain memory: the same frames and the same tables,
 //! with ways that the kernel tells; and what becomes of each must be the same to the byte.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use agent_kit::table::{MapTable, Table};
 use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use datapath::{
     address::{Address, Be16, Mac, V4, V6, protocol},
+    algorithm::Algorithm,
+    backend::{Backend, backend_flags},
     both,
     counter::{Hook, Reason, drop_index},
-    flow::{Flow, FlowKey, Place, flow_flags, hook, role, seen},
+    egress::egress,
+    flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role, seen},
     flow_cache::{self, FRESH, Line, WAYS},
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind, mark},
     host::{
-        frame::{Datagram, Sum, icmp},
+        buffer::Buffer,
+        frame::{Datagram, Sample, Sum, icmp},
         verify::{describe, difference},
     },
+    ingress::ingress,
     maps::{MARKS_LEN, PORTMARKS_LEN},
     nexthop::{NEXTHOPS_LEN, NextHop, SEENSENDERS_LEN, SeenSender, Uplink, mode, place},
-    service::ServiceCounters,
+    packet::Verdict,
+    service::{Service, ServiceCounters, SetRef, service_flags},
     settings::Settings,
     source_rate,
     tunnel::{NetworkKey, Sender, Tunnel, Vtep},
@@ -27,12 +33,12 @@ use datapath::{
 
 use crate::{
     machine::{self, Rows, Sizes, clear, write},
-    object::{Loaded, Object, Row, test_run_wire},
+    object::{self, Loaded, Object, Row, test_run, test_run_wire},
     twins::{Dice, mangle, packets, tick},
     uplinks::{Uplinks, run},
     wire_scene::{
-        ETHERNET, Key, Kind, MTU, PEER, PORT, ROUTER, ROUTER2, Scene, Side, UP, UP2, arriving, at,
-        from_peer, network, reply, request, set_congestion,
+        ETHERNET, Key, Kind, MTU, PEER, PORT, ROUTER, ROUTER2, SERVICE, Scene, Side, UP, UP2,
+        arriving, at, from_peer, network, reply, request, set_congestion,
     },
 };
 
@@ -68,6 +74,8 @@ struct Pair<F: Family> {
     frontends: Rows<FrontendKey<F::Address>, Frontend>,
     addresses: Rows<F::Address, AddressUse>,
     rates: Rows<u64, u64>,
+    services: Rows<u32, Service>,
+    backends: Rows<u32, Backend<F::Address>>,
     settings: Rows<u32, Settings>,
     ways: Ways<F>,
     seen_senders: PerCpuArray<MapData, Row<SeenSender>>,
@@ -104,6 +112,8 @@ impl<F: Family> Pair<F> {
             frontends: MapTable::new(of_family("FRONTENDS")).expect("sizes"),
             addresses: MapTable::new(of_family("ADDRESSES")).expect("sizes"),
             rates: MapTable::new(loaded.map("RATES")).expect("sizes"),
+            services: MapTable::new(loaded.map("SERVICES")).expect("sizes"),
+            backends: MapTable::new(of_family("BACKENDS")).expect("sizes"),
             settings: MapTable::new(loaded.map("SETTINGS")).expect("sizes"),
             ways: ways.and_then(PerCpuArray::try_from).expect("ways"),
             seen_senders: seen.and_then(PerCpuArray::try_from).expect("senders"),
@@ -125,7 +135,7 @@ impl<F: Family> Pair<F> {
         for index in 0..datapath::nexthop::UPLINKS_LEN {
             write(&mut pair.uplinks, index, Uplink::default());
         }
-        write(&mut pair.stats, crate::wire_scene::SERVICE, ServiceCounters::default());
+        write(&mut pair.stats, SERVICE, ServiceCounters::default());
         pair.dropped_before = pair.dropped();
         pair.forget_ways();
         pair.store_rows();
@@ -286,8 +296,8 @@ impl<F: Family> Pair<F> {
             }
         }
         assert_eq!(rows, host);
-        let counted = self.stats.get(&Row(crate::wire_scene::SERVICE)).expect("a row");
-        let host = self.scene.memory.stats.get(&crate::wire_scene::SERVICE).copied();
+        let counted = self.stats.get(&Row(SERVICE)).expect("a row");
+        let host = self.scene.memory.stats.get(&SERVICE).copied();
         assert_eq!(counted.expect("a row").0, host.unwrap_or_default());
         let dropped = self.scene.memory.drops.iter().sum::<u64>();
         assert_eq!(self.dropped() - self.dropped_before, dropped);
@@ -327,6 +337,8 @@ both! {
     large_frames_lie_in_pieces,
     what_would_begin_a_flow_too_many_is_dropped,
     pings_are_answered_alike,
+    connections_begin_alike,
+    what_begins_anew_has_no_copy_of_what_was_before,
     differential,
 }
 
@@ -371,6 +383,149 @@ fn what_would_begin_a_flow_too_many_is_dropped<F: Family>() {
         pair.scene.memory.rates.clear();
         write(&mut pair.settings, 0, Settings::default());
         pair.scene.memory.settings = Settings::default();
+    }
+}
+
+/// Has a port of the node served by a backend of its own, and tells a SYN to it, and whereto that goes.
+fn serves<F: Family>(pair: &mut Pair<F>) -> (Datagram<F>, Parties<F::Address>) {
+    let mut parties = Kind::Local.parties::<F>(TCP);
+    parties.frontend = at::<F>(9, 1, 30_080);
+    let Parties { client, frontend, backend, .. } = parties;
+    let row = Backend {
+        addr: backend.addr,
+        port: backend.port,
+        generation: 0,
+        flags: backend_flags::LOCAL,
+    };
+    pair.scene.serve(frontend, Algorithm::Maglev, &[row]);
+    let memory = &pair.scene.memory;
+    for (key, row) in &memory.frontends {
+        write(&mut pair.frontends, *key, *row);
+    }
+    for (slot, row) in &memory.backends {
+        write(&mut pair.backends, *slot, *row);
+    }
+    for (index, row) in &memory.services {
+        write(&mut pair.services, *index, *row);
+    }
+    for key in [parties.original(), parties.reply()] {
+        pair.scene.memory.flows.remove(&key);
+        let _ = pair.flows.remove(&Row(key));
+    }
+    (Datagram::of(TCP, client, frontend, 0x02), parties)
+}
+
+/// What the packet path at the uplink makes of a packet, in the loaded program and in memory.
+fn on_the_packet_path<F: Family>(
+    pair: &mut Pair<F>,
+    hook: Hook,
+    packet: &Datagram<F>,
+) -> [Vec<u8>; 2] {
+    let kind = <F as Sample>::ETHERTYPE.to_be_bytes();
+    let frame = [&object::ETHERNET[..], &kind, &packet.bytes()].concat();
+    let mut out = vec![0; frame.len() + 64];
+    let (returned, length) = test_run(pair.loaded().program(hook), &mut 0, &frame, &mut out);
+    assert_eq!(returned, -1, "{hook:?}");
+    let memory = &mut pair.scene.memory;
+    let mut buffer = Buffer::new(packet.bytes());
+    let verdict = if hook == Hook::UplinkIngress {
+        ingress::<F, _, _>(&mut buffer, memory, hook)
+    } else {
+        egress::<F, _, _>(&mut buffer, memory, hook)
+    };
+    assert_eq!(verdict, Verdict::Pass);
+    [out[ETHERNET..length].to_vec(), buffer.bytes]
+}
+
+/// All of the rows that were not answered yet but when they were written.
+fn timeless<F: Family>(
+    rows: impl Iterator<Item = (Key<F>, Flow<F::Address>)>,
+) -> BTreeMap<Key<F>, Flow<F::Address>> {
+    rows.map(|(key, row)| (key, Flow { last: 0, since: 0, ..row })).collect()
+}
+
+fn same_beginnings<F: Family>(pair: &mut Pair<F>) -> usize {
+    let loaded = pair.pending.rows().expect("rows").into_iter();
+    let loaded = timeless::<F>(loaded.map(|(Row(key), Row(row))| (key, row)));
+    let memory = timeless::<F>(pair.scene.memory.pending.iter().map(|(key, row)| (*key, *row)));
+    assert_eq!(loaded, memory);
+    loaded.len()
+}
+
+fn connections_begin_alike<F: Family>() {
+    let mut pair = Pair::<F>::new();
+    let (syn, parties) = serves(&mut pair);
+    let bytes = arriving::<F>(&syn.bytes());
+    // The second is the same again.
+    for _ in 0..2 {
+        let (fate, out) = pair.run(&bytes);
+        assert_eq!(
+            (fate, &out),
+            (Fate::Pass, &arriving::<F>(&syn.clone().to(parties.backend).bytes()))
+        );
+        assert_eq!(same_beginnings(&mut pair), 1);
+        pair.same_tables();
+    }
+    let answer = Datagram::<F>::of(TCP, parties.backend, parties.client, 0x12);
+    let expected = answer.clone().from(parties.frontend).bytes();
+    assert_eq!(on_the_packet_path(&mut pair, Hook::UplinkEgress, &answer), [&expected[..]; 2]);
+    assert_eq!(same_beginnings(&mut pair), 2);
+    pair.passes(&bytes, "answered, and not kept yet");
+    let ack = Datagram { flags: 0x10, ..syn };
+    let bytes = arriving::<F>(&ack.bytes());
+    pair.passes(&bytes, "kept by the packet path");
+    let expected = ack.clone().to(parties.backend).bytes();
+    assert_eq!(on_the_packet_path(&mut pair, Hook::UplinkIngress, &ack), [&expected[..]; 2]);
+    assert_eq!(same_beginnings(&mut pair), 0);
+    assert_eq!(pair.run(&bytes), (Fate::Pass, arriving::<F>(&expected)));
+    // What is not for one row alone is the packet path's.
+    for change in [
+        (|row| row.flags &= !service_flags::ALGORITHM) as fn(&mut Service),
+        |row| row.affinity = 10,
+        |row| row.flags |= service_flags::SOURCE_RANGES,
+        |row| row.cluster = SetRef::REJECT,
+    ] {
+        let mut pair = Pair::<F>::new();
+        let (syn, _) = serves(&mut pair);
+        let row = pair.scene.memory.services.get_mut(&SERVICE).expect("a Service");
+        change(row);
+        write(&mut pair.services, SERVICE, *row);
+        pair.passes(&arriving::<F>(&syn.bytes()), "not by the tuple alone");
+        assert_eq!(same_beginnings(&mut pair), 0);
+    }
+}
+
+/// A flow that was reset goes after ten seconds, and may have had frames just before.
+fn what_begins_anew_has_no_copy_of_what_was_before<F: Family>() {
+    for is_local in [true, false] {
+        let mut pair = Pair::<F>::new();
+        let (syn, parties) = serves(&mut pair);
+        let ack = Datagram { flags: 0x10, ..syn.clone() };
+        let bytes = arriving::<F>(&ack.bytes());
+        let before = Parties { backend: at::<F>(1, 77, 8080), ..parties };
+        let last = pair.scene.wires.now;
+        pair.scene.put(&before, false, last);
+        pair.store_rows();
+        for _ in 0..2 {
+            let (_, out) = pair.run(&bytes);
+            assert_eq!(out, arriving::<F>(&ack.clone().to(before.backend).bytes()));
+        }
+        for key in [before.original(), before.reply()] {
+            pair.scene.memory.flows.remove(&key);
+            pair.flows.remove(&Row(key)).expect("a row");
+        }
+        if !is_local {
+            let row = pair.scene.memory.services.get_mut(&SERVICE).expect("a Service");
+            row.affinity = 10;
+            write(&mut pair.services, SERVICE, *row);
+        }
+        let (_, out) = pair.run(&arriving::<F>(&syn.bytes()));
+        assert_eq!(out != arriving::<F>(&syn.bytes()), is_local);
+        if is_local {
+            let answer = Datagram::<F>::of(TCP, parties.backend, parties.client, 0x12);
+            on_the_packet_path(&mut pair, Hook::UplinkEgress, &answer);
+        }
+        pair.passes(&bytes, "of the new flow");
     }
 }
 

@@ -4,12 +4,14 @@ use std::{os::fd::AsFd, process::Command, time::Duration};
 
 use agent_kit::{
     Pod,
-    table::{MapTable, Table},
+    table::{MapTable, Table, TableError},
 };
 use anyhow::{Context, Result, bail, ensure};
 use aya::{Ebpf, maps::Map};
 use datapath::{
     address::{Be16, Mac, V4, V6, protocol},
+    algorithm::Algorithm,
+    backend::{Backend, backend_flags},
     flow::{Flow, FlowKey, Parties, Place, TICK_NS, flow_flags, role, seen},
     frontend::{
         AddressUse, Frontend, FrontendKey, address_mark, address_use, kind, mark, port_mark,
@@ -19,6 +21,7 @@ use datapath::{
     host::frame::{Datagram, Sample},
     maps::{MARKS_LEN, PORTMARKS_LEN},
     nexthop::{Uplink, mode, place},
+    service::{Service, SetRef, service_flags},
     tables::Opening,
     tunnel::{NetworkKey, Sender, Tunnel, Vtep},
     underlay::Underlay,
@@ -28,6 +31,8 @@ use datapath::{
 /// `XDP_PASS` and `XDP_TX`.
 pub(crate) const PASS: u32 = 2;
 const SEND: u32 = 3;
+/// `TCX_NEXT`.
+pub(crate) const NEXT: u32 = u32::MAX;
 
 const OWN: Mac = Mac([2, 0, 0, 0, 9, 1]);
 const ROUTER: Mac = Mac([2, 0, 0, 0, 9, 2]);
@@ -37,6 +42,9 @@ const PORT: u16 = 8472;
 const VNI: u32 = 1;
 const NODE_PORT: u16 = 30_080;
 const SERVICES: u32 = 10_000;
+/// Backends of the Service that is asked, and places of its table; others have two backends.
+const BACKENDS: u32 = 64;
+const PLACES: u32 = 6_421;
 /// Clients are in 2, this node's pods in 3, other nodes' pods by a route in 4 and by a tunnel in 5,
 /// cluster IPs in 6, what is none of ours in 7; nodes in 9.
 const CLIENTS: u8 = 2;
@@ -142,7 +150,7 @@ fn table<K: Copy + 'static, V: Copy + 'static>(
     name: &str,
 ) -> Result<MapTable<Row<K>, Row<V>>> {
     let map = match ebpf.map(name).with_context(|| format!("no map {name}"))? {
-        Map::Array(map) | Map::HashMap(map) | Map::LpmTrie(map) => map,
+        Map::Array(map) | Map::HashMap(map) | Map::LruHashMap(map) | Map::LpmTrie(map) => map,
         other => bail!("{name} is {other:?}"),
     };
     MapTable::new(map.fd().as_fd().try_clone_to_owned()?)
@@ -203,12 +211,18 @@ impl<F: Family> Bed<F> {
         let mut frontends =
             table::<FrontendKey<F::Address>, Frontend>(ebpf, &of_family("FRONTENDS"))?;
         let mut addresses = table::<F::Address, AddressUse>(ebpf, &of_family("ADDRESSES"))?;
+        let mut backends = Backends::<F>::of(ebpf)?;
         for service in 0..SERVICES {
             let (host, port) = (service as u16, 30_000 + (service % 2_768) as u16);
             let cluster = F::address(CLUSTER, host);
             address_marks[address_mark(cluster)] |= mark::WHOLE;
             port_marks[port_mark(Be16::new(port))] |= mark::of_protocol(protocol::TCP);
             let row = |kind| Frontend { service, kind, pad: [0; 3] };
+            if port == NODE_PORT + u16::from(case.net()) {
+                backends.give_places(service, case.net(), BACKENDS.min(flows))?;
+            } else {
+                backends.give_two(service)?;
+            }
             let places = [(cluster, 80, kind::CLUSTER_IP), (node, port, kind::NODE_PORT)];
             for (address, port, kind) in places {
                 let key = FrontendKey::new(address, Be16::new(port), protocol::TCP);
@@ -263,6 +277,17 @@ impl<F: Family> Bed<F> {
         Ok(Self { case, flows: all })
     }
 
+    /// What has to be done after each packet so that the next one begins a flow: nothing where there are
+    /// more flows than the table for those without an answer holds.
+    pub(crate) fn forgets(&self, ebpf: &Ebpf) -> Result<Option<Forgets<F>>> {
+        let [flow] = &self.flows[..] else { return Ok(None) };
+        if self.case != Case::New {
+            return Ok(None);
+        }
+        let pending = table(ebpf, &format!("PENDING{}", F::SUFFIX))?;
+        Ok(Some(Forgets { pending, reply: flow.reply(), original: flow.original() }))
+    }
+
     /// One frame for each flow, in random order.
     pub(crate) fn frames(&self) -> Vec<Vec<u8>> {
         let mut frames: Vec<_> =
@@ -275,6 +300,73 @@ impl<F: Family> Bed<F> {
             frames.swap(at, (random % (at as u64 + 1)) as usize);
         }
         frames
+    }
+}
+
+/// The rows of Services and of their backends.
+struct Backends<F: Family> {
+    services: MapTable<Row<u32>, Row<Service>>,
+    slots: MapTable<Row<u32>, Row<Backend<F::Address>>>,
+    written: u32,
+}
+
+impl<F: Family> Backends<F> {
+    fn of(ebpf: &Ebpf) -> Result<Self> {
+        let slots = table(ebpf, &format!("BACKENDS{}", F::SUFFIX))?;
+        Ok(Self { services: table(ebpf, "SERVICES")?, slots, written: 0 })
+    }
+
+    /// A Service with two backends, each of which new flows go to by chance.
+    fn give_two(&mut self, service: u32) -> Result<()> {
+        let pair = [0, 1].map(|nth| (F::address(LOCAL, service as u16), 8_080 + nth));
+        self.give(service, Algorithm::Random, pair.into_iter())
+    }
+
+    /// A Service with Maglev's table, as the agent programs it where XDP serves. Which backend has which
+    /// of its places does not matter here.
+    fn give_places(&mut self, service: u32, net: u8, backends: u32) -> Result<()> {
+        let places = (0..PLACES).map(|place| (F::address(net, (place % backends) as u16), 8_080));
+        self.give(service, Algorithm::Maglev, places)
+    }
+
+    fn give(
+        &mut self,
+        service: u32,
+        algorithm: Algorithm,
+        backends: impl Iterator<Item = (F::Address, u16)>,
+    ) -> Result<()> {
+        let block = self.written;
+        for (addr, port) in backends {
+            let port = Be16::new(port);
+            let backend = Backend { addr, port, generation: 1, flags: backend_flags::LOCAL };
+            self.slots.insert(&Row(self.written), &Row(backend))?;
+            self.written += 1;
+        }
+        let cluster = SetRef { block, count: (self.written - block) as u16, generation: 1 };
+        let family = if F::V6 { service_flags::IPV6 } else { 0 };
+        let flags = service_flags::USED | family | algorithm.flags();
+        let row = Service { cluster, local: cluster, flags, affinity: 0 };
+        Ok(self.services.insert(&Row(service), &Row(row))?)
+    }
+}
+
+/// The rows that a new flow leaves, where there is one that has to begin again and again.
+pub(crate) struct Forgets<F: Family> {
+    pending: MapTable<Row<FlowKey<F::Address>>, Row<Flow<F::Address>>>,
+    reply: FlowKey<F::Address>,
+    original: FlowKey<F::Address>,
+}
+
+impl<F: Family> Forgets<F> {
+    /// # Errors
+    /// If the packet did not begin the flow.
+    pub(crate) fn forget(&mut self) -> Result<()> {
+        self.pending.remove(&Row(self.reply)).context("no flow was begun")?;
+        // Which a frame at XDP leaves to the answer.
+        match self.pending.remove(&Row(self.original)) {
+            Ok(()) | Err(TableError::Missing) => Ok(()),
+            Err(err) => Err(err.into()),
+        }
     }
 }
 

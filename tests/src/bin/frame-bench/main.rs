@@ -59,6 +59,7 @@ fn measure<F: bed::Family>(
         let mut ebpf = load(bytes)?;
         let bed = Bed::<F>::fill(&ebpf, device, case, flows)?;
         let frames = bed.frames();
+        let mut forgets = bed.forgets(&ebpf)?;
         let (mut reference, mut ours) = (Vec::new(), Vec::new());
         let (mut reference_beside, mut beside) = (Vec::new(), Vec::new());
         // Each round goes on where the one before ended.
@@ -67,15 +68,15 @@ fn measure<F: bed::Family>(
             frames.take(runs / ROUNDS)
         };
         for nth in 0..ROUNDS {
-            reference.push(round(pass, device, frames(nth), bed::PASS)?);
+            reference.push(round::<F>(pass, device, frames(nth), bed::PASS, None)?);
             let xdp = xdp(&mut ebpf, "xdp_ingress")?;
-            ours.push(round(xdp, device, frames(nth), case.verdict())?);
+            ours.push(round(xdp, device, frames(nth), case.verdict(), forgets.as_mut())?);
         }
         // By itself: a frame meets the one program or the other, and neither finds the processor's caches
         // full of what the other needs.
         for nth in 0..ROUNDS {
-            reference_beside.push(round(pass, device, frames(nth), bed::PASS)?);
-            beside.push(packet_path(&mut ebpf, device, frames(nth))?);
+            reference_beside.push(round::<F>(pass, device, frames(nth), bed::PASS, None)?);
+            beside.push(packet_path(&mut ebpf, device, frames(nth), forgets.as_mut())?);
         }
         let row = serde_json::json!({
             "case": case.name(),
@@ -108,11 +109,12 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
 }
 
 /// Nanoseconds a run, of so many runs one by one, each with the next of the frames.
-fn round<'a>(
+fn round<'a, F: bed::Family>(
     program: &mut Xdp,
     device: u32,
     frames: impl Iterator<Item = &'a Vec<u8>>,
     verdict: u32,
+    mut forgets: Option<&mut bed::Forgets<F>>,
 ) -> Result<f64> {
     let before = program.info()?;
     let (mut runs, mut others) = (0, 0);
@@ -132,6 +134,8 @@ fn round<'a>(
             if others > 10 + runs / 1_000 {
                 bail!("returned {} where {verdict} was expected", result.return_value);
             }
+        } else if let Some(forgets) = &mut forgets {
+            forgets.forget()?;
         }
     }
     let after = program.info()?;
@@ -139,10 +143,11 @@ fn round<'a>(
 }
 
 /// The same of the program that sees frames which XDP passes.
-fn packet_path<'a>(
+fn packet_path<'a, F: bed::Family>(
     ebpf: &mut Ebpf,
     device: u32,
     frames: impl Iterator<Item = &'a Vec<u8>>,
+    mut forgets: Option<&mut bed::Forgets<F>>,
 ) -> Result<f64> {
     let Some(Program::SchedClassifier(program)) = ebpf.program_mut("uplink_ingress") else {
         bail!("no program uplink_ingress");
@@ -157,7 +162,13 @@ fn packet_path<'a>(
             repeat: 1,
             ..TestRunOptions::default()
         };
-        program.test_run(options)?;
+        let result = program.test_run(options)?;
+        if result.return_value != bed::NEXT {
+            bail!("the packet path returned {:#x}", result.return_value);
+        }
+        if let Some(forgets) = &mut forgets {
+            forgets.forget()?;
+        }
     }
     let after = program.info()?;
     Ok(each(&before, &after))
