@@ -5,15 +5,15 @@
 //! row at one of the places that its tuple tells, if that is free, and for some ticks the others find it
 //! there. What they count is added to the row when the copy is made anew, or gives its place up.
 //!
-//! What makes a copy wrong makes it stale: a segment that begins or ends a connection, a flow that takes
-//! another's tuple, and the agent, when it removes or marks rows: then all are ([`fresh`]). A row that is
-//! removed because nobody has used it has had no copy for long.
+//! What makes a copy wrong makes it stale: a segment that begins or ends a connection, who removes the row
+//! ([`crate::tables::FlowTables::forget`]), and the agent, when it removes or marks rows: then all are
+//! ([`fresh`]).
 //!
 //! | `now - since` | the copy is |
 //! |---|---|
 //! | below [`FRESH`] | read, and counted in |
 //! | then | stale: its own flow may copy anew; who still reads it is done long before another writes |
-//! | [`FREE`]` - 2`, and one more | being written ([`claimed`]) |
+//! | [`FREE`]` - 2`, and one more or less | being written ([`claimed`]): processors' clocks differ by one |
 //! | [`FREE`] or more | to be written over |
 
 use crate::{
@@ -41,13 +41,14 @@ pub const LINES: u32 = 1 << 17;
 pub const WAYS: u32 = 4;
 
 /// Ticks for which a copy is as good as its row: so long may a row seem idle that is not, which is well
-/// below what flows live without a packet ([`crate::flow::timeout_sec`]).
+/// below what flows live without a packet ([`crate::flow::timeout_sec`]), but for those that were reset.
 pub const FRESH: u32 = 16;
 
 /// Ticks after which its place is another's.
-pub const FREE: u32 = FRESH + 3;
+pub const FREE: u32 = FRESH + 4;
 
-/// What `since` is while a line is being written: for this tick and the next neither fresh nor free.
+/// What `since` is while a line is being written: for this tick, and those beside it, neither fresh nor
+/// free.
 #[inline(always)]
 #[must_use]
 pub const fn claimed(now: u32) -> u32 {
@@ -94,6 +95,23 @@ pub fn is_asleep<A>(row: &Flow<A>, now: u32) -> bool {
     row.last != now && (row.flags & flow_flags::COPY == 0 || row.since == now)
 }
 
+/// True if another may be written to a line whose copy was made at `since`. What is younger than `now` was
+/// made by who has the next tick already.
+#[inline(always)]
+#[must_use]
+pub const fn is_free(since: u32, now: u32) -> bool {
+    let age = now.wrapping_sub(since);
+    age >= FREE && age < 1 << 31
+}
+
+/// True if it may be being written.
+#[inline(always)]
+#[must_use]
+pub const fn is_claimed(since: u32, now: u32) -> bool {
+    let age = now.wrapping_sub(since);
+    age >= FREE - 3 && age < FREE
+}
+
 impl<A: Address> Line<A> {
     /// True if this tells of a flow at this time.
     #[inline(always)]
@@ -101,22 +119,12 @@ impl<A: Address> Line<A> {
         now.wrapping_sub(self.row.since) < fresh && self.key == *key
     }
 
-    /// True if another may be written here.
-    #[inline(always)]
-    pub const fn is_free(&self, now: u32) -> bool {
-        now.wrapping_sub(self.row.since) >= FREE
-    }
-
-    /// True if it may be being written, by whoever claimed it in this tick or the one before.
-    #[inline(always)]
-    pub const fn is_claimed(&self, now: u32) -> bool {
-        let age = now.wrapping_sub(self.row.since);
-        age == FREE - 2 || age == FREE - 1
-    }
-
-    /// Adds what was counted here to the flow's row.
+    /// Adds what was counted here to the flow's row, unless it was counted for a flow before it.
     #[inline(always)]
     pub fn bring_home(&self, row: &mut Flow<A>) {
+        if track::later(self.row.last, row.since) != self.row.last {
+            return;
+        }
         row.packets += self.row.packets;
         row.bytes += self.row.bytes;
         row.last = track::later(self.row.last, row.last);
@@ -152,7 +160,7 @@ mod tests {
             let state = |ticks: u32| {
                 let then = now.wrapping_add(ticks);
                 let tells = |port| line.tells(&key(port), then, fresh(then, now.wrapping_sub(9)));
-                (tells(1), tells(2), line.is_free(then))
+                (tells(1), tells(2), is_free(line.row.since, then))
             };
             for ticks in 0..FRESH {
                 assert_eq!(state(ticks), (true, false, false), "{ticks}");
@@ -162,14 +170,16 @@ mod tests {
             }
             assert_eq!(state(FREE), (false, false, true));
             let written = Line { row: Row { since: claimed(now), ..line.row }, ..line };
-            for then in [now, now.wrapping_add(1)] {
-                assert!(written.is_claimed(then) && !written.is_free(then));
-                assert!(!written.tells(&key(1), then, FRESH) && !line.is_claimed(then));
+            for then in [now.wrapping_sub(1), now, now.wrapping_add(1)] {
+                let since = written.row.since;
+                assert!(is_claimed(since, then) && !is_free(since, then));
+                assert!(!written.tells(&key(1), then, FRESH) && !is_claimed(line.row.since, then));
+                assert!(!is_free(line.row.since, then));
             }
-            assert!(written.is_free(now.wrapping_add(2)));
+            assert!(is_free(written.row.since, now.wrapping_add(2)));
         }
         // One that was never written, on a machine that has just begun or not.
-        assert!(Line::<Ipv4>::default().is_free(FREE) && Line::<Ipv4>::default().is_free(u32::MAX));
+        assert!(is_free(Row::default().since, FREE) && is_free(Row::default().since, 1 << 30));
     }
 
     #[test]
@@ -210,5 +220,9 @@ mod tests {
         row.last = 104;
         line.bring_home(&mut row);
         assert_eq!(row.last, 104);
+        // Of a flow that has the tuple since then.
+        let mut row = Row { since: 104, last: 104, ..Row::default() };
+        line.bring_home(&mut row);
+        assert_eq!(row, Row { since: 104, last: 104, ..Row::default() });
     }
 }

@@ -200,8 +200,9 @@ fn forget_sibling<F: Network, T: FlowTables<F>, const ROLE: u8, const OTHER: u8>
     key: &FlowKey<F::Address>,
 ) {
     if ROLE != OTHER
-        && let Some(other) = sibling::<F, T, ROLE>(tables, key, OTHER)
+        && let Some(row) = find::<F, T>(tables, key)
     {
+        let other = Parties::of_role(ROLE, key, row).key(OTHER);
         tables.forget(&other);
     }
 }
@@ -269,11 +270,11 @@ fn find_alias<F: Network, T: FlowTables<F>>(tables: &mut T) -> bool {
 /// True if replies of this backend to this client belong to another flow that lives.
 #[inline(always)]
 fn is_taken<F: Network, T: FlowTables<F>>(tables: &mut T) -> bool {
-    let Parties { client, frontend, .. } = *tables.parties();
     let key = tables.parties().reply();
     let Some((row, store)) = tables.find(&key) else { return false };
-    let is_same_client = key.dst_port.xor(row.alias) == client.port;
-    let same = row.to == frontend.addr && row.to_port == frontend.port && is_same_client;
+    let (to, client_port) = (Place::new(row.to, row.to_port), key.dst_port.xor(row.alias));
+    let parties = tables.parties();
+    let same = to == parties.frontend && client_port == parties.client.port;
     // A row of the same flow is what eviction left of it.
     !(same && store == Store::Pending || tables.succeed::<{ role::REPLY }>(&key))
 }

@@ -415,8 +415,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         return Packed::PASS;
     }
     let key = plain.key();
-    let is_turn = plain.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0;
-    let row = if !is_turn {
+    let row = if plain.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 {
         rows.row(&key, now)
     } else {
         if rows.own_row(&key).is_some() {
@@ -426,13 +425,8 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     };
     let Some(row) = row else {
         // From a pod elsewhere, it is for the packet path to see to.
-        if at == 0 && source_rate::may_begin(header.next, plain.flags) {
-            return Packed::OPEN;
-        }
-        if is_turn {
-            rows.expire(&key);
-        }
-        return Packed::PASS;
+        let may_begin = at == 0 && source_rate::may_begin(header.next, plain.flags);
+        return if may_begin { Packed::OPEN } else { Packed::PASS };
     };
     let seen = track::seen_by(plain.flags);
     // What begins or ends something has more to say to the packet path's rows.
@@ -508,20 +502,17 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
 pub fn open<F: Underlay, P: Wire, R: Rows<F>>(frame: &mut P, rows: &mut R) -> Packed {
     let Some(plain) = plain::<F, P>(frame, 0) else { return Packed::PASS };
     let (key, length) = (plain.key(), plain.length);
-    if key.proto == protocol::TCP {
-        if syn::is_first(plain.flags)
-            && !is_partial::<F>(&plain)
-            && frame.holds(length)
-            && let Some(backend) = rows.begin(&key, length)
-        {
-            rows.count(Leg::Local);
-            return match turn::<F, P>(frame, &plain, key.src(), backend, 0) {
-                Some(()) => Packed::PASS,
-                None => failed::<F, R>(rows),
-            };
-        }
-        // Of a flow before, which was reset a moment ago; of one that begins here, the answer sees to that.
-        rows.expire(&key);
+    if key.proto == protocol::TCP
+        && syn::is_first(plain.flags)
+        && !is_partial::<F>(&plain)
+        && frame.holds(length)
+        && let Some(backend) = rows.begin(&key, length)
+    {
+        rows.count(Leg::Local);
+        return match turn::<F, P>(frame, &plain, key.src(), backend, 0) {
+            Some(()) => Packed::PASS,
+            None => failed::<F, R>(rows),
+        };
     }
     if !rows.is_refused(&key) {
         return Packed::PASS;

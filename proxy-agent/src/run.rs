@@ -55,7 +55,7 @@ use crate::{
     serving::Ending,
     settings,
     source::{self, Feed, Origin, Source, node_addresses},
-    stale::{self, Ended, StaleError},
+    stale::{self, Copies, Ended, StaleError},
     status::{Board, Problem},
     xdp::{self, Wires, XdpError, XdpStatus},
 };
@@ -830,6 +830,10 @@ impl Agent {
     /// Puts the new programs behind the links, now that their tables are filled.
     fn take_over(&mut self) {
         self.attach();
+        // Of flows whose rows are not in the tables made anew.
+        if let Err(err) = Copies::open(&self.loaded.maps).and_then(|mut copies| copies.end()) {
+            warn!("frames of drivers go by copies of rows before for some seconds: {err}");
+        }
         match self.loaded.take_over() {
             Ok(()) => info!("the tables made anew are in force"),
             Err(err) => {

@@ -51,15 +51,39 @@ pub struct Ended {
 /// Where some could not be ended; the others were.
 pub fn end(maps: &Path, serving: &Serving) -> Result<[Ended; 2], StaleError> {
     Barrier::new().and_then(|barrier| barrier.wait()).map_err(StaleError::Barrier)?;
-    let flows4 = flows::<Ipv4>(maps, ["PENDING4", "FLOWS4"], serving)?;
-    let flows6 = flows::<Ipv6>(maps, ["PENDING6", "FLOWS6"], serving)?;
-    if flows4 + flows6 > 0 {
-        let mut changes: MapTable<u32, u32> = MapTable::open(maps, "FLOWCHANGES")?;
-        changes.insert(&0, &tick::now())?;
-    }
+    let mut copies = Copies::open(maps)?;
+    let flows4 = copies.end_with(flows::<Ipv4>(maps, ["PENDING4", "FLOWS4"], serving))?;
+    let flows6 = copies.end_with(flows::<Ipv6>(maps, ["PENDING6", "FLOWS6"], serving))?;
     let [sockets4, sockets6] = sockets(maps, serving)?;
     let v4 = Ended { flows: flows4, sockets: sockets4 };
     Ok([v4, Ended { flows: flows6, sockets: sockets6 }])
+}
+
+/// Copies of rows, which frames of drivers find first.
+pub struct Copies(MapTable<u32, u32>);
+
+impl Copies {
+    /// # Errors
+    /// If there is no such table.
+    pub fn open(maps: &Path) -> Result<Self, StaleError> {
+        Ok(Self(MapTable::open(maps, "FLOWCHANGES")?))
+    }
+
+    /// Makes all of them stale that there are.
+    ///
+    /// # Errors
+    /// If that cannot be written.
+    pub fn end(&mut self) -> Result<(), StaleError> {
+        Ok(self.0.insert(&0, &tick::now())?)
+    }
+
+    /// The same once rows were changed, or some before that failed.
+    fn end_with(&mut self, ended: Result<u64, StaleError>) -> Result<u64, StaleError> {
+        if !matches!(ended, Ok(0)) {
+            self.end()?;
+        }
+        ended
+    }
 }
 
 /// The flows of a family, in `PENDING` before `FLOWS`, where rows go to that are answered meanwhile.
@@ -96,14 +120,13 @@ where
     Ok((stale.len() + begun.len()) as u64)
 }
 
-/// The parties and flags of a flow by its `ORIGINAL` row, if it has to end.
+/// The parties and flags of a flow by its `ORIGINAL` row, or the one that it has, if it has to end.
 fn stale_flow<A>(key: &FlowKey<A>, row: &Flow<A>, serving: &Serving) -> Option<(Parties<A>, u16)>
 where
     A: Address + Into<IpAddr>,
 {
-    let may_end =
-        serving.ends(key.proto) && row.role == role::ORIGINAL && row.flags & flow_flags::RESET == 0;
-    if !may_end {
+    let tells = row.role == role::ORIGINAL || row.flags & flow_flags::LONE != 0;
+    if !tells || !serving.ends(key.proto) || row.flags & flow_flags::RESET != 0 {
         return None;
     }
     let parties = Parties::of(key, row);

@@ -1,12 +1,14 @@
 //! Copies of rows of flows that have many frames, and how they are made and unmade.
 
-use core::ptr::{addr_of_mut, write_volatile};
+use core::ptr::{addr_of, addr_of_mut, read_volatile};
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
 use datapath::{
     address::{Address, Ipv4, Ipv6, V4, V6},
-    flow::{Flow, FlowKey, timeout_sec},
-    flow_cache::{FRESH, LINES, Line, WAYS, beside, claimed, fresh, is_settled, place},
+    flow::{Flow, FlowKey, hook, timeout_sec},
+    flow_cache::{
+        FRESH, LINES, Line, WAYS, beside, claimed, fresh, is_claimed, is_free, is_settled, place,
+    },
     track,
 };
 
@@ -81,25 +83,29 @@ const MISSING: u32 = 0;
 const FOUND: u32 = 1;
 const COPIED: u32 = 2;
 
-/// The place that has a flow, fresh or stale, or else the first one that is free.
+/// The place that has a flow, fresh or stale, or else the first one that is free, and, as it was judged by,
+/// when its copy was made.
 #[inline(always)]
-fn choose<F: Cached>(key: &FlowKey<F::Address>, now: u32) -> Option<u32> {
+fn choose<F: Cached>(key: &FlowKey<F::Address>, now: u32) -> Option<(u32, u32)> {
     let first = place(key);
     let mut free = None;
     for way in 0..WAYS {
         let place = beside(first, way);
         let line = line::<F>(place)?;
+        // Before the key, which is written after it has changed.
+        // SAFETY: the field lies in the line.
+        let since = unsafe { read_volatile(addr_of!(line.row.since)) };
         if line.key == *key {
-            return Some(place);
+            return Some((place, since));
         }
-        if free.is_none() && line.is_free(now) {
-            free = Some(place);
+        if free.is_none() && is_free(since, now) {
+            free = Some((place, since));
         }
     }
     free
 }
 
-/// Claims a line that was copied at `then`; false if another processor was first.
+/// Claims a line whose copy was made at `then`; false if another processor was first.
 #[inline(always)]
 fn claim<A: Address>(line: *mut Line<A>, then: u32, now: u32) -> bool {
     let found: u64;
@@ -115,23 +121,37 @@ fn claim<A: Address>(line: *mut Line<A>, then: u32, now: u32) -> bool {
     found as u32 == then
 }
 
+/// Says when a line's copy was made, once all of it is there: no memory access goes past this.
+#[inline(always)]
+fn publish<A: Address>(line: *mut Line<A>, since: u32) {
+    // SAFETY: the field lies in the line, aligned to its four bytes.
+    unsafe {
+        core::arch::asm!(
+            "{since} = xchg32_32({p} + 0, {since})",
+            p = in(reg) addr_of_mut!((*line).row.since),
+            since = inout(wreg) since => _,
+        );
+    }
+}
+
 /// Finds a flow's copy at one of its places, or copies its row to one that is free or has an old copy of
 /// it; what was counted there comes home first.
 #[inline(always)]
 fn fill<F: Cached>(key: *const FlowKey<F::Address>, now: u32) -> u32 {
     // SAFETY: that of a frame, or null.
     let Some(key) = (unsafe { key.as_ref() }).copied() else { return MISSING };
-    let chosen = choose::<F>(&key, now);
-    let line = chosen.and_then(line::<F>);
-    let (Some(place), Some(line)) = (chosen, line) else {
+    let found = choose::<F>(&key, now);
+    let (place, then) = found.unwrap_or_default();
+    let (Some(_), Some(line)) = (found, line::<F>(place)) else {
         return if own_row::<F>(&key).is_some() { FOUND } else { MISSING };
     };
     if line.tells(&key, now, fresh_now(now)) {
         return COPIED + place;
     }
     let Some(row) = own_row::<F>(&key) else { return MISSING };
-    let then = line.row.since;
-    if line.is_claimed(now) || !claim(line, then, now) {
+    let is_good = is_settled(row, key.proto, now) && fresh_now(now) != 0;
+    let counts = line.key == key && line.row.packets != 0;
+    if !is_good && !counts || is_claimed(then, now) || !claim(line, then, now) {
         return FOUND;
     }
     if line.key == key {
@@ -145,18 +165,14 @@ fn fill<F: Cached>(key: *const FlowKey<F::Address>, now: u32) -> u32 {
     line.key = copy.key;
     line.row = Flow { since: claimed(now), ..copy.row };
     // What is not published stays claimed until another tick.
-    if !is_settled(row, key.proto, now) || fresh_now(now) == 0 {
+    if !is_good {
         return FOUND;
     }
     let row = core::ptr::from_mut(row);
-    let since = addr_of_mut!(line.row.since);
-    // Last, in one store, when all of it is there.
-    // SAFETY: the field lies in the line.
-    unsafe { write_volatile(since, now) };
+    publish(line, now);
     // Who removed the row meanwhile has not found the copy.
     if own_row::<F>(&key).map(core::ptr::from_mut) != Some(row) {
-        // SAFETY: as above.
-        unsafe { write_volatile(since, now.wrapping_sub(FRESH)) };
+        publish(line, now.wrapping_sub(FRESH));
         return FOUND;
     }
     COPIED + place
@@ -172,17 +188,18 @@ fn expire<F: Cached>(key: *const FlowKey<F::Address>) -> u32 {
         if let Some(line) = line::<F>(beside(place(key), way))
             && line.tells(key, now, FRESH)
         {
-            let since = addr_of_mut!(line.row.since);
-            // SAFETY: the field lies in the line.
-            unsafe { write_volatile(since, now.wrapping_sub(FRESH)) };
+            publish(line, now.wrapping_sub(FRESH));
         }
     }
     0
 }
 
-/// [`expire`].
+/// [`expire`]. Rows of what leaves have no copies.
 #[inline(always)]
 pub fn forgotten<F: FlowMaps>(key: &FlowKey<F::Address>) {
+    if key.hook != hook::INGRESS {
+        return;
+    }
     let key = core::ptr::from_ref(key);
     if F::V6 {
         expire6(key.cast())
@@ -209,7 +226,7 @@ fn last_of<F: Cached>(key: *const FlowKey<F::Address>, mut last: u32) -> u32 {
 /// When the flow was used last, that has the row: of one that may have to go, copies are asked too.
 #[inline(always)]
 pub fn last_used<F: FlowMaps>(key: &FlowKey<F::Address>, last: u32, now: u32) -> u32 {
-    if now.wrapping_sub(last) <= timeout_sec::TCP_RESET {
+    if now.wrapping_sub(last) <= timeout_sec::TCP_RESET || key.hook != hook::INGRESS {
         return last;
     }
     let key = core::ptr::from_ref(key);

@@ -27,7 +27,7 @@ use datapath::{
 };
 
 use crate::{
-    BARE_MASQUERADE, count_packet, drops,
+    BARE_MASQUERADE, count_packet, drops, forgotten,
     life::{self, claim4, claim6},
     map::LAZY,
     maps,
@@ -192,8 +192,10 @@ impl<F: FlowMaps> FlowTables<F> for Maps<'_> {
 
     #[inline(always)]
     fn forget(&mut self, key: &FlowKey<F::Address>) {
-        let _ = F::FLOWS.remove(key);
         let _ = F::PENDING.remove(key);
+        if F::FLOWS.remove(key).is_ok() {
+            forgotten::<F>(key);
+        }
     }
 
     #[inline(always)]

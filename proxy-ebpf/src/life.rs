@@ -31,13 +31,7 @@ fn copy<A: Copy>(key: *const FlowKey<A>) -> Option<FlowKey<A>> {
 #[inline(always)]
 fn settles<F: FlowMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32 {
     let Some(key) = copy(key) else { return MISSING };
-    let maps = &mut Maps { packet: None };
-    match track::settle::<F, _, ROLE>(maps, &key) {
-        Ok(()) if ROLE == role::REPLY => {
-            // Of a flow before, which had the tuple and was reset a moment ago.
-            forgotten::<F>(&FlowTables::<F>::parties(maps).original());
-            SETTLED
-        }
+    match track::settle::<F, _, ROLE>(&mut Maps { packet: None }, &key) {
         Ok(()) => SETTLED,
         Err(KeepError::Full) => FULL,
         Err(KeepError::Missing) => MISSING,
@@ -47,11 +41,7 @@ fn settles<F: FlowMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32 
 #[inline(always)]
 fn succeeds<F: FlowMaps, const ROLE: u8>(key: *const FlowKey<F::Address>) -> u32 {
     let Some(key) = copy(key) else { return 0 };
-    let is_over = track::forget_finished::<F, _, ROLE>(&mut Maps { packet: None }, &key, 0);
-    if is_over {
-        forgotten::<F>(&key);
-    }
-    is_over.into()
+    track::forget_finished::<F, _, ROLE>(&mut Maps { packet: None }, &key, 0).into()
 }
 
 #[inline(always)]

@@ -28,7 +28,10 @@ unsafe fn visit<F: FlowMaps>(key: *const c_void, row: *const c_void) -> i64 {
         let now = now();
         let is_pressed = (*walk).is_pressed(now);
         let row = row.cast::<Flow<F::Address>>().cast_mut();
-        (*row).last = last_used::<F>(&key, (*row).last, now);
+        let last = last_used::<F>(&key, (*row).last, now);
+        if last != (*row).last {
+            (*row).last = last;
+        }
         if expire::<F>(&key, &*row, now, is_pressed) {
             (*walk).removed += 1;
         }

@@ -80,16 +80,23 @@ where
         }
     })?;
     let mut originals: HashMap<FlowKey<A>, Flow<A>> = HashMap::new();
+    // By both keys that a reply may have: where it leaves, and, of a masqueraded flow, where it enters, which
+    // drivers' frames know alone.
     let mut replies: HashMap<FlowKey<A>, Flow<A>> = HashMap::new();
+    let whole = |key: &FlowKey<A>, mut row: Flow<A>| {
+        if let Some(line) = copies.get(key) {
+            line.bring_home(&mut row);
+        }
+        row
+    };
     for name in tables {
         let rows: MapTable<FlowKey<A>, Flow<A>> = MapTable::open(maps, name)?;
         rows.visit(|key, row| match row.role {
             role::ORIGINAL => {
-                let mut row = *row;
-                if let Some(line) = copies.get(key) {
-                    line.bring_home(&mut row);
-                }
-                originals.insert(*key, row);
+                originals.insert(*key, whole(key, *row));
+            }
+            role::REPLY_TARGET => {
+                replies.insert(*key, whole(key, *row));
             }
             role::REPLY => {
                 replies.insert(*key, *row);
@@ -103,12 +110,15 @@ where
     }
     let show = |(key, row): (&FlowKey<A>, &Flow<A>)| {
         let parties = Parties::of(key, row);
-        let reply = replies.get(&parties.reply()).copied().unwrap_or_default();
-        let last = row.last.max(reply.last);
+        let entered = replies.get(&parties.reply_target()).copied().unwrap_or_default();
+        let left = replies.get(&parties.reply()).copied().unwrap_or_default();
+        // What entered by the packet path has left by it.
+        let reply = if entered.packets > left.packets { entered } else { left };
+        let last = row.last.max(entered.last).max(left.last);
         let idle = u64::from(now.saturating_sub(last)) * TICK_NS / 1_000_000_000;
         // The backend's node answers: nothing of it is seen here.
         let is_direct = row.flags & flow_flags::DIRECT != 0;
-        let answered = if is_direct { row.seen } else { reply.seen };
+        let answered = if is_direct { row.seen } else { left.seen };
         let limit = u64::from(timeout(key.proto, row.seen, answered));
         ShownFlow {
             protocol: protocol::name(key.proto),

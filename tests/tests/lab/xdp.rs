@@ -1,7 +1,7 @@
 //! Frames from outside that are dealt with before the kernel makes socket buffers of them: by the
 //! driver of a veth (native), and by the kernel (generic).
 
-use std::{process::Command, thread::sleep, time::Duration};
+use std::{net::SocketAddr, process::Command, thread::sleep, time::Duration};
 
 use agent_kit::{bpf::XdpMode, counts::Counts};
 use datapath::wire::Leg;
@@ -102,6 +102,38 @@ fn what_the_driver_carries_heeds_a_change() {
         // All that had begun before, of both families.
         assert!(load.errors.get("ECONNRESET").is_some_and(|&ended| ended >= 8), "{load:?}");
     }
+}
+
+/// What nobody has answered has one row, by which it is told; and is forgotten when its endpoint goes.
+#[test]
+fn a_connection_begins_in_the_driver() {
+    let plan = Plan::new(SocketLb::On);
+    let plan = plan.extra(&["--xdp=native", "--tcp-on-removed-endpoint=reset"]);
+    let cluster = plan.up(&[expose(10, &["pod1a"])]);
+    let _wired = ok(Wired::up(&cluster.lab));
+    cluster.reaches("client", Target::NodePort("node1", 10), &["pod1a"], "client");
+    for family in FAMILIES {
+        let client = cluster.address("client", family);
+        ok(cluster.lab.shell("pod1a", &format!("ip route add blackhole {client}")));
+        let to = Target::NodePort("node1", 10).address(&cluster.lab, family);
+        let open = format!("timeout 1 bash -c '</dev/tcp/{}/{}' || true", to.ip(), to.port());
+        ok(cluster.lab.shell("client", &open));
+    }
+    let opening = || {
+        let shown = cluster.show(&["flows"]);
+        let flows = shown.as_array().into_iter().flatten();
+        let flows = flows.filter(|flow| flow["state"] == "opening");
+        let backends = flows.map(|flow| flow["backend"].as_str().unwrap_or_default().to_owned());
+        backends.collect::<Vec<_>>()
+    };
+    let mut expected =
+        FAMILIES.map(|family| SocketAddr::new(cluster.address("pod1a", family), 8080).to_string());
+    let mut found = opening();
+    (expected.sort(), found.sort());
+    assert_eq!(found, expected);
+    cluster.publish(&expose(10, &["pod1b"]));
+    eventually("both are forgotten", || opening().is_empty().then_some(()));
+    cluster.reaches("client", Target::NodePort("node1", 10), &["pod1b"], "client");
 }
 
 /// Both paths have the same rows.

@@ -12,7 +12,7 @@ use datapath::{
     both,
     counter::{Hook, Reason, drop_index},
     egress::egress,
-    flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role, seen},
+    flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role, seen, timeout_sec},
     flow_cache::{self, FRESH, Line, WAYS},
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind, mark},
     host::{
@@ -338,7 +338,7 @@ both! {
     what_would_begin_a_flow_too_many_is_dropped,
     pings_are_answered_alike,
     connections_begin_alike,
-    what_begins_anew_has_no_copy_of_what_was_before,
+    a_row_that_goes_takes_its_copy_with_it,
     differential,
 }
 
@@ -495,38 +495,36 @@ fn connections_begin_alike<F: Family>() {
     }
 }
 
-/// A flow that was reset goes after ten seconds, and may have had frames just before.
-fn what_begins_anew_has_no_copy_of_what_was_before<F: Family>() {
-    for is_local in [true, false] {
-        let mut pair = Pair::<F>::new();
-        let (syn, parties) = serves(&mut pair);
-        let ack = Datagram { flags: 0x10, ..syn.clone() };
-        let bytes = arriving::<F>(&ack.bytes());
-        let before = Parties { backend: at::<F>(1, 77, 8080), ..parties };
-        let last = pair.scene.wires.now;
-        pair.scene.put(&before, false, last);
-        pair.store_rows();
-        for _ in 0..2 {
-            let (_, out) = pair.run(&bytes);
-            assert_eq!(out, arriving::<F>(&ack.clone().to(before.backend).bytes()));
-        }
-        for key in [before.original(), before.reply()] {
-            pair.scene.memory.flows.remove(&key);
-            pair.flows.remove(&Row(key)).expect("a row");
-        }
-        if !is_local {
-            let row = pair.scene.memory.services.get_mut(&SERVICE).expect("a Service");
-            row.affinity = 10;
-            write(&mut pair.services, SERVICE, *row);
-        }
-        let (_, out) = pair.run(&arriving::<F>(&syn.bytes()));
-        assert_eq!(out != arriving::<F>(&syn.bytes()), is_local);
-        if is_local {
-            let answer = Datagram::<F>::of(TCP, parties.backend, parties.client, 0x12);
-            on_the_packet_path(&mut pair, Hook::UplinkEgress, &answer);
-        }
-        pair.passes(&bytes, "of the new flow");
+/// A flow that was reset goes after ten seconds, and may have had frames just before that.
+fn a_row_that_goes_takes_its_copy_with_it<F: Family>() {
+    let mut pair = Pair::<F>::new();
+    let parties = Kind::Local.parties::<F>(TCP);
+    let key = parties.original();
+    let bytes = arriving::<F>(&request::<F>(Kind::Local, TCP).bytes());
+    for _ in 0..2 {
+        assert_ne!(pair.run(&bytes).1, bytes);
     }
+    let then = pair.scene.wires.now.wrapping_sub(timeout_sec::TCP_RESET + 2);
+    let places = (0..WAYS).map(|way| flow_cache::beside(flow_cache::place(&key), way));
+    let is_its = |pair: &Pair<F>, place: &u32| {
+        let Row(line) = pair.copies.get(&Row(*place)).expect("a row").expect("of an array");
+        (line.key == key).then_some(line)
+    };
+    let (place, mut line) =
+        places.filter_map(|place| Some((place, is_its(&pair, &place)?))).next().expect("a copy");
+    (line.row.since, line.row.last) = (then, then);
+    for (key, seen) in [(key, seen::PACKET), (parties.reply(), seen::PACKET | seen::RST)] {
+        pair.change(&key, |row| (row.last, row.seen) = (then, seen));
+    }
+    write(&mut pair.copies, place, line);
+    let counted = line.row.packets;
+    assert_ne!(pair.run(&bytes).1, bytes);
+    assert_eq!(is_its(&pair, &place).expect("still there").row.packets, counted + 1);
+    write(&mut pair.copies, place, line);
+    pair.loaded().sweep();
+    pair.scene.memory.flows.retain(|key, _| *key != parties.original() && *key != parties.reply());
+    assert!(pair.flows.get(&Row(key)).expect("a table").is_none());
+    pair.passes(&bytes, "of no flow");
 }
 
 fn pings_are_answered_alike<F: Family>() {
