@@ -417,11 +417,11 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     let key = plain.key();
     let row = if plain.flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 {
         rows.row(&key, now)
-    } else {
-        if rows.own_row(&key).is_some() {
-            rows.expire(&key);
-        }
+    } else if rows.own_row(&key).is_some() {
+        rows.expire(&key);
         rows.own_row(&key)
+    } else {
+        None
     };
     let Some(row) = row else {
         // From a pod elsewhere, it is for the packet path to see to.

@@ -36,6 +36,9 @@ both! {
 
 const CLIENT: u16 = 40_500;
 
+/// What makes a SYN one for the packet path, and in words.
+type Change<'a, F> = (&'static str, &'a dyn Fn(&mut Scene<F>));
+
 /// A node that serves a port by backends of its own, with Maglev's table.
 fn serving<F: Side>(hosts: &[u16]) -> Scene<F> {
     let mut scene = node::<F>();
@@ -221,7 +224,7 @@ fn all_else_passes_as_it_is<F: Side>() {
     let service = |scene: &mut Scene<F>, change: fn(&mut Service)| {
         change(scene.memory.services.get_mut(&SERVICE).expect("a Service"));
     };
-    let changes: [(&str, &dyn Fn(&mut Scene<F>)); 12] = [
+    let changes: [Change<'_, F>; 12] = [
         ("another algorithm", &|scene| {
             let all = service_flags::ALGORITHM;
             scene.memory.services.get_mut(&SERVICE).expect("a Service").flags &= !all;

@@ -129,7 +129,8 @@ fn a_connection_begins_in_the_driver() {
     let mut expected =
         FAMILIES.map(|family| SocketAddr::new(cluster.address("pod1a", family), 8080).to_string());
     let mut found = opening();
-    (expected.sort(), found.sort());
+    expected.sort();
+    found.sort();
     assert_eq!(found, expected);
     cluster.publish(&expose(10, &["pod1b"]));
     eventually("both are forgotten", || opening().is_empty().then_some(()));

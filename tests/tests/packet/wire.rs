@@ -505,13 +505,13 @@ fn a_row_that_goes_takes_its_copy_with_it<F: Family>() {
         assert_ne!(pair.run(&bytes).1, bytes);
     }
     let then = pair.scene.wires.now.wrapping_sub(timeout_sec::TCP_RESET + 2);
-    let places = (0..WAYS).map(|way| flow_cache::beside(flow_cache::place(&key), way));
+    let mut places = (0..WAYS).map(|way| flow_cache::beside(flow_cache::place(&key), way));
     let is_its = |pair: &Pair<F>, place: &u32| {
         let Row(line) = pair.copies.get(&Row(*place)).expect("a row").expect("of an array");
         (line.key == key).then_some(line)
     };
     let (place, mut line) =
-        places.filter_map(|place| Some((place, is_its(&pair, &place)?))).next().expect("a copy");
+        places.find_map(|place| Some((place, is_its(&pair, &place)?))).expect("a copy");
     (line.row.since, line.row.last) = (then, then);
     for (key, seen) in [(key, seen::PACKET), (parties.reply(), seen::PACKET | seen::RST)] {
         pair.change(&key, |row| (row.last, row.seen) = (then, seen));

@@ -350,9 +350,11 @@ impl<F: Family> Backends<F> {
     }
 }
 
+type Flows<A> = MapTable<Row<FlowKey<A>>, Row<Flow<A>>>;
+
 /// The rows that a new flow leaves, where there is one that has to begin again and again.
 pub(crate) struct Forgets<F: Family> {
-    pending: MapTable<Row<FlowKey<F::Address>>, Row<Flow<F::Address>>>,
+    pending: Flows<F::Address>,
     reply: FlowKey<F::Address>,
     original: FlowKey<F::Address>,
 }
