@@ -7,9 +7,9 @@ use crate::{
     counter::{Hook, Reason},
     flow::{FlowKey, Place, flow_flags, hook, role},
     hash,
-    header::{self, IpHeader, Network, Part, Transport},
+    header::{self, IpHeader, Network, Part, Transport, tcp},
     icmp,
-    ingress::{fragment_key, key, read_key},
+    ingress::{Look, fragment_key, key, read_key},
     masquerade,
     packet::{Packet, Verdict},
     policy::MASQUERADE_MARK,
@@ -35,6 +35,9 @@ pub enum Step {
     Fragment = 5,
     /// A TCP segment from an endpoint that is gone, to be answered with RST.
     Gone = 6,
+    /// Answers a SYN that had no row: perhaps the flow is over, and its tuple is that of a connection by no
+    /// Service.
+    Heir = 8,
     /// Of a flow that is [`crate::direct`]: its destination is to be rewritten, and not its source.
     Direct = 7,
 }
@@ -52,6 +55,7 @@ impl Step {
             5 => Self::Fragment,
             6 => Self::Gone,
             7 => Self::Direct,
+            8 => Self::Heir,
             _ => Self::Failed,
         }
     }
@@ -65,7 +69,7 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
     tables: &mut T,
     hook: Hook,
 ) -> Verdict {
-    let mut step = tables.look_out(packet);
+    let mut step = tables.look_out(packet, Look::First);
     // Into a tunnel, which is not where pods are.
     let may_be_direct = matches!(hook, Hook::UplinkEgress);
     if may_be_direct && step == Step::Direct {
@@ -88,6 +92,8 @@ pub fn egress<F: Network, P: Packet, T: Tables<F>>(
             Ok(verdict) => return verdict,
             Err(reason) => Err(reason),
         },
+        Step::Heir if succeeds::<F, P, T>(packet, tables) => return Verdict::Pass,
+        Step::Heir => once_more::<F, P, T>(packet, tables),
         Step::Assign => {
             assign::<F, P, T>(packet, tables).and_then(|()| once_more::<F, P, T>(packet, tables))
         }
@@ -112,16 +118,23 @@ fn once_more<F: Network, P: Packet, T: Tables<F>>(
     packet: &mut P,
     tables: &mut T,
 ) -> Result<(), Reason> {
-    match tables.look_out(packet) {
+    match tables.look_out(packet, Look::Again) {
         Step::Done => Ok(()),
         Step::Failed => Err(Reason::RewriteFailed),
         Step::Fragment => Err(Reason::SctpFragment),
         // A row that was there a moment ago has been evicted meanwhile. (Or it has just been marked,
         // and the segment will come again.)
-        Step::Assign | Step::Settle | Step::Message | Step::Gone | Step::Direct => {
+        Step::Assign | Step::Settle | Step::Message | Step::Gone | Step::Direct | Step::Heir => {
             Err(Reason::FlowTableFull)
         }
     }
+}
+
+/// Forgets the packet's flow if it is over.
+#[inline(never)]
+fn succeeds<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> bool {
+    let mut key = FlowKey::default();
+    read_key::<F, P>(packet, &mut key, hook::EGRESS) && tables.succeed::<{ role::REPLY }>(&key)
 }
 
 /// Gives the packet's flow a source.
@@ -152,13 +165,17 @@ fn settle<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -
 /// Does what can be done at once: all for a packet that is not ours, the rewrite for one whose
 /// flow is known.
 #[inline(always)]
-pub fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
+pub fn look<F: Network, P: Packet, T: Tables<F>>(
+    packet: &mut P,
+    tables: &mut T,
+    look: Look,
+) -> Step {
     let Some(header) = F::header(packet, 0) else { return Step::Done };
     if header.next == F::ICMP {
         return Step::Message;
     }
     if tables.is_marked(hash::way(header.src, header.dst)) {
-        ours::<F, P, T, false>(packet, tables, &header)
+        ours::<F, P, T, false>(packet, tables, &header, look)
     } else if F::may_be_icmp(header.next) {
         Step::Message
     } else {
@@ -170,7 +187,7 @@ pub fn look<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T)
 #[inline(always)]
 pub fn look_direct<F: Network, P: Packet, T: Tables<F>>(packet: &mut P, tables: &mut T) -> Step {
     match F::header(packet, 0) {
-        Some(header) => ours::<F, P, T, true>(packet, tables, &header),
+        Some(header) => ours::<F, P, T, true>(packet, tables, &header, Look::Again),
         None => Step::Done,
     }
 }
@@ -181,6 +198,7 @@ fn ours<F: Network, P: Packet, T: Tables<F>, const DIRECT: bool>(
     packet: &mut P,
     tables: &mut T,
     header: &IpHeader<F::Address>,
+    look: Look,
 ) -> Step {
     // What cannot be read has no row: it was refused where it would have begun.
     let Ok(mut transport) = header::transport::<F, P>(packet, header) else { return Step::Done };
@@ -194,7 +212,7 @@ fn ours<F: Network, P: Packet, T: Tables<F>, const DIRECT: bool>(
         }
     }
     let key = key(header, &transport, hook::EGRESS);
-    let place = match known::<F, P, T, DIRECT>(packet, tables, &key, &transport) {
+    let place = match known::<F, P, T, DIRECT>(packet, tables, &key, &transport, look) {
         Ok(place) => place,
         Err(step) => return step,
     };
@@ -219,6 +237,7 @@ fn known<F: Network, P: Packet, T: Tables<F>, const DIRECT: bool>(
     tables: &mut T,
     key: &FlowKey<F::Address>,
     transport: &Transport,
+    look: Look,
 ) -> Result<(Place<F::Address>, Be16), Step> {
     let now = tables.now();
     let Some((row, store)) = tables.find(key) else { return Err(Step::Done) };
@@ -230,6 +249,10 @@ fn known<F: Network, P: Packet, T: Tables<F>, const DIRECT: bool>(
     }
     if (!reply && row.flags & flow_flags::DIRECT != 0) != DIRECT {
         return Err(if DIRECT { Step::Done } else { Step::Direct });
+    }
+    let answers = transport.flags & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK;
+    if reply && answers && row.seen != 0 && look == Look::First {
+        return Err(Step::Heir);
     }
     // TCP waits for the client's answer to the answer: a SYN with a forged source brings a
     // SYN-ACK, but nothing after it. Of a lone row the answer brings the other one.

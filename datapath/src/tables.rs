@@ -263,11 +263,11 @@ pub trait Tables<F: Network>: FlowTables<F> {
 
     /// [`egress::look`].
     #[inline(always)]
-    fn look_out<P: Packet>(&mut self, packet: &mut P) -> egress::Step
+    fn look_out<P: Packet>(&mut self, packet: &mut P, look: Look) -> egress::Step
     where
         Self: Sized,
     {
-        egress::look::<F, P, Self>(packet, self)
+        egress::look::<F, P, Self>(packet, self, look)
     }
 
     /// [`egress::look_direct`].

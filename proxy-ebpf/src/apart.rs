@@ -37,10 +37,11 @@ fn look_in<F: FamilyMaps>(skb: *mut __sk_buff, again: u32) -> u32 {
 }
 
 #[inline(always)]
-fn look_out<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
+fn look_out<F: FamilyMaps>(skb: *mut __sk_buff, again: u32) -> u32 {
     let context = TcContext::new(skb);
     let mut maps = Maps { packet: Some(&context) };
-    egress::look::<F, _, _>(&mut Skb::new(&context), &mut maps) as u32
+    let look = if again == 0 { Look::First } else { Look::Again };
+    egress::look::<F, _, _>(&mut Skb::new(&context), &mut maps, look) as u32
 }
 
 /// `shape` is the set's count and, in its upper half, the set's generation.
@@ -85,8 +86,8 @@ global! {
     over_rate6() = over_rate::<V6>();
     look_in4(skb: *mut __sk_buff, again: u32) = look_in::<V4>(skb, again);
     look_in6(skb: *mut __sk_buff, again: u32) = look_in::<V6>(skb, again);
-    look_out4(skb: *mut __sk_buff) = look_out::<V4>(skb);
-    look_out6(skb: *mut __sk_buff) = look_out::<V6>(skb);
+    look_out4(skb: *mut __sk_buff, again: u32) = look_out::<V4>(skb, again);
+    look_out6(skb: *mut __sk_buff, again: u32) = look_out::<V6>(skb, again);
     look_direct4(skb: *mut __sk_buff) = look_direct::<V4>(skb);
     look_direct6(skb: *mut __sk_buff) = look_direct::<V6>(skb);
     restores_quote4(skb: *mut __sk_buff) = restores_quote::<V4>(skb);

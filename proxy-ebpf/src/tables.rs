@@ -355,10 +355,10 @@ impl<F: FamilyMaps> Tables<F> for Maps<'_> {
     }
 
     #[inline(always)]
-    fn look_out<P: Packet>(&mut self, _: &mut P) -> egress::Step {
+    fn look_out<P: Packet>(&mut self, _: &mut P, look: Look) -> egress::Step {
         let Some(packet) = self.packet else { return egress::Step::Done };
-        let skb = packet.skb.skb;
-        egress::Step::unpack(if F::V6 { look_out6(skb) } else { look_out4(skb) })
+        let (skb, again) = (packet.skb.skb, (look == Look::Again).into());
+        egress::Step::unpack(if F::V6 { look_out6(skb, again) } else { look_out4(skb, again) })
     }
 }
 

@@ -29,6 +29,7 @@ both! {
     an_alias_holds_for_fragments_and_errors,
     a_client_without_a_free_port_is_refused,
     a_tuple_is_free_again_once_its_flow_is_over,
+    a_connection_by_no_service_has_the_tuple_of_one_that_is_over,
     an_evicted_row_comes_back_with_the_next_syn,
     an_evicted_row_comes_back_before_the_handshake_ends,
     an_evicted_row_comes_back_with_the_next_datagram,
@@ -325,6 +326,29 @@ fn a_tuple_is_free_again_once_its_flow_is_over<F: Side>() {
     let to = Datagram::<F>::tcp(c, second::<F>(), SYN);
     bed.becomes(POD_IN, &to.bytes(), &to.clone().to(b).bytes());
     assert_eq!(bed.rows(), (2, 0), "nothing is left of the first flow");
+}
+
+/// A client may have asked a Service and then ask its endpoint itself, from the same port: its SYN has no row.
+fn a_connection_by_no_service_has_the_tuple_of_one_that_is_over<F: Side>() {
+    let (c, v, b) = (client::<F>(40_000), vip::<F>(80), near::<F>(8080));
+    let to_client = |flags| Datagram::<F>::tcp(b, c, flags);
+    for by_client in [FIN | ACK, RST] {
+        let mut bed = web::<F>(Sizes::default());
+        handshake(&mut bed, c);
+        // Retransmitted, it is the flow's.
+        let again = to_client(SYN | ACK);
+        bed.becomes(POD_OUT, &again.bytes(), &again.clone().from(v).bytes());
+        bed.run(POD_IN, &Datagram::<F>::tcp(c, v, by_client).bytes());
+        if by_client == FIN | ACK {
+            bed.becomes(POD_OUT, &again.bytes(), &again.clone().from(v).bytes());
+            bed.run(POD_OUT, &to_client(FIN | ACK).bytes());
+        }
+        bed.passes(POD_IN, &Datagram::<F>::tcp(c, b, SYN).bytes());
+        for flags in [SYN | ACK, ACK, FIN | ACK] {
+            bed.passes(POD_OUT, &to_client(flags).bytes());
+        }
+        assert_eq!(bed.rows(), (0, 0));
+    }
 }
 
 /// Whichever row of an unanswered flow goes, a retransmitted SYN writes it again.

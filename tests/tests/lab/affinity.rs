@@ -2,11 +2,15 @@
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use lab::{agent::SocketLb, peer::Protocol};
+use lab::{
+    agent::SocketLb,
+    peer::{Protocol, Question},
+};
 use serde_json::json;
 
 use crate::{
@@ -19,6 +23,7 @@ both! {
     after_the_timeout_it_may_have_another,
     affinity_is_switched_on_and_off_at_once,
     a_backend_that_leaves_is_replaced,
+    an_endpoint_is_asked_from_the_port_that_asked_its_service,
 }
 
 const PODS: [&str; 3] = ["pod1b", "pod2a", "pod2b"];
@@ -124,6 +129,21 @@ fn affinity_is_switched_on_and_off_at_once(mode: SocketLb) {
                 assert_eq!(names.len() == 1, is_on, "{from} has {names:?}");
             }
         }
+    }
+}
+
+/// Affinity has pods' packets carry the Service's address, whatever the mode.
+fn an_endpoint_is_asked_from_the_port_that_asked_its_service(mode: SocketLb) {
+    let cluster = Cluster::up(mode, &[sticky(&["pod1b", "pod2a"], 10_800)]);
+    for (port, family) in (41_000..).zip(FAMILIES) {
+        let question = Question { source_port: Some(port), ..Question::default() };
+        let ask = |to| {
+            let answer = cluster.ask_with("pod1a", Protocol::Tcp, to, &question).remove(0);
+            answer.name().unwrap_or_else(|| panic!("{to}: {answer:?}")).to_owned()
+        };
+        let name = ask(Target::ClusterIp(10).address(&cluster.lab, family));
+        let endpoint = SocketAddr::new(cluster.address(&name, family), 8080);
+        assert_eq!(ask(endpoint), name);
     }
 }
 
