@@ -1,6 +1,6 @@
 //! Tables, devices and frames of the cases.
 
-use std::{os::fd::AsFd, process::Command, time::Duration};
+use std::{marker::PhantomData, os::fd::AsFd, process::Command, time::Duration};
 
 use agent_kit::{
     Pod,
@@ -198,7 +198,9 @@ pub(crate) fn skb(device: u32) -> [u8; 192] {
 /// The tables of a node with 10,000 Services, and the flows of a case.
 pub(crate) struct Bed<F: Family> {
     case: Case,
-    flows: Vec<Parties<F::Address>>,
+    /// Numbers of flows, in random order.
+    order: Vec<u32>,
+    family: PhantomData<F>,
 }
 
 impl<F: Family> Bed<F> {
@@ -233,7 +235,6 @@ impl<F: Family> Bed<F> {
         }
         let mut rows = table::<FlowKey<F::Address>, Flow<F::Address>>(ebpf, &of_family("FLOWS"))?;
         let now = now();
-        let mut all = Vec::new();
         for nth in 0..flows {
             let parties = parties::<F>(case.net(), nth);
             let (flags, roles): (_, &[u8]) = match case.net() {
@@ -252,7 +253,6 @@ impl<F: Family> Bed<F> {
             for (from, to) in [(backend, client), (client, backend), (backend, source)] {
                 marks[hash::way(from.addr, to.addr) as usize % MARKS_LEN] = 1;
             }
-            all.push(parties);
         }
         table(ebpf, "ADDRESSMARKS")?.insert(&Row(0_u32), &Row(*address_marks))?;
         table(ebpf, "PORTMARKS")?.insert(&Row(0_u32), &Row(*port_marks))?;
@@ -274,33 +274,43 @@ impl<F: Family> Bed<F> {
         let network = NetworkKey::<F::Address>::new(F::address(TUNNELLED, 0), F::BITS);
         let vtep = Vtep { underlay: F::address(NODES, 2), mac: PEER, by_uplink: 0, answers: 0 };
         table(ebpf, &of_family("VTEPS"))?.insert(&Row(network), &Row(vtep))?;
-        Ok(Self { case, flows: all })
+        Ok(Self { case, order: shuffled(flows), family: PhantomData })
     }
 
     /// What has to be done after each packet so that the next one begins a flow: nothing where there are
     /// more flows than the table for those without an answer holds.
     pub(crate) fn forgets(&self, ebpf: &Ebpf) -> Result<Option<Forgets<F>>> {
-        let [flow] = &self.flows[..] else { return Ok(None) };
-        if self.case != Case::New {
+        if self.flows() > 1 || self.case != Case::New {
             return Ok(None);
         }
+        let flow = parties::<F>(self.case.net(), 0);
         let pending = table(ebpf, &format!("PENDING{}", F::SUFFIX))?;
         Ok(Some(Forgets { pending, reply: flow.reply(), original: flow.original() }))
     }
 
-    /// One frame for each flow, in random order.
-    pub(crate) fn frames(&self) -> Vec<Vec<u8>> {
-        let mut frames: Vec<_> =
-            self.flows.iter().map(|flow| frame::<F>(self.case, flow)).collect();
-        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-        for at in (1..frames.len()).rev() {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            frames.swap(at, (random % (at as u64 + 1)) as usize);
-        }
-        frames
+    pub(crate) fn flows(&self) -> usize {
+        self.order.len()
     }
+
+    /// The frame of a turn, each of another flow until all have had one. Made when it is needed: all
+    /// together would take the places of what programs read in the processor's caches.
+    pub(crate) fn frame(&self, turn: usize) -> Vec<u8> {
+        let flow = self.order[turn % self.order.len()];
+        frame::<F>(self.case, &parties::<F>(self.case.net(), flow))
+    }
+}
+
+/// The numbers below a number, in random order.
+fn shuffled(count: u32) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..count).collect();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    for at in (1..order.len()).rev() {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        order.swap(at, (random % (at as u64 + 1)) as usize);
+    }
+    order
 }
 
 /// The rows of Services and of their backends.

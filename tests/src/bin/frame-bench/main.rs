@@ -5,7 +5,7 @@
 mod bed;
 mod reference;
 
-use std::{env, fs};
+use std::{env, fs, ops::Range};
 
 use agent_kit::program;
 use anyhow::{Context, Result, bail};
@@ -58,31 +58,39 @@ fn measure<F: bed::Family>(
     for case in Case::ALL {
         let mut ebpf = load(bytes)?;
         let bed = Bed::<F>::fill(&ebpf, device, case, flows)?;
-        let frames = bed.frames();
         let mut forgets = bed.forgets(&ebpf)?;
+        let (mut reference_first, mut first) = (Vec::new(), Vec::new());
+        // What is established has been seen.
+        if flows > 1 && case != Case::New {
+            for nth in 0..ROUNDS {
+                let turns = nth * bed.flows() / ROUNDS..(nth + 1) * bed.flows() / ROUNDS;
+                reference_first.push(round(pass, device, &bed, turns.clone(), bed::PASS, None)?);
+                let xdp = xdp(&mut ebpf, "xdp_ingress")?;
+                first.push(round(xdp, device, &bed, turns, case.verdict(), None)?);
+            }
+        }
         let (mut reference, mut ours) = (Vec::new(), Vec::new());
         let (mut reference_beside, mut beside) = (Vec::new(), Vec::new());
         // Each round goes on where the one before ended.
-        let frames = |nth: usize| {
-            let frames = frames.iter().cycle().skip(nth * (runs / ROUNDS) % frames.len());
-            frames.take(runs / ROUNDS)
-        };
+        let turns = |nth: usize| nth * (runs / ROUNDS)..(nth + 1) * (runs / ROUNDS);
         for nth in 0..ROUNDS {
-            reference.push(round::<F>(pass, device, frames(nth), bed::PASS, None)?);
+            reference.push(round(pass, device, &bed, turns(nth), bed::PASS, None)?);
             let xdp = xdp(&mut ebpf, "xdp_ingress")?;
-            ours.push(round(xdp, device, frames(nth), case.verdict(), forgets.as_mut())?);
+            ours.push(round(xdp, device, &bed, turns(nth), case.verdict(), forgets.as_mut())?);
         }
         // By itself: a frame meets the one program or the other, and neither finds the processor's caches
         // full of what the other needs.
         for nth in 0..ROUNDS {
-            reference_beside.push(round::<F>(pass, device, frames(nth), bed::PASS, None)?);
-            beside.push(packet_path(&mut ebpf, device, frames(nth), forgets.as_mut())?);
+            reference_beside.push(round(pass, device, &bed, turns(nth), bed::PASS, None)?);
+            beside.push(packet_path(&mut ebpf, device, &bed, turns(nth), forgets.as_mut())?);
         }
         let row = serde_json::json!({
             "case": case.name(),
             "family": F::NAME,
             "flows": flows,
             "runs": runs,
+            "first_pass_ns": reference_first,
+            "first_xdp_ns": first,
             "pass_ns": reference,
             "xdp_ns": ours,
             "packet_path_pass_ns": reference_beside,
@@ -108,21 +116,23 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     }
 }
 
-/// Nanoseconds a run, of so many runs one by one, each with the next of the frames.
-fn round<'a, F: bed::Family>(
+/// Nanoseconds a run, of the runs of some turns one by one.
+fn round<F: bed::Family>(
     program: &mut Xdp,
     device: u32,
-    frames: impl Iterator<Item = &'a Vec<u8>>,
+    bed: &Bed<F>,
+    turns: Range<usize>,
     verdict: u32,
     mut forgets: Option<&mut bed::Forgets<F>>,
 ) -> Result<f64> {
     let before = program.info()?;
     let (mut runs, mut others) = (0, 0);
-    for frame in frames {
+    for turn in turns {
         runs += 1;
+        let frame = bed.frame(turn);
         let context = bed::context(frame.len(), device);
         let options = TestRunOptions {
-            data_in: Some(frame),
+            data_in: Some(&frame),
             ctx_in: Some(&context),
             repeat: 1,
             ..TestRunOptions::default()
@@ -143,10 +153,11 @@ fn round<'a, F: bed::Family>(
 }
 
 /// The same of the program that sees frames which XDP passes.
-fn packet_path<'a, F: bed::Family>(
+fn packet_path<F: bed::Family>(
     ebpf: &mut Ebpf,
     device: u32,
-    frames: impl Iterator<Item = &'a Vec<u8>>,
+    bed: &Bed<F>,
+    turns: Range<usize>,
     mut forgets: Option<&mut bed::Forgets<F>>,
 ) -> Result<f64> {
     let Some(Program::SchedClassifier(program)) = ebpf.program_mut("uplink_ingress") else {
@@ -155,9 +166,10 @@ fn packet_path<'a, F: bed::Family>(
     let program: &mut SchedClassifier = program;
     let context = bed::skb(device);
     let before = program.info()?;
-    for frame in frames {
+    for turn in turns {
+        let frame = bed.frame(turn);
         let options = TestRunOptions {
-            data_in: Some(frame),
+            data_in: Some(&frame),
             ctx_in: Some(&context),
             repeat: 1,
             ..TestRunOptions::default()
