@@ -222,7 +222,7 @@ const fn mask(bits: u32) -> u32 {
 }
 
 impl Address for Ipv4 {
-    type Pad = ();
+    type Pad = [u64; 3];
 
     #[inline(always)]
     fn fold(self) -> u32 {
@@ -263,7 +263,7 @@ impl Address for Ipv4 {
 }
 
 impl Address for Ipv6 {
-    type Pad = [u32; 4];
+    type Pad = ();
 
     #[inline(always)]
     fn fold(self) -> u32 {

@@ -156,10 +156,8 @@ pub mod flow_flags {
     /// answers the client itself, so packets go there as they came, and no reply is seen here. Their
     /// source is the frontend.
     pub const DIRECT: u16 = 4;
-    /// This is no row but a copy of one ([`crate::flow_cache`]).
-    pub const COPY: u16 = 8;
     /// In `REPLY`, of a flow that has no other row yet ([`crate::syn`]).
-    pub const LONE: u16 = 16;
+    pub const LONE: u16 = 8;
 }
 
 /// Seconds without a packet after which a flow is forgotten.

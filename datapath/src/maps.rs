@@ -31,6 +31,7 @@
 //! | `UPLINKS` | array | `nexthop::place` → `Uplink` |
 //! | `NEXTHOPS4/6` | per-CPU array | hash of an address → `NextHop` |
 //! | `FLOWCACHE4/6` | array | [`place`](crate::flow_cache::place) of a `FlowKey` → `Line` |
+//! | `FLOWCOMMON4/6` | array | [`common_place`](crate::flow_cache::common_place) → `Common` |
 //! | `FLOWCHANGES` | array of one | → when the agent changed rows of flows last |
 //! | `SEENSENDERS` | per-CPU array | last byte of a hardware address → `SeenSender` |
 //! | `CARRIED` | per-CPU array | `wire::Leg` → packets |
@@ -87,4 +88,4 @@ pub const PEERMARKS_LEN: usize = 4_096;
 
 /// Raised when a key or value changes its layout: it is part of the pins' path, so that an old
 /// table is never read with new eyes.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;

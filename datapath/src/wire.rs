@@ -22,7 +22,7 @@ use crate::{
     counter::{Hook, Reason},
     echo,
     flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role},
-    flow_cache,
+    flow_cache::RowOrCopy,
     fragment::Ports,
     frontend::{FrontendKey, mark},
     hash,
@@ -156,8 +156,8 @@ pub trait Wire: Packet {
 
 /// The table of answered flows of one family, and counters.
 pub trait Rows<F: Underlay> {
-    /// The row of an answered flow, or a copy of it ([`crate::flow_cache`]).
-    fn row(&mut self, key: &FlowKey<F::Address>, now: u32) -> Option<&mut Flow<F::Address>>;
+    /// The row of an answered flow, or a copy of it.
+    fn row(&mut self, key: &FlowKey<F::Address>, now: u32) -> Option<RowOrCopy<'_, F::Address>>;
     /// Has the next look find the row itself.
     fn expire(&mut self, key: &FlowKey<F::Address>);
     /// The row itself.
@@ -419,7 +419,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         rows.row(&key, now)
     } else if rows.own_row(&key).is_some() {
         rows.expire(&key);
-        rows.own_row(&key)
+        rows.own_row(&key).map(RowOrCopy::row)
     } else {
         None
     };
@@ -430,28 +430,26 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     };
     let seen = track::seen_by(plain.flags);
     // What begins or ends something has more to say to the packet path's rows.
-    let is_news = plain.flags & tcp::SYN != 0
-        || row.seen | seen != row.seen
-        || row.flags & flow_flags::RESET != 0
-        || header.next == protocol::UDP && track::is_idle(row, now);
+    let is_news = plain.flags & tcp::SYN != 0 || row.is_news(seen, header.next, now);
     if is_news || is_partial::<F>(plain) || !frame.holds(at + length) {
         return Packed::PASS;
     }
-    let is_masqueraded = row.flags & flow_flags::MASQUERADE != 0;
-    let is_original = row.role == role::ORIGINAL;
-    if !is_original && row.role != role::REPLY_TARGET {
+    let (flags, role) = (row.flags(), row.role());
+    let is_masqueraded = flags & flow_flags::MASQUERADE != 0;
+    let is_original = role == role::ORIGINAL;
+    if !is_original && role != role::REPLY_TARGET {
         return Packed::PASS;
     }
-    let (to, other) = (Place::new(row.to, row.to_port), Place::new(row.other, row.other_port));
+    let to = row.to();
     if is_original && !is_masqueraded {
         // A pod elsewhere asks, and is not to be found where this came in.
         if at != 0 && F::pods(&wires.tunnel()).contains(header.dst) {
             return Packed::PASS;
         }
-        let src = Place::new(header.src, ports.src_port.xor(row.turn));
-        let (service, bytes) = (row.service, length);
-        track::touch(row, seen, now, bytes);
-        rows.count_packet(if at == 0 { Leg::Local } else { Leg::Arrived }, service, bytes);
+        let src = Place::new(header.src, ports.src_port.xor(row.turn()));
+        let service = row.service();
+        row.touch(seen, now, length);
+        rows.count_packet(if at == 0 { Leg::Local } else { Leg::Arrived }, service, length);
         let handed = if at == 0 { Some(()) } else { unwrap::<F, P>(frame, at) };
         return match handed.and_then(|()| turn::<F, P>(frame, plain, src, to, 0)) {
             Some(()) => Packed::PASS,
@@ -459,7 +457,8 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
         };
     }
     // In the reply's row the client is called as the backend knows it.
-    let alias = if is_original { Be16::ZERO } else { row.alias };
+    let alias = if is_original { Be16::ZERO } else { row.alias() };
+    let other = Place::new(row.other(), row.other_port());
     let dst = Place::new(to.addr, to.port.xor(alias));
     // The packet path has to find a source first.
     if other.port == Be16::ZERO {
@@ -470,7 +469,7 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     if hop.device == 0 || length > hop.mtu || !has_hops {
         return Packed::PASS;
     }
-    let is_direct = is_original && row.flags & flow_flags::DIRECT != 0;
+    let is_direct = is_original && flags & flow_flags::DIRECT != 0;
     // Without a tunnel, or out of one, the kernel sees to it that it comes to the right node.
     if is_direct && (hop.port == Be16::ZERO || at != 0) {
         return Packed::PASS;
@@ -479,9 +478,8 @@ fn translate<F: Underlay, P: Wire, R: Rows<F>, W: Wires<F>>(
     if hop.port != Be16::ZERO && F::NEEDS_CHECKSUM && plain.checksum == 0 {
         return Packed::PASS;
     }
-    let is_asleep = flow_cache::is_asleep(row, now);
-    let service = row.service;
-    track::touch(row, seen, now, length);
+    let (service, is_asleep) = (row.service(), row.is_asleep(now));
+    row.touch(seen, now, length);
     if is_asleep {
         rows.wake(&key, now);
     }

@@ -13,6 +13,7 @@ use datapath::{
     capture::UNDECIDED,
     counter::{Hook, Reason},
     flow::{Flow, FlowKey, Place},
+    flow_cache::RowOrCopy,
     frontend::{FrontendKey, address_use, mark},
     hash,
     nexthop::{NEXTHOPS_LEN, NextHop, SEENSENDERS_LEN, SeenSender, UPLINKS_LEN, Uplink, place},
@@ -136,7 +137,7 @@ struct Flows;
 
 impl<F: WireMaps> Rows<F> for Flows {
     #[inline(always)]
-    fn row(&mut self, key: &FlowKey<F::Address>, now: u32) -> Option<&mut Flow<F::Address>> {
+    fn row(&mut self, key: &FlowKey<F::Address>, now: u32) -> Option<RowOrCopy<'_, F::Address>> {
         flow_cache::row::<F>(key, now)
     }
 

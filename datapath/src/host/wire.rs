@@ -8,6 +8,7 @@ use crate::{
     address::{Address, Be16, Mac},
     counter::{Hook, Reason},
     flow::{Flow, FlowKey, Place},
+    flow_cache::RowOrCopy,
     frontend::{FrontendKey, address_mark, address_use, mark, port_mark},
     hash,
     maps::{MARKS_LEN, PORTMARKS_LEN},
@@ -124,8 +125,8 @@ impl Wire for RawFrame {
 }
 
 impl<F: Underlay> Rows<F> for Memory<F> {
-    fn row(&mut self, key: &FlowKey<F::Address>, _now: u32) -> Option<&mut Flow<F::Address>> {
-        self.flows.get_mut(key)
+    fn row(&mut self, key: &FlowKey<F::Address>, _now: u32) -> Option<RowOrCopy<'_, F::Address>> {
+        self.flows.get_mut(key).map(RowOrCopy::row)
     }
 
     fn expire(&mut self, _key: &FlowKey<F::Address>) {}

@@ -14,7 +14,7 @@ use agent_kit::{
 use datapath::{
     address::{Address, Be16, Ipv4, Ipv6, protocol},
     flow::{Flow, FlowKey, Parties, Place, TICK_NS, flow_flags, is_closed, role, seen, timeout},
-    flow_cache::Line,
+    flow_cache::{Common, Line},
     header::has_handshake,
     service::ServiceName,
     tables::Opening,
@@ -52,16 +52,15 @@ pub fn read(maps: &Path) -> Result<Vec<ShownFlow>, ShowError> {
         .into_iter()
         .filter_map(|(index, name)| Some((index, Name::decode(&name)?.to_string())))
         .collect();
-    let mut flows = family::<Ipv4>(maps, ["FLOWS4", "PENDING4"], "FLOWCACHE4", &names)?;
-    flows.extend(family::<Ipv6>(maps, ["FLOWS6", "PENDING6"], "FLOWCACHE6", &names)?);
+    let mut flows = family::<Ipv4>(maps, '4', &names)?;
+    flows.extend(family::<Ipv6>(maps, '6', &names)?);
     flows.sort_by_key(|flow| (flow.client, flow.frontend));
     Ok(flows)
 }
 
 fn family<A>(
     maps: &Path,
-    tables: [&str; 2],
-    cache: &str,
+    suffix: char,
     names: &HashMap<u32, String>,
 ) -> Result<Vec<ShownFlow>, ShowError>
 where
@@ -69,14 +68,20 @@ where
     FlowKey<A>: Pod,
     Flow<A>: Pod,
     Line<A>: Pod,
+    Common<A>: Pod,
 {
+    let of_family = |name: &str| format!("{name}{suffix}");
     let now = tick::now();
     // What frames have counted that the driver handled.
     let mut copies: HashMap<FlowKey<A>, Line<A>> = HashMap::new();
-    let lines: MapTable<u32, Line<A>> = MapTable::open(maps, cache)?;
+    let lines: MapTable<u32, Line<A>> = MapTable::open(maps, &of_family("FLOWCACHE"))?;
+    let commons: MapTable<u32, Common<A>> = MapTable::open(maps, &of_family("FLOWCOMMON"))?;
+    let commons: Vec<Common<A>> = commons.rows()?.into_iter().map(|(_, common)| common).collect();
     lines.visit(|_, line| {
-        if line.row.packets != 0 {
-            copies.insert(line.key, *line);
+        let common = commons.get(usize::from(line.common));
+        let common = common.filter(|common| common.is_meant(line.since));
+        if let Some(common) = common.filter(|_| line.packets != 0) {
+            copies.insert(line.key(common), *line);
         }
     })?;
     let mut originals: HashMap<FlowKey<A>, Flow<A>> = HashMap::new();
@@ -89,8 +94,8 @@ where
         }
         row
     };
-    for name in tables {
-        let rows: MapTable<FlowKey<A>, Flow<A>> = MapTable::open(maps, name)?;
+    for name in ["FLOWS", "PENDING"] {
+        let rows: MapTable<FlowKey<A>, Flow<A>> = MapTable::open(maps, &of_family(name))?;
         rows.visit(|key, row| match row.role {
             role::ORIGINAL => {
                 originals.insert(*key, whole(key, *row));

@@ -113,6 +113,8 @@ impl Object {
                 "FLOWCACHE4",
                 "FLOWCACHE6",
                 "FLOWCHANGES",
+                "FLOWCOMMON4",
+                "FLOWCOMMON6",
                 "TUNNELS",
                 "VTEPS4",
                 "VTEPS6",

@@ -13,7 +13,7 @@ use datapath::{
     counter::{Hook, Reason, drop_index},
     egress::egress,
     flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role, seen, timeout_sec},
-    flow_cache::{self, FRESH, Line, WAYS},
+    flow_cache::{self, Common, FRESH, Line, WAYS},
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind, mark},
     host::{
         buffer::Buffer,
@@ -65,6 +65,7 @@ struct Pair<F: Family> {
     scene: Scene<F>,
     flows: Rows<Key<F>, Flow<F::Address>>,
     copies: Rows<u32, Line<F::Address>>,
+    commons: Rows<u32, Common<F::Address>>,
     uplinks: Rows<u32, Uplink>,
     tunnels: Rows<u32, Tunnel>,
     vteps: Rows<NetworkKey<F::Address>, Vtep<F::Address>>,
@@ -103,6 +104,7 @@ impl<F: Family> Pair<F> {
         let mut pair = Self {
             flows: MapTable::new(of_family("FLOWS")).expect("sizes"),
             copies: MapTable::new(of_family("FLOWCACHE")).expect("sizes"),
+            commons: MapTable::new(of_family("FLOWCOMMON")).expect("sizes"),
             uplinks: MapTable::new(loaded.map("UPLINKS")).expect("sizes"),
             tunnels: MapTable::new(loaded.map("TUNNELS")).expect("sizes"),
             vteps: MapTable::new(of_family("VTEPS")).expect("sizes"),
@@ -239,14 +241,25 @@ impl<F: Family> Pair<F> {
         }
     }
 
+    /// The copy of a flow's row, and its place.
+    fn copy(&self, key: &Key<F>) -> Option<(u32, Line<F::Address>)> {
+        let places = (0..WAYS).map(|way| flow_cache::beside(flow_cache::place(key), way));
+        let mut copies = places.filter_map(|place| {
+            let Row(line) = self.copies.get(&Row(place)).expect("a row").expect("of an array");
+            let common = self.commons.get(&Row(line.common.into()));
+            let Row(common) = common.expect("a row").expect("of an array");
+            let is_its = line.key(&common) == *key && common.is_meant(line.since);
+            is_its.then_some((place, line))
+        });
+        let found = copies.next();
+        assert_eq!(copies.next(), None, "two copies of {key:?}");
+        found
+    }
+
     /// A row with what its copy knows.
     fn whole(&self, key: &Key<F>, Row(mut row): Row<Flow<F::Address>>) -> Flow<F::Address> {
-        for way in 0..WAYS {
-            let place = flow_cache::beside(flow_cache::place(key), way);
-            let Row(line) = self.copies.get(&Row(place)).expect("a row").expect("of an array");
-            if line.key == *key {
-                line.bring_home(&mut row);
-            }
+        if let Some((_, line)) = self.copy(key) {
+            line.bring_home(&mut row);
         }
         row
     }
@@ -295,7 +308,10 @@ impl<F: Family> Pair<F> {
                 row.last = rows[key].last;
             }
         }
-        assert_eq!(rows, host);
+        for (key, row) in &host {
+            assert_eq!(rows.get(key), Some(row), "{key:?}");
+        }
+        assert_eq!(rows.len(), host.len());
         let counted = self.stats.get(&Row(SERVICE)).expect("a row");
         let host = self.scene.memory.stats.get(&SERVICE).copied();
         assert_eq!(counted.expect("a row").0, host.unwrap_or_default());
@@ -505,21 +521,15 @@ fn a_row_that_goes_takes_its_copy_with_it<F: Family>() {
         assert_ne!(pair.run(&bytes).1, bytes);
     }
     let then = pair.scene.wires.now.wrapping_sub(timeout_sec::TCP_RESET + 2);
-    let mut places = (0..WAYS).map(|way| flow_cache::beside(flow_cache::place(&key), way));
-    let is_its = |pair: &Pair<F>, place: &u32| {
-        let Row(line) = pair.copies.get(&Row(*place)).expect("a row").expect("of an array");
-        (line.key == key).then_some(line)
-    };
-    let (place, mut line) =
-        places.find_map(|place| Some((place, is_its(&pair, &place)?))).expect("a copy");
-    (line.row.since, line.row.last) = (then, then);
+    let (place, mut line) = pair.copy(&key).expect("a copy");
+    (line.since, line.last) = (then, then as u8);
     for (key, seen) in [(key, seen::PACKET), (parties.reply(), seen::PACKET | seen::RST)] {
         pair.change(&key, |row| (row.last, row.seen) = (then, seen));
     }
     write(&mut pair.copies, place, line);
-    let counted = line.row.packets;
+    let counted = line.packets;
     assert_ne!(pair.run(&bytes).1, bytes);
-    assert_eq!(is_its(&pair, &place).expect("still there").row.packets, counted + 1);
+    assert_eq!(pair.copy(&key).expect("still there").1.packets, counted + 1);
     write(&mut pair.copies, place, line);
     pair.loaded().sweep();
     pair.scene.memory.flows.retain(|key, _| *key != parties.original() && *key != parties.reply());
