@@ -200,8 +200,9 @@ fn share<F: Cached>(dst: &F::Address, other: &F::Address, now: u32) -> Option<u3
     }
     let (dst, other) = (again(dst), again(other));
     if common.dst == *dst && common.other == *other {
-        let is_new = now.wrapping_sub(used).wrapping_sub(1) >= UNUSED * 1_000;
-        return (is_new || exchange(&raw mut common.used, used, now)).then_some(place);
+        // Or in the next tick already, by another processor's clock.
+        let is_used_now = track::later(used, now) == used;
+        return (is_used_now || exchange(&raw mut common.used, used, now)).then_some(place);
     }
     let is_unwritten = used == 0;
     if !(is_unwritten || is_free(used, now, UNUSED))
