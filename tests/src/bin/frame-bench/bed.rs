@@ -198,8 +198,10 @@ pub(crate) fn skb(device: u32) -> [u8; 192] {
 /// The tables of a node with 10,000 Services, and the flows of a case.
 pub(crate) struct Bed<F: Family> {
     case: Case,
-    /// Numbers of flows, in random order.
-    order: Vec<u32>,
+    flows: usize,
+    /// A frame of each flow, in random order, one behind the other, as they are read: so reading them takes
+    /// little of the processor's caches from what programs read.
+    frames: Vec<u8>,
     family: PhantomData<F>,
 }
 
@@ -274,13 +276,15 @@ impl<F: Family> Bed<F> {
         let network = NetworkKey::<F::Address>::new(F::address(TUNNELLED, 0), F::BITS);
         let vtep = Vtep { underlay: F::address(NODES, 2), mac: PEER, by_uplink: 0, answers: 0 };
         table(ebpf, &of_family("VTEPS"))?.insert(&Row(network), &Row(vtep))?;
-        Ok(Self { case, order: shuffled(flows), family: PhantomData })
+        let frame = |flow| frame::<F>(case, &parties::<F>(case.net(), flow));
+        let frames = shuffled(flows).into_iter().flat_map(frame).collect();
+        Ok(Self { case, flows: flows as usize, frames, family: PhantomData })
     }
 
     /// What has to be done after each packet so that the next one begins a flow: nothing where there are
     /// more flows than the table for those without an answer holds.
     pub(crate) fn forgets(&self, ebpf: &Ebpf) -> Result<Option<Forgets<F>>> {
-        if self.flows() > 1 || self.case != Case::New {
+        if self.flows > 1 || self.case != Case::New {
             return Ok(None);
         }
         let flow = parties::<F>(self.case.net(), 0);
@@ -288,15 +292,14 @@ impl<F: Family> Bed<F> {
         Ok(Some(Forgets { pending, reply: flow.reply(), original: flow.original() }))
     }
 
-    pub(crate) fn flows(&self) -> usize {
-        self.order.len()
+    pub(crate) const fn flows(&self) -> usize {
+        self.flows
     }
 
-    /// The frame of a turn, each of another flow until all have had one. Made when it is needed: all
-    /// together would take the places of what programs read in the processor's caches.
-    pub(crate) fn frame(&self, turn: usize) -> Vec<u8> {
-        let flow = self.order[turn % self.order.len()];
-        frame::<F>(self.case, &parties::<F>(self.case.net(), flow))
+    /// The frame of a turn, each of another flow until all have had one.
+    pub(crate) fn frame(&self, turn: usize) -> &[u8] {
+        let length = self.frames.len() / self.flows;
+        &self.frames[turn % self.flows * length..][..length]
     }
 }
 

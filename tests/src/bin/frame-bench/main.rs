@@ -132,7 +132,7 @@ fn round<F: bed::Family>(
         let frame = bed.frame(turn);
         let context = bed::context(frame.len(), device);
         let options = TestRunOptions {
-            data_in: Some(&frame),
+            data_in: Some(frame),
             ctx_in: Some(&context),
             repeat: 1,
             ..TestRunOptions::default()
@@ -169,7 +169,7 @@ fn packet_path<F: bed::Family>(
     for turn in turns {
         let frame = bed.frame(turn);
         let options = TestRunOptions {
-            data_in: Some(&frame),
+            data_in: Some(frame),
             ctx_in: Some(&context),
             repeat: 1,
             ..TestRunOptions::default()
