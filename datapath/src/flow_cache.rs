@@ -215,12 +215,13 @@ impl<A: Address> Line<A> {
         FlowKey::new(src, Place::new(common.dst, self.dst_port), self.proto(), hook::INGRESS)
     }
 
-    /// When the last packet was counted here, if there was any.
+    /// When the last packet was counted here, if there was any, in the copy that was made at `since`: by its
+    /// field, unless that is claimed meanwhile.
     #[inline(always)]
-    pub const fn last(&self) -> Option<u32> {
-        let ticks = self.last.wrapping_sub(self.since as u8) as u32;
+    pub const fn last(&self, since: u32) -> Option<u32> {
+        let ticks = self.last.wrapping_sub(since as u8) as u32;
         let ticks = if ticks < FREE { ticks } else { 0 };
-        if self.packets == 0 { None } else { Some(self.since.wrapping_add(ticks)) }
+        if self.packets == 0 { None } else { Some(since.wrapping_add(ticks)) }
     }
 
     /// Notes a packet.
@@ -233,10 +234,11 @@ impl<A: Address> Line<A> {
         self.bytes += length as u64;
     }
 
-    /// Adds what was counted here to the flow's row, unless it was counted for a flow before it.
+    /// Adds what was counted in the copy that was made at `since` to the flow's row, unless it was counted for
+    /// a flow before it.
     #[inline(always)]
-    pub fn bring_home(&self, row: &mut Flow<A>) {
-        let Some(last) = self.last() else { return };
+    pub fn bring_home(&self, since: u32, row: &mut Flow<A>) {
+        let Some(last) = self.last(since) else { return };
         if track::later(last, row.since) != last {
             return;
         }
@@ -408,7 +410,7 @@ mod tests {
         for now in [10, 1_000, 3, u32::MAX] {
             let common = common(now);
             let line = line(1, &Row { packets: 7, bytes: 8, last: 9, ..Row::default() }, now);
-            assert_eq!((line.packets, line.bytes, line.last()), (0, 0, None));
+            assert_eq!((line.packets, line.bytes, line.last(now)), (0, 0, None));
             assert_eq!(line.key(&common), key(1));
             assert!(line.is_of(&key(1), &common) && !line.is_of(&key(2), &common));
             let elsewhere = Common { dst: key(9).src, ..common };
@@ -493,18 +495,25 @@ mod tests {
         for now in [101, 103] {
             line.touch(now, 35);
         }
-        line.bring_home(&mut row);
+        // Some other flow has claimed the line, long after.
+        for now in [104, 103 + 18, 103 + 255, 103 + 256, 1 << 20] {
+            line.since = claimed(now, FREE);
+            let mut row = row;
+            line.bring_home(100, &mut row);
+            assert_eq!((row.packets, row.bytes, row.last), (7, 570, 103));
+        }
+        line.bring_home(100, &mut row);
         assert_eq!((row.packets, row.bytes, row.last), (7, 570, 103));
         // Made stale since then.
         line.since = 105 - FRESH;
-        assert_eq!(line.last(), Some(103));
+        assert_eq!(line.last(line.since), Some(103));
         // The packet path saw one later.
         row.last = 104;
-        line.bring_home(&mut row);
+        line.bring_home(line.since, &mut row);
         assert_eq!(row.last, 104);
         // Of a flow that has the tuple since then.
         let mut row = Row { since: 104, last: 104, ..Row::default() };
-        line.bring_home(&mut row);
+        line.bring_home(line.since, &mut row);
         assert_eq!(row, Row { since: 104, last: 104, ..Row::default() });
     }
 
@@ -540,7 +549,7 @@ mod tests {
                     assert_eq!(said(&copy), said(&own));
                     copy.touch(seen::PACKET, now, 60);
                     own.touch(seen::PACKET, now, 60);
-                    assert_eq!((line.packets, line.bytes, line.last()), (1, 60, Some(now)));
+                    assert_eq!((line.packets, line.bytes, line.last(now)), (1, 60, Some(now)));
                     assert_eq!((row.packets, row.bytes, row.last), (1, 60, now));
                     let copy = RowOrCopy::copy(&mut line, &common);
                     assert!(!copy.is_asleep(now) && !copy.is_asleep(now + 1));

@@ -128,8 +128,9 @@ fn is_finished<F: Network, T: FlowTables<F>, const ROLE: u8>(
     let Some(other) = sibling::<F, T, ROLE>(tables, key, role::opposite(ROLE)) else { return true };
     let (theirs, touched) = match look::<F, T>(tables, &other) {
         Some(seen) => seen,
-        // An eviction took the answers' row; without the other the flow is lost.
-        None if role::asks(ROLE) => (0, last),
+        // An eviction took the answers' row; without the other a flow that was kept is lost. One that was
+        // not may have no other yet ([`flow_flags::LONE`]), or be resumed.
+        None if role::asks(ROLE) || tables.flow(Store::Pending, key).is_some() => (0, last),
         None => return true,
     };
     // One side stands for both.

@@ -104,16 +104,16 @@ where
     answered.visit(|key, row| stale.extend(stale_flow(key, row, serving)))?;
     for (parties, flags) in &begun {
         for key in rows(parties, *flags) {
-            forget(&mut pending, &key)?;
+            forget(&mut pending, &key, parties)?;
         }
     }
     // What had begun may have been answered meanwhile.
     for (parties, flags) in stale.iter().chain(&begun) {
         for key in rows(parties, *flags) {
             if parties.proto == protocol::TCP {
-                mark(&mut answered, &key)?;
+                mark(&mut answered, &key, parties)?;
             } else {
-                forget(&mut answered, &key)?;
+                forget(&mut answered, &key, parties)?;
             }
         }
     }
@@ -141,7 +141,34 @@ fn rows<A: Address>(parties: &Parties<A>, flags: u16) -> impl Iterator<Item = Fl
     [parties.original(), parties.reply()].into_iter().chain(masqueraded)
 }
 
-fn forget<K: Pod, V: Pod>(table: &mut MapTable<K, V>, key: &K) -> Result<(), TableError> {
+/// The row at a key of the flow of these parties. Another may be there, of a flow that the client has
+/// begun anew: a row by itself knows of no other ([`flow_flags::LONE`]).
+fn own_row<A>(
+    table: &MapTable<FlowKey<A>, Flow<A>>,
+    key: &FlowKey<A>,
+    parties: &Parties<A>,
+) -> Result<Option<Flow<A>>, TableError>
+where
+    A: Address,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    Ok(table.get(key)?.filter(|row| Parties::of(key, row).backend == parties.backend))
+}
+
+fn forget<A>(
+    table: &mut MapTable<FlowKey<A>, Flow<A>>,
+    key: &FlowKey<A>,
+    parties: &Parties<A>,
+) -> Result<(), TableError>
+where
+    A: Address,
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    if own_row(table, key, parties)?.is_none() {
+        return Ok(());
+    }
     match table.remove(key) {
         Ok(()) | Err(TableError::Missing) => Ok(()),
         Err(err) => Err(err),
@@ -150,12 +177,17 @@ fn forget<K: Pod, V: Pod>(table: &mut MapTable<K, V>, key: &K) -> Result<(), Tab
 
 /// Has the next segment that a row sees answered with RST. The row is written anew, with what a
 /// packet has counted in it meanwhile forgotten.
-fn mark<A>(table: &mut MapTable<FlowKey<A>, Flow<A>>, key: &FlowKey<A>) -> Result<(), TableError>
+fn mark<A>(
+    table: &mut MapTable<FlowKey<A>, Flow<A>>,
+    key: &FlowKey<A>,
+    parties: &Parties<A>,
+) -> Result<(), TableError>
 where
+    A: Address,
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    let Some(row) = table.get(key)? else { return Ok(()) };
+    let Some(row) = own_row(table, key, parties)? else { return Ok(()) };
     match table.replace(key, &Flow { flags: row.flags | flow_flags::RESET, ..row }) {
         Ok(()) | Err(TableError::Missing) => Ok(()),
         Err(err) => Err(err),

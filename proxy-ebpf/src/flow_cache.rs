@@ -254,14 +254,14 @@ fn fill<F: Cached>(key: *const FlowKey<F::Address>, now: u32) -> u32 {
         return FOUND;
     }
     if is_own {
-        line.bring_home(row);
+        line.bring_home(then, row);
     } else if line.packets != 0
         && let Some(common) = common::<F>(line.common)
         && common.is_meant(then)
     {
         wanted = line.key(common);
         if let Some(row) = own_row::<F>(&wanted) {
-            line.bring_home(row);
+            line.bring_home(then, row);
         }
         wanted = *key;
     }
@@ -269,6 +269,8 @@ fn fill<F: Cached>(key: *const FlowKey<F::Address>, now: u32) -> u32 {
     line.packets = 0;
     let (Some(kind), Some(common)) = (kind, shared) else { return FOUND };
     line.copy(key, row, kind, common, now);
+    // So that what the copy does not tell it for some time is not more than that.
+    row.last = track::later(now, row.last);
     let row = core::ptr::from_mut(row);
     publish(&raw mut line.since, now);
     // Who removed the row meanwhile has not found the copy.
@@ -316,8 +318,9 @@ fn last_of<F: Cached>(key: *const FlowKey<F::Address>, mut last: u32) -> u32 {
     let Some(key) = (unsafe { key.as_ref() }) else { return last };
     for way in 0..WAYS {
         if let Some(line) = line::<F>(beside(place(key), way))
-            && is_of::<F>(line, line.since, key)
-            && let Some(counted) = line.last()
+            && let since = read(&raw const line.since)
+            && is_of::<F>(line, since, key)
+            && let Some(counted) = line.last(since)
         {
             last = track::later(counted, last);
         }

@@ -31,6 +31,8 @@ both! {
     a_refusal_is_an_answer_too,
     of_two_answers_the_first_has_the_flow,
     a_syn_that_is_lost_again_on_the_packet_path_goes_on_there,
+    another_frontend_s_flow_between_the_same_two_does_not_take_its_place,
+    an_answer_is_translated_again_when_the_other_row_was_pushed_out,
     all_else_passes_as_it_is,
 }
 
@@ -217,6 +219,31 @@ fn a_syn_that_is_lost_again_on_the_packet_path_goes_on_there<F: Side>() {
     let ack = segment::<F>(tcp::ACK);
     assert_eq!(path(&mut scene, Hook::UplinkIngress, &ack), ack.to(parties.backend).bytes());
     assert_eq!((scene.memory.flows.len(), pending(&mut scene).len()), (2, 0));
+}
+
+fn another_frontend_s_flow_between_the_same_two_does_not_take_its_place<F: Side>() {
+    let mut scene = serving::<F>(&[3]);
+    let parties = opens(&mut scene, 3);
+    let other = at::<F>(9, 1, 30_081);
+    scene.serve(other, Algorithm::Maglev, &backends::<F>(&[3]));
+    let packet = Datagram::of(TCP, client::<F>(), other, tcp::SYN);
+    // XDP leaves it to the packet path, where the client gets another port.
+    passes(&mut scene, &arriving::<F>(&packet.bytes()), "another's flow between these two");
+    let left = path(&mut scene, Hook::UplinkIngress, &packet);
+    assert_ne!(left, packet.clone().to(parties.backend).bytes(), "the same port");
+    assert_ne!(left, packet.bytes());
+    answers(&mut scene, &parties, tcp::SYN | tcp::ACK);
+    let ack = path(&mut scene, Hook::UplinkIngress, &segment::<F>(tcp::ACK));
+    assert_eq!(ack, segment::<F>(tcp::ACK).to(parties.backend).bytes());
+}
+
+/// As a flood does.
+fn an_answer_is_translated_again_when_the_other_row_was_pushed_out<F: Side>() {
+    let mut scene = serving::<F>(&[3]);
+    let parties = opens(&mut scene, 3);
+    answers(&mut scene, &parties, tcp::SYN | tcp::ACK);
+    scene.memory.pending.remove(&parties.original()).expect("brought by the answer");
+    answers(&mut scene, &parties, tcp::SYN | tcp::ACK);
 }
 
 fn all_else_passes_as_it_is<F: Side>() {

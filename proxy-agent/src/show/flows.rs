@@ -73,24 +73,27 @@ where
     let of_family = |name: &str| format!("{name}{suffix}");
     let now = tick::now();
     // What frames have counted that the driver handled.
-    let mut copies: HashMap<FlowKey<A>, Line<A>> = HashMap::new();
-    let lines: MapTable<u32, Line<A>> = MapTable::open(maps, &of_family("FLOWCACHE"))?;
+    let mut lines: Vec<Line<A>> = Vec::new();
+    let copies: MapTable<u32, Line<A>> = MapTable::open(maps, &of_family("FLOWCACHE"))?;
+    copies.visit(|_, line| lines.extend(Some(*line).filter(|line| line.packets != 0)))?;
+    // Behind the lines: what they name stays longer than it takes to read.
     let commons: MapTable<u32, Common<A>> = MapTable::open(maps, &of_family("FLOWCOMMON"))?;
     let commons: Vec<Common<A>> = commons.rows()?.into_iter().map(|(_, common)| common).collect();
-    lines.visit(|_, line| {
+    // Two processors may have made two of one flow.
+    let mut copies: HashMap<FlowKey<A>, Vec<Line<A>>> = HashMap::new();
+    for line in lines {
         let common = commons.get(usize::from(line.common));
-        let common = common.filter(|common| common.is_meant(line.since));
-        if let Some(common) = common.filter(|_| line.packets != 0) {
-            copies.insert(line.key(common), *line);
+        if let Some(common) = common.filter(|common| common.is_meant(line.since)) {
+            copies.entry(line.key(common)).or_default().push(line);
         }
-    })?;
+    }
     let mut originals: HashMap<FlowKey<A>, Flow<A>> = HashMap::new();
     // By both keys that a reply may have: where it leaves, and, of a masqueraded flow, where it enters, which
     // drivers' frames know alone.
     let mut replies: HashMap<FlowKey<A>, Flow<A>> = HashMap::new();
     let whole = |key: &FlowKey<A>, mut row: Flow<A>| {
-        if let Some(line) = copies.get(key) {
-            line.bring_home(&mut row);
+        for line in copies.get(key).into_iter().flatten() {
+            line.bring_home(line.since, &mut row);
         }
         row
     };

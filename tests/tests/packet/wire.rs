@@ -259,7 +259,7 @@ impl<F: Family> Pair<F> {
     /// A row with what its copy knows.
     fn whole(&self, key: &Key<F>, Row(mut row): Row<Flow<F::Address>>) -> Flow<F::Address> {
         if let Some((_, line)) = self.copy(key) {
-            line.bring_home(&mut row);
+            line.bring_home(line.since, &mut row);
         }
         row
     }
@@ -303,8 +303,12 @@ impl<F: Family> Pair<F> {
             rows.map(|(Row(key), row)| (key, self.whole(&key, row))).collect();
         let mut host = self.scene.memory.flows.clone();
         for (key, row) in &mut host {
-            // Of a copy, other rows are told later.
-            if rows.get(key).is_some_and(|found| row.last.wrapping_sub(found.last) < FRESH) {
+            // Of a copy, other rows are told later, and its own is told when it is made, even if the frame
+            // then passes.
+            let is_told = |found: &Flow<F::Address>| {
+                row.last.wrapping_sub(found.last) < FRESH || found.last == self.scene.wires.now
+            };
+            if rows.get(key).is_some_and(is_told) {
                 row.last = rows[key].last;
             }
         }
