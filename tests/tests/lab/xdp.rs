@@ -1,10 +1,19 @@
 //! Frames from outside that are dealt with before the kernel makes socket buffers of them: by the
 //! driver of a veth (native), and by the kernel (generic).
 
-use std::{net::SocketAddr, process::Command, thread::sleep, time::Duration};
+use std::{net::SocketAddr, path::Path, process::Command, thread::sleep, time::Duration};
 
-use agent_kit::{bpf::XdpMode, counts::Counts};
-use datapath::wire::Leg;
+use agent_kit::{
+    Pod,
+    bpf::XdpMode,
+    counts::Counts,
+    table::{MapTable, Table},
+};
+use datapath::{
+    address::{Address, Ipv4, Ipv6},
+    flow::{Flow, FlowKey, Parties, Place, flow_flags, role},
+    wire::Leg,
+};
 use lab::{
     agent::{Agent, AgentOptions, SocketLb},
     peer::{self, Exchange},
@@ -135,6 +144,62 @@ fn a_connection_begins_in_the_driver() {
     cluster.publish(&expose(10, &["pod1b"]));
     eventually("both are forgotten", || opening().is_empty().then_some(()));
     cluster.reaches("client", Target::NodePort("node1", 10), &["pod1b"], "client");
+}
+
+/// A SYN that one endpoint left unanswered, before another one had the client's connection, does not end
+/// that when the first endpoint goes.
+#[test]
+fn what_an_endpoint_left_unanswered_goes_with_it_alone() {
+    let plan = Plan::new(SocketLb::On);
+    let plan = plan.extra(&["--xdp=native", "--tcp-on-removed-endpoint=reset"]);
+    let cluster = plan.up(&[expose(10, &["pod1b"])]);
+    let _wired = ok(Wired::up(&cluster.lab));
+    let target = Target::NodePort("node1", 10);
+    let load =
+        load_of_tcp(&cluster, "client", target, ["--rate=1", "--lasting=4", "--requests=20"]);
+    let established = || {
+        let shown = cluster.show(&["flows"]);
+        let flows = shown.as_array().into_iter().flatten();
+        flows.filter(|flow| flow["state"] == "established").count()
+    };
+    eventually("the load is under way", || (established() >= 8).then_some(()));
+    cluster.publish(&expose(10, &["pod1a", "pod1b"]));
+    let maps = cluster.lab.bpffs("node1").join("proxy/maps");
+    let silent = ok(cluster.lab.addresses("pod1a"));
+    let left = leave_unanswered(&maps, "4", Ipv4::from(silent.v4))
+        + leave_unanswered(&maps, "6", Ipv6::from(silent.v6));
+    assert!(left >= 8, "{left}");
+    cluster.publish(&expose(10, &["pod1b"]));
+    sleep(Duration::from_secs(2));
+    let load = ok(load.stop());
+    assert!(load.requests > 0 && load.failed == 0 && load.resets == 0, "{load:?}");
+}
+
+/// For each of a node's flows of TCP, writes the row that a SYN to another backend would have left; tells
+/// how many.
+fn leave_unanswered<A: Address>(maps: &Path, family: &str, backend: A) -> usize
+where
+    FlowKey<A>: Pod,
+    Flow<A>: Pod,
+{
+    let [flows, mut pending] = ["FLOWS", "PENDING"].map(|name| {
+        let table: MapTable<FlowKey<A>, Flow<A>> =
+            ok(MapTable::open(maps, &format!("{name}{family}")));
+        table
+    });
+    let rows = ok(flows.rows()).into_iter().filter(|(_, row)| row.role == role::ORIGINAL);
+    let mut count = 0;
+    for (key, row) in rows {
+        let parties = Parties::of(&key, &row);
+        let backend = Place::new(backend, parties.backend.port);
+        let parties = Parties { backend, ..parties };
+        let lone = flow_flags::LONE;
+        let row =
+            Flow { role: role::REPLY, flags: lone, to: key.dst, to_port: key.dst_port, ..row };
+        ok(pending.insert(&parties.reply(), &row));
+        count += 1;
+    }
+    count
 }
 
 /// Both paths have the same rows.
