@@ -34,8 +34,8 @@ pub const fn place(device: u32) -> u32 {
     device & (UPLINKS_LEN - 1)
 }
 
-/// Value of the per-CPU arrays `NEXTHOPS4/6`, at the place that a hash of the destination tells: what
-/// the kernel's routes and neighbours say, and the overlay's table of nodes. Asked anew each tick.
+/// Value of the per-CPU arrays `NEXTHOPS4/6`, at the place that a hash of the destination tells, or beside it:
+/// what the kernel's routes and neighbours say, and the overlay's table of nodes. Asked anew each tick.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct NextHop<A> {

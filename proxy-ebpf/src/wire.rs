@@ -280,15 +280,24 @@ impl<F: WireMaps> Wires<F> for Maps<'_> {
         from: F::Address,
         now: u32,
     ) -> Option<&NextHop<F::Address>> {
-        let place = modulo::<{ NEXTHOPS_LEN as usize }>(hash::address(to) as usize) as u32;
-        let row = F::NEXTHOPS.get_ptr_mut(place)?;
+        let first = modulo::<{ NEXTHOPS_LEN as usize }>(hash::address(to) as usize) as u32;
+        let second = first ^ 1;
         // SAFETY: the row is this processor's own, and frames are dealt with one by one.
-        let row = unsafe { &mut *row };
-        if row.destination != to || row.since != now {
-            (row.destination, row.source) = (to, from);
+        let row = |place| F::NEXTHOPS.get_ptr_mut(place).map(|row| unsafe { &mut *row });
+        let is_it = |row: &NextHop<_>| row.since == now && row.destination == to;
+        let (mut place, mut found) = (first, row(first)?);
+        if !is_it(found) {
+            let other = row(second)?;
+            if is_it(other) {
+                return Some(other);
+            }
+            if found.since == now {
+                (place, found) = (second, other);
+            }
+            (found.destination, found.source) = (to, from);
             F::find(self.context.ctx, place);
         }
-        Some(row)
+        Some(found)
     }
 
     #[inline(always)]
