@@ -304,9 +304,11 @@ impl<F: Family> Pair<F> {
         let mut host = self.scene.memory.flows.clone();
         for (key, row) in &mut host {
             // Of a copy, other rows are told later, and its own is told when it is made, even if the frame
-            // then passes.
+            // then passes. Since when is not known: machines may be slow.
+            let now = self.scene.wires.now;
             let is_told = |found: &Flow<F::Address>| {
-                row.last.wrapping_sub(found.last) < FRESH || found.last == self.scene.wires.now
+                row.last.wrapping_sub(found.last) < FRESH
+                    || found.last > row.last && found.last <= now + 1
             };
             if rows.get(key).is_some_and(is_told) {
                 row.last = rows[key].last;
