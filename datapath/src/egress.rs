@@ -35,11 +35,11 @@ pub enum Step {
     Fragment = 5,
     /// A TCP segment from an endpoint that is gone, to be answered with RST.
     Gone = 6,
+    /// Of a flow that is [`crate::direct`]: its destination is to be rewritten, and not its source.
+    Direct = 7,
     /// Answers a SYN that had no row: perhaps the flow is over, and its tuple is that of a connection by no
     /// Service.
     Heir = 8,
-    /// Of a flow that is [`crate::direct`]: its destination is to be rewritten, and not its source.
-    Direct = 7,
 }
 
 impl Step {

@@ -163,6 +163,13 @@ pub fn kind_of<A>(row: &Flow<A>, proto: u8, now: u32) -> Option<u8> {
     if is_settled { Some(kind) } else { None }
 }
 
+/// True if a copy of this age is as good as its row, where copies are for `fresh` ticks.
+#[inline(always)]
+#[must_use]
+pub const fn is_fresh(since: u32, now: u32, fresh: u32) -> bool {
+    now.wrapping_sub(since) < fresh
+}
+
 /// True if another may be written to a row of this age. What is younger than `now` was made by who has the
 /// next tick already.
 #[inline(always)]
@@ -200,12 +207,6 @@ impl<A: Address> Line<A> {
     #[inline(always)]
     const fn proto(&self) -> u8 {
         if self.kind & kind::UDP != 0 { protocol::UDP } else { protocol::TCP }
-    }
-
-    /// True if it is as good as its row at this time.
-    #[inline(always)]
-    pub const fn is_fresh(&self, now: u32, fresh: u32) -> bool {
-        now.wrapping_sub(self.since) < fresh
     }
 
     /// The key of its row.
@@ -419,7 +420,7 @@ mod tests {
             assert!(!line.is_of(&udp, &common));
             let state = |ticks: u32| {
                 let then = now.wrapping_add(ticks);
-                let is_fresh = line.is_fresh(then, fresh(then, now.wrapping_sub(9)));
+                let is_fresh = is_fresh(line.since, then, fresh(then, now.wrapping_sub(9)));
                 (is_fresh, is_free(line.since, then, FREE))
             };
             for ticks in 0..FRESH {
@@ -431,10 +432,9 @@ mod tests {
             assert_eq!(state(FREE), (false, true));
             for free in [FREE, UNUSED] {
                 let since = claimed(now, free);
-                let written = Line { since, ..line };
                 for then in [now.wrapping_sub(1), now, now.wrapping_add(1)] {
                     assert!(is_claimed(since, then, free) && !is_free(since, then, free));
-                    assert!(!written.is_fresh(then, FRESH));
+                    assert!(!is_fresh(since, then, FRESH));
                     assert!(!is_claimed(line.since, then, free));
                     assert!(!is_free(line.since, then, free));
                 }
@@ -451,7 +451,7 @@ mod tests {
         for now in [100, 5, u32::MAX] {
             let is_fresh = |age, changed| {
                 let line = line(1, &Row::default(), u32::wrapping_sub(now, age));
-                line.is_fresh(now, fresh(now, u32::wrapping_sub(now, changed)))
+                is_fresh(line.since, now, fresh(now, u32::wrapping_sub(now, changed)))
             };
             assert!(!is_fresh(0, 0) && !is_fresh(1, 1) && !is_fresh(2, 1));
             assert!(is_fresh(0, 1) && is_fresh(3, 4) && is_fresh(FRESH - 1, FRESH));

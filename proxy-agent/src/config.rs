@@ -421,9 +421,10 @@ impl RunArgs {
     /// Rows by map. What an option alone fills is kept small without it.
     pub fn capacities(&self) -> BTreeMap<String, u32> {
         let (has_xdp, has_rates) = (self.xdp.mode().is_some(), self.new_flows_per_source > 0);
-        let optional = [("FLOWCACHE4", has_xdp), ("FLOWCACHE6", has_xdp), ("RATES", has_rates)];
-        let unused = optional.into_iter().filter(|(_, is_used)| !is_used);
-        let unused = unused.map(|(map, _)| (map.to_owned(), 1));
+        let copies = ["FLOWCACHE4", "FLOWCACHE6", "FLOWCOMMON4", "FLOWCOMMON6"];
+        let copies = copies.into_iter().filter(|_| !has_xdp);
+        let rates = Some("RATES").filter(|_| !has_rates);
+        let unused = copies.chain(rates).map(|map| (map.to_owned(), 1));
         let maps = self.capacity.iter().flat_map(|&(table, rows)| {
             table.maps().iter().map(move |map| ((*map).to_owned(), rows))
         });

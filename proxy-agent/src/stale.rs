@@ -104,17 +104,14 @@ where
     answered.visit(|key, row| stale.extend(stale_flow(key, row, serving)))?;
     for (parties, flags) in &begun {
         for key in rows(parties, *flags) {
-            forget(&mut pending, &key, parties)?;
+            end_row(&mut pending, &key, parties, End::Removed)?;
         }
     }
     // What had begun may have been answered meanwhile.
     for (parties, flags) in stale.iter().chain(&begun) {
+        let how = if parties.proto == protocol::TCP { End::Marked } else { End::Removed };
         for key in rows(parties, *flags) {
-            if parties.proto == protocol::TCP {
-                mark(&mut answered, &key, parties)?;
-            } else {
-                forget(&mut answered, &key, parties)?;
-            }
+            end_row(&mut answered, &key, parties, how)?;
         }
     }
     Ok((stale.len() + begun.len()) as u64)
@@ -141,54 +138,36 @@ fn rows<A: Address>(parties: &Parties<A>, flags: u16) -> impl Iterator<Item = Fl
     [parties.original(), parties.reply()].into_iter().chain(masqueraded)
 }
 
-/// The row at a key of the flow of these parties. Another may be there, of a flow that the client has
-/// begun anew: a row by itself knows of no other ([`flow_flags::LONE`]).
-fn own_row<A>(
-    table: &MapTable<FlowKey<A>, Flow<A>>,
-    key: &FlowKey<A>,
-    parties: &Parties<A>,
-) -> Result<Option<Flow<A>>, TableError>
-where
-    A: Address,
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    Ok(table.get(key)?.filter(|row| Parties::of(key, row).backend == parties.backend))
+/// What becomes of a row whose flow has to end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Removed,
+    /// The next segment that it sees is answered with RST. The row is written anew, with what a packet has
+    /// counted in it meanwhile forgotten.
+    Marked,
 }
 
-fn forget<A>(
+/// Ends the row at a key, if it is of the flow of these parties. Another may be there, of a flow that the
+/// client has begun anew: a row by itself knows of no other ([`flow_flags::LONE`]).
+fn end_row<A>(
     table: &mut MapTable<FlowKey<A>, Flow<A>>,
     key: &FlowKey<A>,
     parties: &Parties<A>,
+    end: End,
 ) -> Result<(), TableError>
 where
     A: Address,
     FlowKey<A>: Pod,
     Flow<A>: Pod,
 {
-    if own_row(table, key, parties)?.is_none() {
-        return Ok(());
-    }
-    match table.remove(key) {
-        Ok(()) | Err(TableError::Missing) => Ok(()),
-        Err(err) => Err(err),
-    }
-}
-
-/// Has the next segment that a row sees answered with RST. The row is written anew, with what a
-/// packet has counted in it meanwhile forgotten.
-fn mark<A>(
-    table: &mut MapTable<FlowKey<A>, Flow<A>>,
-    key: &FlowKey<A>,
-    parties: &Parties<A>,
-) -> Result<(), TableError>
-where
-    A: Address,
-    FlowKey<A>: Pod,
-    Flow<A>: Pod,
-{
-    let Some(row) = own_row(table, key, parties)? else { return Ok(()) };
-    match table.replace(key, &Flow { flags: row.flags | flow_flags::RESET, ..row }) {
+    let row = table.get(key)?;
+    let own = row.filter(|row| Parties::of(key, row).backend == parties.backend);
+    let Some(row) = own else { return Ok(()) };
+    let ended = match end {
+        End::Removed => table.remove(key),
+        End::Marked => table.replace(key, &Flow { flags: row.flags | flow_flags::RESET, ..row }),
+    };
+    match ended {
         Ok(()) | Err(TableError::Missing) => Ok(()),
         Err(err) => Err(err),
     }

@@ -8,7 +8,7 @@ use datapath::{
     flow::{Flow, FlowKey, hook, timeout_sec},
     flow_cache::{
         COMMONS, Common, FREE, FRESH, LINES, Line, RowOrCopy, UNUSED, WAYS, beside, claimed,
-        common_place, fresh, is_claimed, is_free, kind_of, place,
+        common_place, fresh, is_claimed, is_free, is_fresh, kind_of, place,
     },
     track,
 };
@@ -89,7 +89,7 @@ pub fn row<'a, F: Cached>(
     // Both are asked of memory before one is looked at, and it answers them together.
     let ages = [read(&raw const line.since), read(&raw const other.since)];
     let fresh = fresh_now(now);
-    let is_it = |line, age| now.wrapping_sub(age) < fresh && is_named::<F>(line, key);
+    let is_it = |line, age| is_fresh(age, now, fresh) && is_named::<F>(line, key);
     let line = if is_it(line, ages[0]) {
         line
     } else if is_it(other, ages[1]) {
@@ -116,7 +116,7 @@ fn tells<F: Cached>(
     now: u32,
     fresh: u32,
 ) -> bool {
-    line.is_fresh(now, fresh) && is_named::<F>(line, key)
+    is_fresh(line.since, now, fresh) && is_named::<F>(line, key)
 }
 
 /// True if a line, which is fresh, names a flow.

@@ -22,7 +22,7 @@ use lab::{
 use crate::{
     change::{datagrams, load_of_tcp},
     cluster::{Cluster, Plan, eventually, ok},
-    service::{FAMILIES, Target, expose},
+    service::{Exposed, FAMILIES, Target, expose},
     wired::{Stranger, Wired, index},
 };
 
@@ -83,14 +83,27 @@ fn the_kernel_carries_both_legs() {
     serves("generic");
 }
 
+/// XDP in the driver, and connections that are reset when their endpoint goes.
+fn resetting(services: &[Exposed]) -> (Cluster, Wired) {
+    let plan = Plan::new(SocketLb::On);
+    let plan = plan.extra(&["--xdp=native", "--tcp-on-removed-endpoint=reset"]);
+    let cluster = plan.up(services);
+    let wired = ok(Wired::up(&cluster.lab));
+    (cluster, wired)
+}
+
+/// Backends of the flows that are in a state.
+fn backends_in(cluster: &Cluster, state: &str) -> Vec<String> {
+    let shown = cluster.show(&["flows"]);
+    let flows = shown.as_array().into_iter().flatten().filter(|flow| flow["state"] == state);
+    flows.map(|flow| flow["backend"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
 /// What a driver has handled for seconds, by copies of rows, ends or follows as elsewhere when its endpoint
 /// goes.
 #[test]
 fn what_the_driver_carries_heeds_a_change() {
-    let plan = Plan::new(SocketLb::On);
-    let plan = plan.extra(&["--xdp=native", "--tcp-on-removed-endpoint=reset"]);
-    let cluster = plan.up(&[expose(10, &["pod1a"]), expose(11, &["pod2a"])]);
-    let _wired = ok(Wired::up(&cluster.lab));
+    let (cluster, _wired) = resetting(&[expose(10, &["pod1a"]), expose(11, &["pod2a"])]);
     let target = |number| Target::NodePort("node1", number);
     let udp = [10, 11].map(|number| datagrams(&cluster, ("client", target(number), &[])));
     let flags = ["--rate=1", "--lasting=4", "--requests=20"];
@@ -116,10 +129,7 @@ fn what_the_driver_carries_heeds_a_change() {
 /// What nobody has answered has one row, by which it is told; and is forgotten when its endpoint goes.
 #[test]
 fn a_connection_begins_in_the_driver() {
-    let plan = Plan::new(SocketLb::On);
-    let plan = plan.extra(&["--xdp=native", "--tcp-on-removed-endpoint=reset"]);
-    let cluster = plan.up(&[expose(10, &["pod1a"])]);
-    let _wired = ok(Wired::up(&cluster.lab));
+    let (cluster, _wired) = resetting(&[expose(10, &["pod1a"])]);
     cluster.reaches("client", Target::NodePort("node1", 10), &["pod1a"], "client");
     for family in FAMILIES {
         let client = cluster.address("client", family);
@@ -128,13 +138,7 @@ fn a_connection_begins_in_the_driver() {
         let open = format!("timeout 1 bash -c '</dev/tcp/{}/{}' || true", to.ip(), to.port());
         ok(cluster.lab.shell("client", &open));
     }
-    let opening = || {
-        let shown = cluster.show(&["flows"]);
-        let flows = shown.as_array().into_iter().flatten();
-        let flows = flows.filter(|flow| flow["state"] == "opening");
-        let backends = flows.map(|flow| flow["backend"].as_str().unwrap_or_default().to_owned());
-        backends.collect::<Vec<_>>()
-    };
+    let opening = || backends_in(&cluster, "opening");
     let mut expected =
         FAMILIES.map(|family| SocketAddr::new(cluster.address("pod1a", family), 8080).to_string());
     let mut found = opening();
@@ -150,19 +154,13 @@ fn a_connection_begins_in_the_driver() {
 /// that when the first endpoint goes.
 #[test]
 fn what_an_endpoint_left_unanswered_goes_with_it_alone() {
-    let plan = Plan::new(SocketLb::On);
-    let plan = plan.extra(&["--xdp=native", "--tcp-on-removed-endpoint=reset"]);
-    let cluster = plan.up(&[expose(10, &["pod1b"])]);
-    let _wired = ok(Wired::up(&cluster.lab));
+    let (cluster, _wired) = resetting(&[expose(10, &["pod1b"])]);
     let target = Target::NodePort("node1", 10);
     let load =
         load_of_tcp(&cluster, "client", target, ["--rate=1", "--lasting=4", "--requests=20"]);
-    let established = || {
-        let shown = cluster.show(&["flows"]);
-        let flows = shown.as_array().into_iter().flatten();
-        flows.filter(|flow| flow["state"] == "established").count()
-    };
-    eventually("the load is under way", || (established() >= 8).then_some(()));
+    eventually("the load is under way", || {
+        (backends_in(&cluster, "established").len() >= 8).then_some(())
+    });
     cluster.publish(&expose(10, &["pod1a", "pod1b"]));
     let maps = cluster.lab.bpffs("node1").join("proxy/maps");
     let silent = ok(cluster.lab.addresses("pod1a"));

@@ -13,7 +13,7 @@ use datapath::{
     counter::{Hook, Reason, drop_index},
     egress::egress,
     flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role, seen, timeout_sec},
-    flow_cache::{self, Common, FRESH, Line, WAYS},
+    flow_cache::{self, Common, FRESH, Line, UNUSED, WAYS},
     frontend::{AddressUse, Frontend, FrontendKey, address_use, kind, mark},
     host::{
         buffer::Buffer,
@@ -304,11 +304,12 @@ impl<F: Family> Pair<F> {
         let mut host = self.scene.memory.flows.clone();
         for (key, row) in &mut host {
             // Of a copy, other rows are told later, and its own is told when it is made, even if the frame
-            // then passes. Since when is not known: machines may be slow.
-            let now = self.scene.wires.now;
+            // then passes: one that is stale since then seems older than it is.
+            let is_made = |found: &Flow<F::Address>| {
+                self.copy(key).is_some_and(|(_, line)| found.last.wrapping_sub(line.since) <= FRESH)
+            };
             let is_told = |found: &Flow<F::Address>| {
-                row.last.wrapping_sub(found.last) < FRESH
-                    || found.last > row.last && found.last <= now + 1
+                row.last.wrapping_sub(found.last) < FRESH || is_made(found)
             };
             if rows.get(key).is_some_and(is_told) {
                 row.last = rows[key].last;
@@ -361,6 +362,7 @@ both! {
     pings_are_answered_alike,
     connections_begin_alike,
     a_row_that_goes_takes_its_copy_with_it,
+    where_its_place_is_anothers_a_flow_goes_by_its_row,
     differential,
 }
 
@@ -541,6 +543,32 @@ fn a_row_that_goes_takes_its_copy_with_it<F: Family>() {
     pair.scene.memory.flows.retain(|key, _| *key != parties.original() && *key != parties.reply());
     assert!(pair.flows.get(&Row(key)).expect("a table").is_none());
     pair.passes(&bytes, "of no flow");
+}
+
+/// Two pairs of addresses may have one place, of which one pair's flows go by their rows.
+fn where_its_place_is_anothers_a_flow_goes_by_its_row<F: Family>() {
+    for kind in [Kind::Local, Kind::Tunnelled] {
+        let mut pair = Pair::<F>::new();
+        let parties = kind.parties::<F>(TCP);
+        let (key, row) = (parties.original(), *pair.scene.row(&parties.original()));
+        let place = flow_cache::common_place(key.dst, row.other);
+        let now = tick();
+        let taken = Common { used: now, since: now, dst: key.src, other: key.src };
+        write(&mut pair.commons, place, taken);
+        let bytes = arriving::<F>(&request::<F>(kind, TCP).bytes());
+        for _ in 0..2 {
+            assert_ne!(pair.run(&bytes).1, bytes, "{kind:?}");
+            assert_eq!(pair.copy(&key), None, "{kind:?}");
+            pair.same_tables();
+        }
+        // Nobody has used it for long.
+        write(&mut pair.commons, place, Common { used: now.wrapping_sub(UNUSED), ..taken });
+        for _ in 0..2 {
+            assert_ne!(pair.run(&bytes).1, bytes, "{kind:?}");
+            pair.same_tables();
+        }
+        assert_eq!(pair.copy(&key).expect("a copy").1.packets, 2, "{kind:?}");
+    }
 }
 
 fn pings_are_answered_alike<F: Family>() {
