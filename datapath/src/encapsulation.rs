@@ -293,7 +293,11 @@ fn wrap<F: Network + Inner, P: Frame, T: Tunnels<F>>(
     let ends = Ends {
         src: tunnel.underlay4,
         dst: Ipv4::from_raw(vtep.underlay.words()[0]),
-        src_port: vxlan::source_port(frame.flow_hash()),
+        src_port: vxlan::source_port(
+            tunnel.first_source_port,
+            tunnel.last_source_port,
+            frame.flow_hash(),
+        ),
         dst_port: tunnel.port,
     };
     let macs = [vtep.mac, F::mac(tunnel)];

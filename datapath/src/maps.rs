@@ -88,4 +88,4 @@ pub const PEERMARKS_LEN: usize = 4_096;
 
 /// Raised when a key or value changes its layout: it is part of the pins' path, so that an old
 /// table is never read with new eyes.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;

@@ -62,7 +62,11 @@ pub struct NextHop<A> {
     pub inner_from: Mac,
     /// UDP port of the tunnel; zero if there is none.
     pub port: Be16,
-    pub pad: [u16; 3],
+    /// Its source ports, in this machine's byte order.
+    pub first_source_port: u16,
+    pub last_source_port: u16,
+    /// [`crate::underlay::Underlay::constant`].
+    pub constant: u16,
 }
 
 /// Value of the per-CPU array `SEENSENDERS`, at the place that the last byte of the address tells: one of

@@ -79,7 +79,7 @@ pod! {
     Vtep<Ipv4>: 12,
     Vtep<Ipv6>: 24,
     Sender: 8,
-    Tunnel: 88,
+    Tunnel: 92,
     Traffic: 32,
     Home: 16,
     Uplink: 16,

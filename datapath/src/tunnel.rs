@@ -42,7 +42,7 @@ pub struct Sender {
     pub pad: u16,
 }
 
-/// The one row of the array `TUNNELS`: what the agent tells the programs. 88 bytes.
+/// The one row of the array `TUNNELS`: what the agent tells the programs. 92 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tunnel {
@@ -72,6 +72,9 @@ pub struct Tunnel {
     pub uplink: u32,
     /// UDP port of the tunnels.
     pub port: Be16,
+    /// Those that packets into a tunnel come from.
+    pub first_source_port: u16,
+    pub last_source_port: u16,
     pub end: u16,
 }
 

@@ -2,9 +2,10 @@
 //! before a packet in a tunnel, written and read where no device of the kernel does it.
 
 use crate::{
-    address::{Address, Ipv4, Ipv6, Mac, V4, V6, protocol},
+    address::{Address, Be16, Ipv4, Ipv6, Mac, V4, V6, protocol},
     checksum,
     header::{self, Network},
+    nexthop::NextHop,
     packet::Packet,
     tunnel::{Inner, Tunnel},
     vxlan::{self, ECN_MASK, Ends, FLAGS, TTL, congestion, halves, network, pair},
@@ -24,14 +25,15 @@ pub trait Underlay: Network + Inner {
     /// bits that we do not know, and packets of another family.
     fn unwrap<P: Packet>(packet: &P, tunnel: &Tunnel) -> Option<(Mac, Mac)>;
 
+    /// Sum of what an outer checksum covers in all packets of a tunnel, for [`NextHop::constant`].
+    fn constant(hop: &NextHop<Self::Address>) -> u16;
+
     /// Writes all [`Underlay::OVERHEAD`] bytes before a packet of `length` bytes that begins with
-    /// `start`. `macs` are the inner frame's, destination and source; `id` is the outer
-    /// identification, where there is one.
+    /// `start`, into the tunnel of this way. `id` is the outer identification, where there is one.
     fn wrap<P: Packet>(
         packet: &mut P,
-        ends: &Ends<Self::Address>,
-        vni: u32,
-        macs: [Mac; 2],
+        hop: &NextHop<Self::Address>,
+        src_port: Be16,
         start: [u32; 2],
         length: u16,
         id: u16,
@@ -49,18 +51,23 @@ impl Underlay for V4 {
     }
 
     #[inline(always)]
+    fn constant(hop: &NextHop<Ipv4>) -> u16 {
+        vxlan::constant(hop.own, hop.underlay)
+    }
+
+    #[inline(always)]
     fn wrap<P: Packet>(
         packet: &mut P,
-        ends: &Ends<Ipv4>,
-        vni: u32,
-        macs: [Mac; 2],
+        hop: &NextHop<Ipv4>,
+        src_port: Be16,
         [first, _]: [u32; 2],
         length: u16,
         id: u16,
     ) -> Option<()> {
         let [_, tos, _, _] = first.to_ne_bytes();
-        packet.store_words(0, &vxlan::headers(ends, vni, tos, length, id))?;
-        store_frame(packet, Self::OVERHEAD, macs, Self::ETHERTYPE)
+        let ends = Ends { src: hop.own, dst: hop.underlay, src_port, dst_port: hop.port };
+        packet.store_words(0, &vxlan::headers(&ends, hop.constant, hop.vni, tos, length, id))?;
+        store_frame(packet, Self::OVERHEAD, [hop.inner_to, hop.inner_from], Self::ETHERTYPE)
     }
 }
 
@@ -95,11 +102,26 @@ impl Underlay for V6 {
     }
 
     #[inline(always)]
+    fn constant(hop: &NextHop<Ipv6>) -> u16 {
+        let link = Mac::words([hop.inner_to, hop.inner_from]);
+        let sum = hop.own.sum()
+            + hop.underlay.sum()
+            + header::pseudo(protocol::UDP, 0)
+            + hop.port.raw() as u32
+            + halves(FLAGS)
+            + halves(network(hop.vni))
+            + halves(link[0])
+            + halves(link[1])
+            + halves(link[2])
+            + Self::ETHERTYPE as u32;
+        checksum::fold(sum)
+    }
+
+    #[inline(always)]
     fn wrap<P: Packet>(
         packet: &mut P,
-        ends: &Ends<Ipv6>,
-        vni: u32,
-        macs: [Mac; 2],
+        hop: &NextHop<Ipv6>,
+        src_port: Be16,
         [first, second]: [u32; 2],
         length: u16,
         _id: u16,
@@ -109,8 +131,7 @@ impl Underlay for V6 {
         let start = u32::from_ne_bytes([0x60 | class >> 4, class << 4, 0, 0]);
         let udp_length = length.wrapping_add((TO_FRAME + FRAME) as u16);
         let payload = u32::from_ne_bytes(pair(udp_length.to_be_bytes(), [protocol::UDP, TTL]));
-        let ports = u32::from_ne_bytes(pair(ends.src_port.bytes(), ends.dst_port.bytes()));
-        let link = Mac::words(macs);
+        let ports = u32::from_ne_bytes(pair(src_port.bytes(), hop.port.bytes()));
         // The inner packet's checksum makes its transport header and data add up to what its pseudo
         // header lacks: so of the packet the first words are all that counts
         // (Documentation/networking/checksum-offloads.rst, "LCO").
@@ -118,27 +139,18 @@ impl Underlay for V6 {
         let inner = halves(first)
             + u16::from_ne_bytes([proto, hops]) as u32
             + checksum::difference(u16::from_ne_bytes([0, proto]) as u32, 0);
-        let sum = inner
-            + ends.src.sum()
-            + ends.dst.sum()
-            + header::pseudo(protocol::UDP, udp_length)
-            + halves(ports)
-            + udp_length.to_be() as u32
-            + halves(FLAGS)
-            + halves(network(vni))
-            + halves(link[0])
-            + halves(link[1])
-            + halves(link[2])
-            + Self::ETHERTYPE as u32;
+        // The length stands in the pseudo header, too.
+        let lengths = udp_length.to_be() as u32 * 2;
+        let sum = inner + lengths + src_port.raw() as u32 + hop.constant as u32;
         let check = match !checksum::fold(sum) {
             0 => u16::MAX,
             check => check,
         };
         let udp = u32::from_ne_bytes(pair(udp_length.to_be_bytes(), check.to_ne_bytes()));
-        let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (ends.src.raw(), ends.dst.raw());
+        let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (hop.own.raw(), hop.underlay.raw());
         packet.store_words(0, &[start, payload, s0, s1, s2, s3, d0, d1, d2, d3])?;
-        packet.store_words(Self::HEADER, &[ports, udp, FLAGS, network(vni)])?;
-        store_frame(packet, Self::OVERHEAD, macs, Self::ETHERTYPE)
+        packet.store_words(Self::HEADER, &[ports, udp, FLAGS, network(hop.vni)])?;
+        store_frame(packet, Self::OVERHEAD, [hop.inner_to, hop.inner_from], Self::ETHERTYPE)
     }
 }
 

@@ -25,9 +25,8 @@ pub const OVERHEAD: u32 = 50;
 pub(crate) const TTL: u8 = 64;
 /// First octet and "I" flag alone, as `vxlan` has it, in network byte order.
 pub(crate) const FLAGS: u32 = 0x0800_0000_u32.to_be();
-/// First of the ports that a source is to be chosen from (RFC 7348 §5); as many follow as
-/// fourteen bits tell.
-const FIRST_PORT: u16 = 49_152;
+/// First and last of the ports that a source is chosen from, unless others are asked for (RFC 7348 §5).
+pub const SOURCE_PORTS: [u16; 2] = [49_152, 65_535];
 pub(crate) const ETHERTYPE: u16 = 0x0800_u16.to_be();
 
 /// Explicit congestion notification in the byte behind an IPv4 header's first (RFC 3168 §5).
@@ -61,11 +60,14 @@ pub struct Outer {
 /// Bytes of [`Outer`] that are written.
 pub const OUTER: u32 = OVERHEAD + 12;
 
-/// The source port of a flow's packets, so that routers may spread flows over several paths.
+/// The source port of a flow's packets, of those from `first` to `last`, so that routers may spread flows over
+/// several paths.
 #[inline(always)]
 #[must_use]
-pub const fn source_port(hash: u32) -> Be16 {
-    Be16::new(FIRST_PORT | (hash ^ hash >> 16) as u16 & !FIRST_PORT)
+pub const fn source_port(first: u16, last: u16, hash: u32) -> Be16 {
+    let ports = last.wrapping_sub(first) as u64 + 1;
+    let hash = hash ^ hash << 16;
+    Be16::new(first.wrapping_add((hash as u64 * ports >> 32) as u16))
 }
 
 impl Outer {
@@ -82,7 +84,8 @@ impl Outer {
         id: u16,
     ) -> Self {
         let [_, inner_tos, _, _] = words[0].to_ne_bytes();
-        let headers = headers(ends, vni, inner_tos, length, id);
+        let constant = constant(ends.src, ends.dst);
+        let headers = headers(ends, constant, vni, inner_tos, length, id);
         let [a, b, c] = words.map(split);
         let packet = [a[0], a[1], b[0], b[1], c[0], c[1]];
         Self { headers, to: mac(to), from: mac(from), kind: ETHERTYPE, packet, pad: 0 }
@@ -102,18 +105,29 @@ impl Outer {
     }
 }
 
-/// The headers of IPv4, UDP and VXLAN before a packet of `length` bytes, of this type of service.
+/// Sum of what the header of IPv4 has in all packets of a tunnel.
 #[inline(always)]
 #[must_use]
-pub fn headers(ends: &Ends<Ipv4>, vni: u32, inner_tos: u8, length: u16, id: u16) -> [u32; 9] {
+pub fn constant(src: Ipv4, dst: Ipv4) -> u16 {
+    checksum::fold(u16::from_ne_bytes([TTL, protocol::UDP]) as u32 + src.sum() + dst.sum())
+}
+
+/// The headers of IPv4, UDP and VXLAN before a packet of `length` bytes, of this type of service.
+/// `constant` is [`constant`]'s.
+#[inline(always)]
+#[must_use]
+pub fn headers(
+    ends: &Ends<Ipv4>,
+    constant: u16,
+    vni: u32,
+    inner_tos: u8,
+    length: u16,
+    id: u16,
+) -> [u32; 9] {
     let total = length.wrapping_add(OVERHEAD as u16);
     let first = u32::from_ne_bytes(pair([0x45, congestion(inner_tos)], total.to_be_bytes()));
     let second = u32::from_ne_bytes(pair(id.to_ne_bytes(), [0, 0]));
-    let sum = halves(first)
-        + halves(second)
-        + u16::from_ne_bytes([TTL, protocol::UDP]) as u32
-        + ends.src.sum()
-        + ends.dst.sum();
+    let sum = halves(first) + halves(second) + constant as u32;
     let check = (!checksum::fold(sum)).to_ne_bytes();
     let third = u32::from_ne_bytes(pair([TTL, protocol::UDP], check));
     let ports = u32::from_ne_bytes(pair(ends.src_port.bytes(), ends.dst_port.bytes()));

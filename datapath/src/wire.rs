@@ -32,7 +32,7 @@ use crate::{
     source_rate, syn, track,
     tunnel::{Sender, Tunnel},
     underlay::Underlay,
-    vxlan::{self, Ends},
+    vxlan,
 };
 
 /// What becomes of a frame.
@@ -603,17 +603,11 @@ fn send<F: Underlay, P: Wire>(
     }
     let start = frame.words(0)?;
     frame.grow(F::OVERHEAD)?;
-    let ends = Ends {
-        src: hop.own,
-        dst: hop.underlay,
-        src_port: vxlan::source_port(path),
-        dst_port: hop.port,
-    };
-    let macs = [hop.inner_to, hop.inner_from];
+    let src_port = vxlan::source_port(hop.first_source_port, hop.last_source_port, path);
     // Of what differs from packet to packet: the packet's own identification, where it has one, and its
     // checksum.
     let id = first_half(start[1]) ^ plain.checksum ^ path as u16;
-    F::wrap(frame, &ends, hop.vni, macs, start, plain.length as u16, id)?;
+    F::wrap(frame, hop, src_port, start, plain.length as u16, id)?;
     frame.store_link(hop.to, hop.from, F::ETHERTYPE)
 }
 

@@ -15,7 +15,7 @@ use datapath::{
     },
     packet::Packet,
     tunnel::{HOME_TICKS, Home, NetworkKey, Sender, Traffic, Tunnel, Vtep, fast_path},
-    vxlan::{self, OVERHEAD},
+    vxlan::{self, OVERHEAD, SOURCE_PORTS},
 };
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -49,6 +49,8 @@ fn tables() -> MemoryTunnels<V4> {
         pods4: network(1),
         uplink: UPLINK,
         port: Be16::new(PORT),
+        first_source_port: SOURCE_PORTS[0],
+        last_source_port: SOURCE_PORTS[1],
         ..Tunnel::default()
     };
     let mut tables = MemoryTunnels { tunnel, now: 1000, ..MemoryTunnels::default() };
@@ -123,8 +125,8 @@ fn a_packet_for_a_peer_gets_its_headers() {
     let mut inner = frame.packet.bytes.clone();
     assert_eq!(shortcut4(&mut frame, &mut tables), Fate::Underlay(UPLINK));
     let mut expected = outer(inner.len(), V4::address(9, 1), V4::address(9, 2), 0xabcd);
-    // The hash's halves, folded into fourteen bits behind the first port.
-    expected[20..22].copy_from_slice(&(0xc000_u16 | 0x3fff).to_be_bytes());
+    // The hash's halves, folded: nearly the largest there is.
+    expected[20..22].copy_from_slice(&u16::MAX.to_be_bytes());
     expected.extend(PEER.0);
     expected.extend(OWN.0);
     expected.extend([8, 0]);
@@ -159,13 +161,22 @@ fn what_one_node_sends_the_other_takes() {
 }
 
 #[test]
-fn ports_are_those_of_the_rfc_and_spread() {
-    let ports = (0..100_000_u32).map(|hash| vxlan::source_port(hash.wrapping_mul(0x9e37_79b9)));
-    let ports: std::collections::BTreeSet<u16> = ports.map(Be16::get).collect();
-    assert_eq!((ports.first(), ports.last()), (Some(&49_152), Some(&65_535)));
-    assert!(ports.len() > 16_000, "{}", ports.len());
+fn ports_are_those_of_the_range_and_spread() {
+    let [first, last] = SOURCE_PORTS;
+    assert_eq!((first, last), (49_152, 65_535), "RFC 7348 §5");
+    for (first, last) in
+        [(first, last), (5000, 5999), (1024, u16::MAX), (7, 8), (9, 9), (0, u16::MAX)]
+    {
+        let hashes = (0..65_536_u32).map(|number| number << 16);
+        let ports = hashes.map(|hash| vxlan::source_port(first, last, hash));
+        let ports: std::collections::BTreeSet<u16> = ports.map(Be16::get).collect();
+        assert_eq!((ports.first(), ports.last()), (Some(&first), Some(&last)));
+        assert_eq!(ports.len(), usize::from(last - first) + 1);
+    }
     // Each half of the hash counts.
-    assert_ne!(vxlan::source_port(1 << 16), vxlan::source_port(0));
+    for bit in [31, 15] {
+        assert_ne!(vxlan::source_port(first, last, 1 << bit), vxlan::source_port(first, last, 0));
+    }
 }
 
 /// RFC 6040 §4.1 and figure 4: what the outer header says, and what becomes of it.

@@ -327,6 +327,11 @@ pub struct RunArgs {
     pub nat_ports: PortRange,
     #[command(flatten)]
     pub reserved_ports: ReservedPortsArgs,
+    /// UDP ports that packets into a tunnel come from, by their flow, where something between the nodes
+    /// admits only some [default: 49152-65535 from programs, and what the kernel gives to sockets from the
+    /// tunnel's device]
+    #[arg(long, value_name = "FROM-TO")]
+    pub vxlan_source_ports: Option<PortRange>,
     /// Without meaning here: no rules are made that could be random
     #[arg(long, env = "FLANNELD_IP_MASQ_FULLY_RANDOM_DISABLE", value_name = "BOOL", hide = true,
         action = ArgAction::Set, num_args = 0..=1, require_equals = true,

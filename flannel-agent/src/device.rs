@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, fs, net::IpAddr, path::Path};
 
+use agent_kit::ports::PortRange;
 use ipnetwork::IpNetwork;
 use tracing::{info, warn};
 
@@ -25,6 +26,8 @@ pub struct Wish {
     pub name: String,
     pub kind: DeviceKind,
     pub port: u16,
+    /// Without, the kernel takes those that it gives to sockets.
+    pub source_ports: Option<PortRange>,
     pub gbp: bool,
     pub mtu: u32,
     pub mac: Mac,
@@ -66,19 +69,21 @@ pub fn is_name(name: &str) -> bool {
 
 impl Wish {
     /// The device of both families whose tunnels programs choose.
-    pub fn of_programs(config: &NetConfig, vxlan: &Vxlan, uplink: &Uplink, mac: Mac) -> Self {
+    pub fn of_programs(plan: &Plan<'_>, mac: Mac) -> Self {
         Self {
-            name: name(Family::V4, vxlan.vni),
+            name: name(Family::V4, plan.vxlan.vni),
             kind: DeviceKind::Programs,
-            port: vxlan.port,
-            gbp: vxlan.gbp,
-            mtu: pod_mtu(config, uplink),
+            port: plan.vxlan.port,
+            source_ports: plan.source_ports,
+            gbp: plan.vxlan.gbp,
+            mtu: pod_mtu(plan.config, plan.uplink),
             mac,
         }
     }
 
     /// The classic device of a family.
-    pub fn new(family: Family, vxlan: &Vxlan, uplink: &Uplink, mac: Mac) -> Option<Self> {
+    pub fn new(family: Family, plan: &Plan<'_>, mac: Mac) -> Option<Self> {
+        let Plan { vxlan, uplink, source_ports, .. } = *plan;
         Some(Self {
             name: name(family, vxlan.vni),
             kind: DeviceKind::Classic {
@@ -88,6 +93,7 @@ impl Wish {
                 learning: vxlan.learning,
             },
             port: vxlan.port,
+            source_ports,
             gbp: vxlan.gbp,
             mtu: mtu_below(vxlan, uplink).saturating_sub(overhead(family)),
             mac,
@@ -102,6 +108,16 @@ impl Wish {
         };
         if found.port != port {
             return differs("its port", &found.port, &port);
+        }
+        if found.source_ports != self.source_ports {
+            let told = |ports: Option<PortRange>| {
+                ports.map_or("the kernel's choice".to_owned(), |ports| ports.to_string())
+            };
+            return differs(
+                "its source ports",
+                &told(found.source_ports),
+                &told(self.source_ports),
+            );
         }
         if found.gbp != self.gbp {
             return differs("GBP", &found.gbp, &self.gbp);
@@ -135,6 +151,7 @@ pub struct Plan<'a> {
     pub vxlan: &'a Vxlan,
     pub uplink: &'a Uplink,
     pub datapath: Datapath,
+    pub source_ports: Option<PortRange>,
     /// What other nodes know each family's device by.
     pub macs: &'a BTreeMap<Family, Mac>,
 }
@@ -211,8 +228,7 @@ pub async fn provide_all(
     match plan.datapath {
         Datapath::Kernel => {
             for (&family, &mac) in plan.macs {
-                let wish = Wish::new(family, plan.vxlan, plan.uplink, mac);
-                let Some(wish) = wish else { continue };
+                let Some(wish) = Wish::new(family, plan, mac) else { continue };
                 let provided = provide(kernel, listing, &wish, is_first).await?;
                 repairs += provided.repairs;
                 tunnels.insert(family, provided.tunnel);
@@ -229,7 +245,7 @@ pub async fn provide_all(
             let Some((&first, &mac)) = plan.macs.first_key_value() else {
                 return Ok((tunnels, repairs));
             };
-            let wish = Wish::of_programs(plan.config, plan.vxlan, plan.uplink, mac);
+            let wish = Wish::of_programs(plan, mac);
             let provided = provide(kernel, listing, &wish, is_first).await?;
             repairs += provided.repairs;
             for (&family, &mac) in plan.macs {
@@ -340,9 +356,17 @@ mod tests {
             public_ip: "192.168.78.11".parse().ok(),
             public_ipv6: "fd00:78::11".parse().ok(),
         };
-        let wish = |family| {
-            Wish::new(family, &Vxlan::default(), &uplink, Mac([2, 0, 0, 0, 0, 1])).unwrap()
+        let network = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+        let (config, macs) = (NetConfig::parse(network).unwrap(), BTreeMap::new());
+        let plan = Plan {
+            config: &config,
+            vxlan: &Vxlan::default(),
+            uplink: &uplink,
+            datapath: Datapath::Kernel,
+            source_ports: None,
+            macs: &macs,
         };
+        let wish = |family| Wish::new(family, &plan, Mac([2, 0, 0, 0, 0, 1])).unwrap();
         let found = VxlanLink {
             vni: 1,
             link: 2,
@@ -357,6 +381,7 @@ mod tests {
             VxlanLink { link: 3, ..found },
             VxlanLink { local: None, ..found },
             VxlanLink { port: 4789, ..found },
+            VxlanLink { source_ports: Some(PortRange { first: 5000, last: 5999 }), ..found },
             VxlanLink { gbp: true, ..found },
             VxlanLink { learning: true, ..found },
             VxlanLink { has_group: true, ..found },

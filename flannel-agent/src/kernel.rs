@@ -4,7 +4,7 @@ mod message;
 
 use std::{io, net::IpAddr};
 
-use agent_kit::netlink::default_devices;
+use agent_kit::{netlink::default_devices, ports::PortRange};
 use futures::StreamExt;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::{
@@ -57,6 +57,7 @@ pub struct VxlanLink {
     pub link: u32,
     pub local: Option<IpAddr>,
     pub port: u16,
+    pub source_ports: Option<PortRange>,
     pub learning: bool,
     pub gbp: bool,
     pub has_group: bool,

@@ -18,6 +18,7 @@ use agent_kit::{
     kernel,
     link::Links,
     object::{Loaded, ObjectError},
+    ports::PortRange,
     table::{MapTable, OpenError, Table, TableError},
 };
 use aya::maps::Map;
@@ -27,6 +28,7 @@ use datapath::{
     policy::Policy,
     settings::Settings,
     tunnel::{NetworkKey, Traffic, Tunnel as Row},
+    vxlan::SOURCE_PORTS,
 };
 use ipnetwork::IpNetwork;
 
@@ -121,6 +123,8 @@ pub struct Node<'a> {
     pub encapsulates: bool,
     /// UDP port of the tunnels.
     pub port: u16,
+    /// What packets into a tunnel come from, if it is not [`SOURCE_PORTS`].
+    pub source_ports: Option<PortRange>,
 }
 
 impl Overlay {
@@ -273,6 +277,8 @@ fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
     let tunnel = |family| node.tunnels.get(&family).copied();
     let any = tunnel(Family::V4).or(tunnel(Family::V6));
     let mac = |family| tunnel(family).or(any).map(|tunnel| tunnel.mac).unwrap_or_default();
+    let [first, last] = SOURCE_PORTS;
+    let source_ports = node.source_ports.unwrap_or(PortRange { first, last });
     let mut row = Row {
         vni: node.vni,
         device: any.map_or(0, |tunnel| tunnel.device),
@@ -283,6 +289,8 @@ fn row(node: &Node<'_>, ipv6_checksum_flags: u32) -> Row {
         ipv6_checksum_flags,
         uplink: if node.encapsulates { node.uplink.index } else { 0 },
         port: Be16::new(node.port),
+        first_source_port: source_ports.first,
+        last_source_port: source_ports.last,
         ..Row::default()
     };
     row.underlay4 = node.uplink.public_ip.map(Into::into).unwrap_or_default();

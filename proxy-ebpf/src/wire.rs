@@ -366,6 +366,9 @@ fn enter<F: WireMaps>(place: u32) -> u32 {
     (row.own, row.underlay, row.port) = (F::underlay(&tunnel), vtep.underlay, tunnel.port);
     (row.inner_to, row.inner_from) = (vtep.mac, F::mac(&tunnel));
     row.vni = tunnel.vni;
+    row.first_source_port = tunnel.first_source_port;
+    row.last_source_port = tunnel.last_source_port;
+    row.constant = F::constant(row);
     row.mtu = tunnel.mtu;
     1
 }

@@ -25,7 +25,7 @@ use datapath::{
     packet::Verdict,
     service::ServiceCounters,
     tunnel::Sender,
-    vxlan,
+    vxlan::{self, SOURCE_PORTS},
     wire::{CARRIED_LEN, Fate, Leg},
 };
 
@@ -136,7 +136,7 @@ fn expected<F: Side>(
         let outer = Outer {
             src: F::address(9, 1),
             dst: F::address(9, 2),
-            src_port: vxlan::source_port(path),
+            src_port: vxlan::source_port(SOURCE_PORTS[0], SOURCE_PORTS[1], path),
             to: PEER,
             from: OWN,
             id: u16::from_be_bytes(id.to_ne_bytes()),

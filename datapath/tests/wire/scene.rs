@@ -17,6 +17,7 @@ use datapath::{
     tables::Opening,
     tunnel::{NetworkKey, Sender, Tunnel},
     underlay::Underlay,
+    vxlan::SOURCE_PORTS,
     wire::{Fate, receive},
 };
 
@@ -191,6 +192,8 @@ impl<F: Side> Scene<F> {
             mac6: OWN,
             uplink: devices.up,
             port: Be16::new(PORT),
+            first_source_port: SOURCE_PORTS[0],
+            last_source_port: SOURCE_PORTS[1],
             ..Tunnel::default()
         };
         F::set_underlay(&mut tunnel);
@@ -289,7 +292,7 @@ impl<F: Side> Scene<F> {
     /// Has an address reached through the tunnel.
     pub(crate) fn enter(&mut self, address: F::Address) {
         let tunnel = self.wires.tunnel;
-        let hop = NextHop {
+        let mut hop = NextHop {
             destination: address,
             underlay: F::address(9, 2),
             own: F::underlay(&tunnel),
@@ -301,8 +304,11 @@ impl<F: Side> Scene<F> {
             inner_to: PEER,
             inner_from: F::mac(&tunnel),
             port: tunnel.port,
+            first_source_port: tunnel.first_source_port,
+            last_source_port: tunnel.last_source_port,
             ..NextHop::default()
         };
+        hop.constant = F::constant(&hop);
         self.wires.hops.insert(address, hop);
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use agent_kit::netlink::own_address;
+use agent_kit::{netlink::own_address, ports::PortRange};
 use datapath::tunnel::Traffic;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::{
@@ -88,6 +88,10 @@ fn vxlan(infos: &[LinkInfo]) -> Option<VxlanLink> {
             InfoVxlan::Local(ip) => link.local = Some(IpAddr::V4(*ip)),
             InfoVxlan::Local6(ip) => link.local = Some(IpAddr::V6(*ip)),
             InfoVxlan::Port(port) => link.port = *port,
+            InfoVxlan::PortRange((0, 0)) => {}
+            &InfoVxlan::PortRange((first, last)) => {
+                link.source_ports = Some(PortRange { first, last });
+            }
             InfoVxlan::Learning(on) => link.learning = *on,
             InfoVxlan::Gbp => link.gbp = true,
             InfoVxlan::Group(ip) => link.has_group = !ip.is_unspecified(),
@@ -128,6 +132,9 @@ pub(super) fn vxlan_of(wish: &Wish) -> LinkMessage {
     };
     if wish.gbp {
         data.push(InfoVxlan::Gbp);
+    }
+    if let Some(PortRange { first, last }) = wish.source_ports {
+        data.push(InfoVxlan::PortRange((first, last)));
     }
     if wish.port != 0 {
         data.push(InfoVxlan::Port(wish.port));

@@ -109,7 +109,8 @@ impl Agent {
         let datapath = self.args.datapath;
         let is_first = self.subnet_env.is_none();
         let (config, uplink, macs) = (&self.config, &self.uplink, &self.macs);
-        let plan = Plan { config, vxlan, uplink, datapath, macs };
+        let source_ports = self.args.vxlan_source_ports;
+        let plan = Plan { config, vxlan, uplink, datapath, source_ports, macs };
         let provided = device::provide_all(&self.kernel, listing, &plan, is_first).await;
         let (tunnels, mut repairs) = provided?;
         self.macs.extend(tunnels.iter().map(|(&family, tunnel)| (family, tunnel.mac)));
@@ -166,6 +167,7 @@ impl Agent {
             fast_path: how(overlay),
             encapsulates,
             port: device::port(vxlan),
+            source_ports: self.args.vxlan_source_ports,
         });
         problems.extend(tell(overlay, node.as_ref(), &mut repairs));
         if overlay.is_outdated()

@@ -32,6 +32,7 @@ const ROUTER: Mac = Mac([2, 0, 0, 0, 2, 0]);
 /// Of `lo`, on which test runs take place: what is sent there is for this node.
 const LO: Mac = Mac([0; 6]);
 const PORT: u16 = 8472;
+const SOURCE_PORTS: [u16; 2] = [5_000, 5_999];
 const VNI: u32 = 0x0001_0203;
 const MTU: u32 = 1450;
 const ETHERNET: usize = 14;
@@ -112,6 +113,8 @@ impl<F: Bed> Pair<F> {
             fast_path: fast_path::STRAIGHT,
             uplink: LOOPBACK,
             port: Be16::new(PORT),
+            first_source_port: SOURCE_PORTS[0],
+            last_source_port: SOURCE_PORTS[1],
             ..Tunnel::default()
         };
         F::own(&mut tunnel);
@@ -187,8 +190,10 @@ impl<F: Bed> Pair<F> {
         if out.len() == bytes.len() + OVERHEAD as usize {
             frame.random = u16::from_ne_bytes([out[18], out[19]]).into();
             let port = u16::from_be_bytes([out[34], out[35]]);
-            assert!(port >= 49_152, "{port}");
-            frame.hash = u32::from(port & 0x3fff);
+            let [first, last] = SOURCE_PORTS;
+            assert!((first..=last).contains(&port), "{port}");
+            let ports = u32::from(last - first) + 1;
+            frame.hash = (u32::from(port - first) << 16).div_ceil(ports) << 16;
         }
         self.host.now = tick();
         let fate = engine(&mut frame, &mut self.host);
@@ -321,6 +326,8 @@ fn arriving(packet: &Datagram<V4>) -> Framed {
             pods4: network::<V4>(2),
             uplink: 1,
             port: Be16::new(PORT),
+            first_source_port: SOURCE_PORTS[0],
+            last_source_port: SOURCE_PORTS[1],
             ..Tunnel::default()
         },
         ..MemoryTunnels::default()

@@ -811,6 +811,7 @@ fn packets_are_as_long_as_the_way_takes<F: Family>() {
     let way = pair.scene.wires.hops.get_mut(&F::address(25, 3)).expect("a way");
     (way.to, way.underlay) = (ROUTER, F::address(26, 1));
     way.mtu = 1_400 - F::OVERHEAD;
+    way.constant = F::constant(way);
     let headers = F::HEADER as usize + 20;
     for (net, mtu) in [(3, MTU), (2, MTU - F::OVERHEAD), (22, 1_300), (25, 1_400 - F::OVERHEAD)] {
         toward(&mut pair, net, TCP);

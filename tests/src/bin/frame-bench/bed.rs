@@ -20,12 +20,12 @@ use datapath::{
     header::tcp,
     host::frame::{Datagram, Sample},
     maps::{MARKS_LEN, PORTMARKS_LEN},
-    nexthop::{Uplink, mode, place},
+    nexthop::{NextHop, Uplink, mode, place},
     service::{Service, SetRef, service_flags},
     tables::Opening,
     tunnel::{NetworkKey, Sender, Tunnel, Vtep},
     underlay::Underlay,
-    vxlan::Ends,
+    vxlan::SOURCE_PORTS,
 };
 
 /// `XDP_PASS` and `XDP_TX`.
@@ -267,6 +267,8 @@ impl<F: Family> Bed<F> {
             mac4: TUNNEL,
             mac6: TUNNEL,
             port: Be16::new(PORT),
+            first_source_port: SOURCE_PORTS[0],
+            last_source_port: SOURCE_PORTS[1],
             uplink: device,
             ..Tunnel::default()
         };
@@ -428,15 +430,19 @@ fn wrapped<F: Family>(packet: &[u8]) -> Vec<u8> {
     let mut buffer = datapath::host::buffer::Buffer::new(packet.to_vec());
     buffer.bytes.splice(0..0, vec![0; F::OVERHEAD as usize]);
     let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| packet[at + byte]));
-    let ends = Ends {
-        src: F::address(NODES, 2),
-        dst: F::address(NODES, 1),
-        src_port: Be16::new(50_000),
-        dst_port: Be16::new(PORT),
+    let mut hop = NextHop {
+        own: F::address(NODES, 2),
+        underlay: F::address(NODES, 1),
+        vni: VNI,
+        port: Be16::new(PORT),
+        inner_to: TUNNEL,
+        inner_from: PEER,
+        ..NextHop::default()
     };
+    hop.constant = F::constant(&hop);
     let start = [word(0), word(4)];
     let length = packet.len() as u16;
-    F::wrap(&mut buffer, &ends, VNI, [TUNNEL, PEER], start, length, 1).expect("room was made");
+    F::wrap(&mut buffer, &hop, Be16::new(50_000), start, length, 1).expect("room was made");
     buffer.bytes
 }
 
