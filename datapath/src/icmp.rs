@@ -350,8 +350,9 @@ fn store_quoted_address<F: Network, P: Packet>(
     F::store_bare_address(packet, start + side.address_field::<F>(), new)
 }
 
-/// Rewrites the error's own address: its destination always, its source only where the quoted
-/// packet's destination itself complains, for a router on the way keeps its own name.
+/// Rewrites the error's own address on this side: also the source of one that a router sends. Its own
+/// may be of a network that who is told does not know, or drops packets from (RFC 5508 §5, REQ-5; netfilter
+/// does the same in `nf_nat_icmp_reply_translation`).
 #[inline(always)]
 fn translate_outer<F: Network, P: Packet>(
     packet: &mut P,
@@ -360,11 +361,11 @@ fn translate_outer<F: Network, P: Packet>(
     side: Side,
     new: Place<F::Address>,
 ) -> Option<()> {
-    let (old, of_quote) = match side {
-        Side::Destination => (header.dst, quote.header.src),
-        Side::Source => (header.src, quote.header.dst),
+    let (old, stays) = match side {
+        Side::Destination => (header.dst, header.dst != quote.header.src),
+        Side::Source => (header.src, quote.header.dst == new.addr),
     };
-    if old != of_quote || old == new.addr {
+    if stays || old == new.addr {
         return Some(());
     }
     if F::V6 {

@@ -83,7 +83,7 @@ fn about_a_request_by_a_router<F: Side>() {
         let r = router::<F>();
         let came = error::<F>(r, c.addr, &request.clone().to(b).bytes());
         bed.passes(UP_IN, &came);
-        bed.becomes(POD_OUT, &came, &error::<F>(r, c.addr, &request.bytes()));
+        bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &request.bytes()));
     }
 }
 
@@ -132,7 +132,7 @@ fn about_a_masqueraded_request<F: Side>() {
         let (mut bed, s) = masqueraded::<F>(proto, c, v, b);
         let request = Datagram::<F>::of(proto, c, v, ACK).with_payload(&[5; 64]);
         let inside = request.clone().to(b);
-        for (by, shown) in [(router::<F>(), router::<F>()), (b.addr, v.addr)] {
+        for (by, shown) in [(router::<F>(), v.addr), (b.addr, v.addr)] {
             let came = error::<F>(by, s.addr, &inside.clone().from(s).bytes());
             let between = error::<F>(by, c.addr, &inside.bytes());
             bed.becomes(UP_IN, &came, &between);
@@ -146,7 +146,7 @@ fn about_a_masqueraded_answer<F: Side>() {
         let (c, v, b) = (outside::<F>(40_000), node::<F>(30_080), far::<F>(8080));
         let (mut bed, s) = masqueraded::<F>(proto, c, v, b);
         let answer = Datagram::<F>::of(proto, b, c, ACK).with_payload(&[5; 64]);
-        for (by, shown) in [(router::<F>(), router::<F>()), (c.addr, s.addr)] {
+        for (by, shown) in [(router::<F>(), s.addr), (c.addr, s.addr)] {
             let came = error::<F>(by, v.addr, &answer.clone().from(v).bytes());
             let between = error::<F>(by, b.addr, &answer.bytes());
             bed.becomes(UP_IN, &came, &between);
@@ -262,7 +262,7 @@ fn about_first_fragments<F: Side>() {
     let request = Datagram::<F>::udp(c, v).with_payload(&[9; 64]);
     let (asked, sent) = (request.fragments(32), request.clone().to(b).fragments(32));
     let came = error::<F>(router::<F>(), c.addr, &sent[0]);
-    bed.becomes(POD_OUT, &came, &error::<F>(router::<F>(), c.addr, &asked[0]));
+    bed.becomes(POD_OUT, &came, &error::<F>(v.addr, c.addr, &asked[0]));
     // A later one shows no ports, and passes as it is.
     bed.passes(POD_OUT, &error::<F>(router::<F>(), c.addr, &sent[1]));
 }
@@ -306,7 +306,7 @@ fn behind_options_and_extensions<F: Side>() {
             error.extensions.clone_from(&chain);
             error.bytes()
         };
-        for (by, shown) in [(router::<F>(), router::<F>()), (b.addr, v.addr)] {
+        for (by, shown) in [(router::<F>(), v.addr), (b.addr, v.addr)] {
             let came = made(by, s.addr, &inside.clone().from(s));
             let between = made(by, c.addr, &inside);
             bed.becomes(UP_IN, &came, &between);

@@ -696,15 +696,15 @@ fn errors_about_answers<F: Side>() {
     }
 }
 
-/// The node that finds no pod, or a link too narrow, complains by its own name, about a packet
-/// whose destination the outside does not know.
+/// Who finds no pod, or a link too narrow, complains about a packet whose destination the outside does not
+/// know, and by the address that it knows.
 fn errors_of_the_node_about_answers<F: Side>() {
     let mut bed = Gateway::<F>::new();
     let (c, o) = (client::<F>(40_000), outside::<F>(80));
     let s = bed.answered(UDP, c, o);
     let answer = Datagram::<F>::udp(o, c).with_payload(&[5; 64]);
     for by in [node::<F>(0).addr, router::<F>()] {
-        let goes = error::<F>(by, o.addr, &answer.clone().to(s).bytes());
+        let goes = error::<F>(s.addr, o.addr, &answer.clone().to(s).bytes());
         bed.becomes(UP_OUT, &error::<F>(by, o.addr, &answer.bytes()), &goes);
     }
 }

@@ -1,9 +1,11 @@
 //! Nodes with an agent each and a real store of leases, and the questions that cases ask of them.
 
 use std::{
+    collections::BTreeSet,
     fmt::Display,
     net::{IpAddr, SocketAddr},
     path::Path,
+    process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -204,4 +206,23 @@ pub(crate) fn load_on<S>(bed: &Bed<S>, target: IpAddr) -> peer::Loading {
     let datagrams = format!("--datagrams={DATAGRAMS}");
     let arguments = [&*tcp, &udp, &datagrams, "--rate=50", "--lasting=2"];
     ok(peer::load(&ok(bed.lab.place("pod1a")), &arguments))
+}
+
+/// Source ports of the first packets in tunnels that leave the first node or come to it, until there are so
+/// many.
+pub(crate) fn source_ports<S>(bed: &Bed<S>, packets: u32, traffic: impl FnOnce()) -> BTreeSet<u16> {
+    let mut capture = Command::new("tcpdump");
+    capture.args(["-i", "ul0", "-nn", "-l", "-c", &packets.to_string(), "udp dst port 8472"]);
+    capture.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let capture = ok(bed.lab.spawn("fabric", capture));
+    sleep(Duration::from_millis(700));
+    traffic();
+    let output = ok(capture.output());
+    // "… IP 192.168.78.11.5002 > 192.168.78.12.8472: …"; IPv6's likewise.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let ends = text.lines().filter_map(|line| line.split_once(" > "));
+    let outer =
+        ends.filter(|(_, to)| to.split(' ').next().is_some_and(|to| to.ends_with(".8472:")));
+    let senders = outer.filter_map(|(from, _)| from.rsplit_once('.'));
+    senders.filter_map(|(_, port)| port.parse().ok()).collect()
 }

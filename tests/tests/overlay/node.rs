@@ -1,11 +1,11 @@
 //! What a node has and says once it is joined, next to what a real flanneld left on one
 //! (`ip -d link`, `bridge fdb`, `subnet.env`, keys), and what the wire carries.
 
-use std::{collections::BTreeSet, fs, process::Command, thread::sleep, time::Duration};
+use std::{fs, process::Command, thread::sleep, time::Duration};
 
 use lab::{NodeSpec, peer};
 
-use crate::bed::{Bed, DUAL, KERNEL, PREFIX, SINGLE, eventually, ok};
+use crate::bed::{Bed, DUAL, KERNEL, PREFIX, SINGLE, eventually, ok, source_ports};
 
 #[test]
 fn pods_reach_each_other_by_both_families() {
@@ -128,27 +128,17 @@ fn tunnels_come_from_the_ports_that_are_asked_for() {
         let bed = Bed::up(DUAL, arguments);
         let device = bed.shell("node1", "ip -d link show flannel.1");
         assert!(device.contains("srcport 5000 5003"), "{device}");
-        let mut capture = Command::new("tcpdump");
-        capture.args(["-i", "ul0", "-c", "160", "-nn", "-l", "udp dst port 8472"]);
-        capture.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        let capture = ok(bed.lab.spawn("fabric", capture));
-        sleep(Duration::from_millis(700));
-        for to in ok(bed.lab.addresses("pod2a")).both() {
-            let place = ok(bed.lab.place("pod1a"));
-            for _ in 0..20 {
-                let exchange = ok(peer::exchange(&place, (to, 80).into(), 1));
-                assert_eq!(exchange, peer::Exchange::whole(1), "{to}");
+        let ports = source_ports(&bed, 160, || {
+            for to in ok(bed.lab.addresses("pod2a")).both() {
+                let place = ok(bed.lab.place("pod1a"));
+                for _ in 0..20 {
+                    let exchange = ok(peer::exchange(&place, (to, 80).into(), 1));
+                    assert_eq!(exchange, peer::Exchange::whole(1), "{to}");
+                }
             }
-        }
-        let text = String::from_utf8_lossy(&ok(capture.output()).stdout).into_owned();
-        // "IP 192.168.78.11.5002 > 192.168.78.12.8472: …"; IPv6's likewise.
-        let from = text.lines().filter_map(|line| line.split(" > ").next()?.rsplit_once('.'));
-        let ports: BTreeSet<u16> = from.filter_map(|(_, port)| port.parse().ok()).collect();
+        });
         let own = 5000..=5003;
-        assert!(
-            ports.len() > 1 && ports.iter().all(|port| own.contains(port)),
-            "{ports:?}\n{text}"
-        );
+        assert!(ports.len() > 1 && ports.iter().all(|port| own.contains(port)), "{ports:?}");
         // The kernel leaves the last one out (udp_flow_src_port).
         assert_eq!(ports.contains(&5003), !has_device, "{ports:?}");
     }

@@ -1,15 +1,25 @@
 //! NodePorts whose backends are behind a tunnel, carried by the driver of the node that is asked: both
 //! legs, past its tunnel device.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    io::{self, ErrorKind, Read},
+    net::{IpAddr, SocketAddr},
+    thread::sleep,
+    time::Duration,
+};
 
 use agent_kit::counts::Counts;
-use datapath::wire::Leg;
+use datapath::{flow::TICK_NS, wire::Leg};
 use lab::peer::{self, Exchange};
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{Ipv4RecvErr, Ipv6RecvErr},
+};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::{
-    bed::{Bed, DUAL, eventually, ok},
+    bed::{Bed, DUAL, eventually, ok, source_ports},
     proxy::{proxies, publish},
     wired::Wired,
 };
@@ -78,5 +88,88 @@ fn an_overlay_that_comes_later_is_found() {
         let outcome = ok(peer::exchange(&ok(bed.lab.place("client")), to, 1 << 16));
         (outcome == Exchange::whole(1 << 16) && carried(&bed, Leg::Tunnel) > 0).then_some(())
     });
+    // For so long another processor may know no way.
+    sleep(2 * Duration::from_nanos(TICK_NS));
     assert_past_the_device(&bed, node.into());
+}
+
+/// Sends a datagram of zeros; what the client is told of it within a second, if not an answer.
+fn told(socket: &Socket, bytes: usize, hops: u32) -> Option<i32> {
+    let is_v6 = ok(socket.domain()) == Domain::IPV6;
+    let set = if is_v6 { Socket::set_unicast_hops_v6 } else { Socket::set_ttl_v4 };
+    ok(set(socket, hops));
+    ok(socket.send(&vec![0; bytes]));
+    loop {
+        match (&*socket).read(&mut [0; 2_000]) {
+            Ok(_) => {}
+            Err(err) if err.kind() == ErrorKind::WouldBlock => return None,
+            Err(err) => return err.raw_os_error(),
+        }
+    }
+}
+
+/// What has no hop left, or is longer than the tunnel takes, is the kernel's to answer: as any router would.
+#[test]
+fn what_the_driver_cannot_send_is_answered() {
+    let bed = Bed::up(DUAL, &[]);
+    publish(&bed);
+    let _proxies = proxies(&bed, &["--xdp", "native"]);
+    let _wired = ok(Wired::up(&bed.lab));
+    for node in ok(bed.lab.addresses("node1")).both() {
+        let to = SocketAddr::new(node, 30_081);
+        let open = || -> io::Result<Socket> {
+            let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
+            if node.is_ipv6() {
+                setsockopt(&socket, Ipv6RecvErr, &true)?;
+            } else {
+                setsockopt(&socket, Ipv4RecvErr, &true)?;
+            }
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            socket.connect(&to.into())?;
+            Ok(socket)
+        };
+        let socket = ok(ok(bed.lab.enter("client", open)));
+        // The first one begins the flow, on the packet path.
+        assert_eq!(told(&socket, 9, 64), None, "{to}");
+        let headers = if node.is_ipv6() { 48 } else { 28 };
+        let (late, long) = (Some(libc::EHOSTUNREACH), Some(libc::EMSGSIZE));
+        let cases = [
+            ("as any other", 9, 64, 1, None),
+            ("its last hop", 9, 1, 0, late),
+            ("the other node's to answer, which the client does not know", 9, 2, 1, late),
+            ("as far as needed", 9, 3, 1, None),
+            ("all that fits", 1_430 - headers, 64, 1, None),
+            ("one byte more", 1_431 - headers, 64, 0, long),
+            ("as any other, afterwards", 9, 64, 1, None),
+        ];
+        for (what, bytes, hops, is_carried, expected) in cases {
+            let before = carried(&bed, Leg::Tunnel);
+            assert_eq!(told(&socket, bytes, hops), expected, "{what}: {to}");
+            assert_eq!(carried(&bed, Leg::Tunnel) - before, is_carried, "{what}: {to}");
+        }
+    }
+}
+
+/// Both where the driver encapsulates and where the programs of the pod's own node do.
+#[test]
+fn tunnels_come_from_the_ports_that_are_asked_for() {
+    let bed = Bed::up(DUAL, &["--vxlan-source-ports=5000-5003"]);
+    publish(&bed);
+    let _proxies = proxies(&bed, &["--xdp", "native"]);
+    let _wired = ok(Wired::up(&bed.lab));
+    let before = carried(&bed, Leg::Tunnel);
+    let ports = source_ports(&bed, 64, || {
+        for node in ok(bed.lab.addresses("node1")).both() {
+            for _ in 0..8 {
+                let to = SocketAddr::new(node, 30_080);
+                let outcome = ok(peer::exchange(&ok(bed.lab.place("client")), to, 1));
+                assert_eq!(outcome, Exchange::whole(1), "{to}");
+            }
+        }
+    });
+    assert!(carried(&bed, Leg::Tunnel) - before > 16);
+    assert!(
+        ports.len() > 1 && ports.iter().all(|port| (5_000..=5_003).contains(port)),
+        "{ports:?}"
+    );
 }
