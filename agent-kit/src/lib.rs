@@ -24,6 +24,7 @@ pub mod embedded;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 pub mod ethtool;
+pub mod fast_path;
 pub mod filter;
 pub mod finding;
 pub mod ipsec;

@@ -2,7 +2,7 @@
 
 use crate::address::{Ipv4, Ipv6, Mac};
 
-/// Value of the hash table `DEVICES`, keyed by interface index: 32 bytes.
+/// Value of the hash table `DEVICES`, keyed by interface index: 36 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Device {
@@ -16,6 +16,17 @@ pub struct Device {
     pub bridge: Mac,
     /// The device's own address.
     pub mac: Mac,
+    /// One of [`way`].
+    pub way: u32,
+}
+
+/// What may leave by a device past bridge and IP stack ([`crate::forward`]).
+pub mod way {
+    pub const NONE: u32 = 0;
+    /// What goes out of the node.
+    pub const OUT: u32 = 1;
+    /// What goes into the pod behind it, a veth's other end.
+    pub const POD: u32 = 2;
 }
 
 /// What an address family finds in a [`Device`].

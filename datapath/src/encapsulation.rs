@@ -8,14 +8,14 @@
 //! kernel has at hand.
 
 use crate::{
-    address::{Address, Ipv4, Mac, V4, protocol},
+    address::{Address, Ipv4, V4, protocol},
     answer::Unreachable,
     counter::{Hook, Reason},
     echo, hash,
     header::{self, IpHeader, Network, Part},
-    icmp,
+    home, icmp,
     packet::Packet,
-    tunnel::{Frame, HOME_TICKS, Home, Inner, Sender, Tunnel, Tunnels, Vtep, fast_path},
+    tunnel::{Frame, Inner, Sender, Tunnel, Tunnels, Vtep, fast_path},
     vxlan::{self, Ends, OVERHEAD, Outer, Wrapped},
 };
 
@@ -145,8 +145,7 @@ fn deliver<F: Network, P: Frame, T: Tunnels<F>>(
     let header = F::header(frame, 0)?;
     let now = tables.now();
     let home = *tables.home(header.dst)?;
-    let is_known = home.device != 0 && !is_old(&home, now);
-    if !is_known || longest::<F, P>(frame, &header, 0)? > tunnel.mtu {
+    if !home.is_known(now) || longest::<F, P>(frame, &header, 0)? > tunnel.mtu {
         return None;
     }
     if is_proxys::<F, P, T>(frame, tables, tunnel, &header) {
@@ -203,7 +202,7 @@ fn receive<P: Frame, T: Tunnels<V4>>(
     }
     let now = tables.now();
     let home = *tables.home(header.dst)?;
-    if home.device == 0 || is_old(&home, now) {
+    if !home.is_known(now) {
         return None;
     }
     if longest::<V4, P>(frame, header, OVERHEAD)? > tunnel.mtu {
@@ -256,7 +255,8 @@ fn send<F: Network + Inner, P: Frame, T: Tunnels<F>>(
         return None;
     }
     let (to, mac) = frame.hardware()?;
-    learn::<F, T>(tables, header.src, device, mac);
+    let now = tables.now();
+    home::learn::<F, T>(tables, header.src, device, mac, now);
     if longest::<F, P>(frame, &header, 0)? > tunnel.mtu {
         return None;
     }
@@ -313,32 +313,6 @@ fn wrap<F: Network + Inner, P: Frame, T: Tunnels<F>>(
         traffic.sent_bytes += whole as u64;
     }
     Some(Fate::Underlay(tunnel.uplink))
-}
-
-/// Learns where a pod is. An address that two devices claim within [`HOME_TICKS`] is left to the
-/// bridge until one of them falls silent.
-#[inline(always)]
-fn learn<F: Network, T: Tunnels<F>>(tables: &mut T, pod: F::Address, device: u32, mac: Mac) {
-    let now = tables.now();
-    let Some(home) = tables.home(pod) else {
-        return tables.settle(pod, Home { device, last: now, mac, pad: 0 });
-    };
-    if home.device == device && home.mac == mac {
-        // Written only when it changes: the cache line is shared by processors.
-        if home.last != now {
-            home.last = now;
-        }
-    } else if is_old(home, now) {
-        // A new row, for the fields of one that stands cannot change at once.
-        tables.settle(pod, Home { device, last: now, mac, pad: 0 });
-    } else if home.device != 0 {
-        home.device = 0;
-    }
-}
-
-#[inline(always)]
-const fn is_old(home: &Home, now: u32) -> bool {
-    now.wrapping_sub(home.last) > HOME_TICKS
 }
 
 /// Length of the packet that begins at `at`, or of the longest that a GSO packet becomes. What

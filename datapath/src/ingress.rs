@@ -342,7 +342,7 @@ fn known<F: Network, P: Packet, T: Tables<F>>(
 
 /// Reads a packet's tuple into `key`; false if it has none.
 #[inline(never)]
-pub(crate) fn read_key<F: Network, P: Packet>(
+pub fn read_key<F: Network, P: Packet>(
     packet: &P,
     key: &mut FlowKey<F::Address>,
     hook: u8,

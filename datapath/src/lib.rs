@@ -24,10 +24,12 @@ pub mod egress;
 pub mod encapsulation;
 pub mod flow;
 pub mod flow_cache;
+pub mod forward;
 pub mod fragment;
 pub mod frontend;
 pub mod hash;
 pub mod header;
+pub mod home;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod icmp;

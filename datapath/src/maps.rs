@@ -35,6 +35,9 @@
 //! | `FLOWCHANGES` | array of one | → when the agent changed rows of flows last |
 //! | `SEENSENDERS` | per-CPU array | last byte of a hardware address → `SeenSender` |
 //! | `CARRIED` | per-CPU array | `wire::Leg` → packets |
+//! | `HOMES4/6` | LRU hash | address of a pod → `Home` |
+//! | `LINKS` | per-CPU array of one | → hardware addresses that the packet under way gets |
+//! | `FORWARDED` | per-CPU array | `forward::Way` → packets |
 //! | `CAPTURE` | array of one | → `Capture` |
 //! | `SEEN` | perf event array | processor → ring of `Seen`, each before a frame; while somebody captures |
 //! | `LOST` | per-CPU array of one | → frames that a ring had no room for |
@@ -42,13 +45,12 @@
 //!
 //! beside `VTEPS4/6`, `SENDERS` and `TUNNELS` of the overlay object, where there is an overlay; and of
 //! the overlay object, which has `FLOWS4/6`, `PENDING4/6`, `FRAGMENTS4/6`, `DEVICES`, `DROPS`, `WALKS`,
-//! `SCRATCH4/6` and `MARKS` of its own:
+//! `SCRATCH4/6`, `HOMES4/6` and `MARKS` of its own:
 //!
 //! | map | type | key → value |
 //! |---|---|---|
 //! | `VTEPS4/6` | LPM trie | `NetworkKey` of a pod network → `Vtep` |
 //! | `SENDERS` | hash | `Sender` → 1 |
-//! | `HOMES4/6` | LRU hash | address of a pod → `Home` |
 //! | `TUNNELS` | array of one | → `Tunnel` |
 //! | `TRAFFIC` | per-CPU array of one | → `Traffic` |
 //! | `PROXYMARKS` | array of one | the proxy's `MARKS`, where there is a proxy |

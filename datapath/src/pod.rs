@@ -10,6 +10,7 @@ use crate::{
     flow_cache::{Common, Line},
     fragment::{FragmentKey, Ports},
     frontend::{AddressUse, Frontend, FrontendKey},
+    home::Home,
     nexthop::{NextHop, Uplink},
     policy::Policy,
     service::{Service, ServiceCounters, ServiceName},
@@ -17,7 +18,7 @@ use crate::{
     settings::Settings,
     socket::{Connected, Peer, PeerKey},
     source_range::{RangeKey, Source},
-    tunnel::{Home, NetworkKey, Sender, Traffic, Tunnel, Vtep},
+    tunnel::{NetworkKey, Sender, Traffic, Tunnel, Vtep},
 };
 
 macro_rules! pod {
@@ -70,7 +71,7 @@ pod! {
     Source<Ipv6>: 20,
     RangeKey<Ipv4>: 12,
     RangeKey<Ipv6>: 24,
-    Device: 32,
+    Device: 36,
     Settings: 32,
     Cover: 32,
     Policy: 60,

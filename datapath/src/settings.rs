@@ -31,7 +31,9 @@ pub struct Settings {
     pub new_flow_interval: u32,
     /// 1 if what is for a backend on a node that answers clients itself ([`crate::tunnel::Vtep`]) goes
     /// there as it is, and if this node does so (direct server return).
-    pub dsr: u32,
+    pub dsr: u16,
+    /// 1 if packets of known connections pass bridge and IP stack by ([`crate::forward`]).
+    pub fast_path: u16,
 }
 
 /// Whose `connect` and `sendmsg` calls the socket path translates.

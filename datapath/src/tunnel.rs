@@ -5,6 +5,7 @@ use crate::{
     address::{Address, Be16, Family, Ipv4, Ipv6, Mac, V4, V6},
     counter::{Hook, Reason},
     header::Network,
+    home::Homes,
     packet::Packet,
     vxlan::Outer,
 };
@@ -100,24 +101,6 @@ pub mod fast_path {
     pub const STRAIGHT: u8 = 2;
 }
 
-/// Value of the LRU tables `HOMES4/6`, keyed by a pod's address: where packets to it go past
-/// bridge and IP stack. Learned from what the pod sends. 16 bytes.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Home {
-    /// Interface index of the node's end of the pod's veth pair; zero while two devices say
-    /// that the address is theirs.
-    pub device: u32,
-    /// When the pod last sent something, in units of [`crate::flow::TICK_NS`].
-    pub last: u32,
-    pub mac: Mac,
-    pub pad: u16,
-}
-
-/// What is learned holds for this long without being said again, in [`crate::flow::TICK_NS`]: a
-/// packet sent to a device that is gone is lost, where the stack would look for the pod.
-pub const HOME_TICKS: u32 = 30;
-
 /// A family's part of a [`Tunnel`].
 pub trait Inner: Family {
     fn underlay(tunnel: &Tunnel) -> Self::Address;
@@ -175,15 +158,13 @@ impl<A: Address> NetworkKey<A> {
 }
 
 /// Access to the overlay's tables of one family.
-pub trait Tunnels<F: Network> {
+pub trait Tunnels<F: Network>: Homes<F> {
     fn tunnel(&mut self) -> Tunnel;
     /// Monotonic clock in units of [`crate::flow::TICK_NS`].
     fn now(&mut self) -> u32;
     /// The end of the tunnel to the narrowest network that holds the address.
     fn vtep(&mut self, destination: F::Address) -> Option<Vtep<F::Address>>;
     fn is_sender(&mut self, sender: Sender) -> bool;
-    fn home(&mut self, pod: F::Address) -> Option<&mut Home>;
-    fn settle(&mut self, pod: F::Address, home: Home);
     /// True if the Service proxy may have a row for packets on a [`crate::hash::way`], where they
     /// leave the node or leave it toward a pod.
     fn is_translated(&mut self, way: u32) -> bool;

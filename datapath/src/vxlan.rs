@@ -67,7 +67,7 @@ pub const OUTER: u32 = OVERHEAD + 12;
 pub const fn source_port(first: u16, last: u16, hash: u32) -> Be16 {
     let ports = last.wrapping_sub(first) as u64 + 1;
     let hash = hash ^ hash << 16;
-    Be16::new(first.wrapping_add((hash as u64 * ports >> 32) as u16))
+    Be16::new(first.wrapping_add(((hash as u64 * ports) >> 32) as u16))
 }
 
 impl Outer {

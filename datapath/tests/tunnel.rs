@@ -8,13 +8,14 @@ use datapath::{
     flow::Place,
     hash,
     header::tcp,
+    home::{HOME_TICKS, Home},
     host::{
         frame::{self, Sample},
         tunnel::{Framed, MemoryTunnels},
         verify::{Expect, checksums},
     },
     packet::Packet,
-    tunnel::{HOME_TICKS, Home, Inner, NetworkKey, Sender, Tunnel, Vtep, fast_path},
+    tunnel::{Inner, NetworkKey, Sender, Tunnel, Vtep, fast_path},
 };
 
 const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);

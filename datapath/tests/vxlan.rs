@@ -8,13 +8,14 @@ use datapath::{
     flow::Place,
     hash,
     header::tcp,
+    home::{HOME_TICKS, Home},
     host::{
         frame::{Datagram, Sample, icmp},
         tunnel::{Framed, MemoryTunnels, Refusal},
         verify::{Expect, checksums},
     },
     packet::Packet,
-    tunnel::{HOME_TICKS, Home, NetworkKey, Sender, Traffic, Tunnel, Vtep, fast_path},
+    tunnel::{NetworkKey, Sender, Traffic, Tunnel, Vtep, fast_path},
     vxlan::{self, OVERHEAD, SOURCE_PORTS},
 };
 

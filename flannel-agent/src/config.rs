@@ -11,6 +11,7 @@ use std::{
 };
 
 pub use agent_kit::{
+    fast_path::FastPath,
     log::LogFormat,
     output::{Output, OutputArgs},
     ports::{PortRange, ReservedPortsArgs},
@@ -410,15 +411,6 @@ pub enum Datapath {
     #[default]
     Ebpf,
     Kernel,
-}
-
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FastPath {
-    #[default]
-    Auto,
-    On,
-    Off,
 }
 
 /// A flag that is understood, and asks for what is not there, or for what cannot be.

@@ -44,6 +44,7 @@ pub fn check(args: &CheckArgs) -> Vec<Finding> {
     findings.extend(finding::forwarding());
     findings.push(ports(args));
     findings.push(rules());
+    findings.push(fast_path());
     findings.extend(xdp(args));
     findings
 }
@@ -97,7 +98,21 @@ fn xdp(args: &CheckArgs) -> Vec<Finding> {
     findings
 }
 
-/// What of netfilter or IPsec forwarded packets meet, and frames that are dealt with at XDP do not.
+/// What `--fast-path auto` would come to.
+fn fast_path() -> Finding {
+    const SUBJECT: &str = "fast path";
+    match passed_by() {
+        None => ok(SUBJECT, "nothing on this node filters, translates or encrypts"),
+        Some(obstacle) => {
+            let advice = "connections from outside take the way over IP stack and bridge, which costs time; \
+                          --fast-path on if the rules are none of theirs";
+            lacking(SUBJECT, Verdict::Warning, obstacle, advice)
+        }
+    }
+}
+
+/// What of netfilter or IPsec forwarded packets meet, and frames that are dealt with at XDP, or on the fast
+/// path, do not.
 fn passed_by() -> Option<String> {
     match netfilter::obstacles() {
         Ok(obstacles) => obstacles.forwarded.or_else(encryption),

@@ -13,6 +13,7 @@ use std::{
 
 use agent_kit::{bpf::XdpMode, kubernetes};
 pub use agent_kit::{
+    fast_path::FastPath,
     log::LogFormat,
     output::{Output, OutputArgs},
     ports::{PortRange, ReservedPortsArgs},
@@ -282,6 +283,10 @@ pub struct RunArgs {
     #[arg(skip)]
     #[serde(skip)]
     pub conntrack: Sysctls,
+    /// Whether packets of known connections from outside pass bridge and IP stack by, into the pod and out
+    /// again; auto: while nothing on the node filters, translates or encrypts there
+    #[arg(long, value_enum, default_value_t)]
+    pub fast_path: FastPath,
     /// Whether frames of flows that are known already are dealt with on uplinks before the kernel makes
     /// socket buffers of them, and by whom: the driver (native), or the kernel (generic), which is for
     /// trying; auto is native where the driver can, but not on an end of a veth pair, nor where rules of

@@ -7,7 +7,10 @@ use std::{
 };
 
 use agent_kit::attach;
-use datapath::{address::Mac, device::Device};
+use datapath::{
+    address::Mac,
+    device::{Device, way},
+};
 
 use crate::{
     config::{NodePortAddresses, PodLink},
@@ -97,6 +100,11 @@ pub fn roles(network: &Network, wish: &Wish) -> Roles {
             },
             bridge: bridge.copied().unwrap_or_default(),
             mac: link.mac,
+            way: match role {
+                Role::Uplink => way::OUT,
+                Role::Pod | Role::Port if leads_into_pod(link) => way::POD,
+                _ => way::NONE,
+            },
         };
         roles.has_uplink |= uplinks.contains(&link.index);
         roles.devices.insert(link.index, Attachment { name: link.name.clone(), role, device });
@@ -237,6 +245,11 @@ fn bridges(network: &Network, wish: &Wish, uplinks: &BTreeSet<u32>) -> BTreeMap<
     };
     let watched = network.links.iter().filter(|_| wish.at_bridges).filter(is_watched);
     watched.map(|bridge| (bridge.index, bridge.mac)).collect()
+}
+
+/// True if nothing lies between a device and the pod behind it but the pair of which it is an end.
+fn leads_into_pod(link: &Link) -> bool {
+    link.is_veth && link.peer_is_elsewhere && link.shaper.is_none()
 }
 
 fn is_pod_link(network: &Network, link: &Link, wanted: &PodLink) -> bool {

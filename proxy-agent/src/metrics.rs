@@ -454,6 +454,7 @@ impl Collector for Tables {
         self.encode_services(&mut encoder)?;
         self.encode_drops(&mut encoder)?;
         self.encode_carried(&mut encoder)?;
+        self.encode_forwarded(&mut encoder)?;
         self.encode_fill(&mut encoder)?;
         let problems = self.board.state().problems();
         let mut family = encoder.encode_descriptor(
@@ -545,6 +546,21 @@ impl Tables {
         )?;
         for (leg, count) in counters.carried() {
             let labels: Labels = vec![("leg", leg.label().into())];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn encode_forwarded(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let Some(counters) = &self.counters else { return Ok(()) };
+        let mut family = encoder.encode_descriptor(
+            "millrace_fast_path_packets",
+            "Packets that passed bridge and IP stack by",
+            None,
+            MetricType::Counter,
+        )?;
+        for (way, count) in counters.forwarded() {
+            let labels: Labels = vec![("to", way.name().into())];
             ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
         }
         Ok(())

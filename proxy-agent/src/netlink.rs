@@ -1,6 +1,6 @@
 //! Devices, addresses and default routes of this network namespace, and word of their changes.
 
-use std::{io, net::IpAddr};
+use std::{collections::BTreeMap, io, net::IpAddr};
 
 use agent_kit::{
     netlink::{default_devices, own_address},
@@ -13,6 +13,7 @@ use netlink_packet_route::{
     address::{AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
     route::RouteMessage,
+    tc::{TcAttribute, TcMessage},
 };
 use rtnetlink::Handle;
 
@@ -42,6 +43,8 @@ pub struct Link {
     /// The bridge it is a port of, or the bond it is a member of.
     pub bridge: Option<u32>,
     pub mac: Mac,
+    /// What delays or limits packets there (tc-bandwidth and the like).
+    pub shaper: Option<String>,
 }
 
 /// An address of a device.
@@ -124,11 +127,32 @@ async fn list(handle: &Handle) -> Result<Network, NetlinkError> {
                 .extend(default_devices(&route).into_iter().map(|device| (family, device)));
         }
     }
+    let mut shapers = BTreeMap::new();
+    let mut disciplines = handle.qdisc().get().execute();
+    while let Some(found) = disciplines.try_next().await.map_err(failed("queueing disciplines"))? {
+        shapers.extend(shaper(&found));
+    }
+    let link = |message: &LinkMessage| {
+        let link = link(message);
+        Link { shaper: shapers.get(&link.index).cloned(), ..link }
+    };
     Ok(Network {
         links: links.iter().map(link).collect(),
         addresses: addresses.iter().filter_map(address).collect(),
         default_routes,
     })
+}
+
+/// A queueing discipline that may delay or limit packets, by its device: all but those that only send, and the
+/// place of programs, `clsact`. With `ingress`, what enters is handed to another device that has one.
+fn shaper(message: &TcMessage) -> Option<(u32, String)> {
+    const PLAIN: [&str; 6] = ["noqueue", "clsact", "pfifo_fast", "fq_codel", "mq", "fq"];
+    let kind = message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind),
+        _ => None,
+    })?;
+    let device = u32::try_from(message.header.index).ok()?;
+    (!PLAIN.contains(&kind.as_str())).then(|| (device, kind.clone()))
 }
 
 fn link(message: &LinkMessage) -> Link {

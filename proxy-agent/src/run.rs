@@ -308,6 +308,7 @@ enum Due {
     Later,
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 struct Agent {
     args: RunArgs,
     source: Source,
@@ -340,6 +341,8 @@ struct Agent {
     foreign_proxy: bool,
     /// Why what leaves toward pods cannot be seen at their bridges.
     obstacle: Option<String>,
+    /// Whether packets of known connections pass bridge and IP stack by.
+    fast_path: bool,
     /// What in netfilter or of IPsec forwarded packets meet, as it was seen last.
     rules: Option<String>,
     wires: Wires,
@@ -437,6 +440,7 @@ impl Agent {
             conntrack,
             foreign_proxy,
             obstacle: None,
+            fast_path: false,
             rules: None,
             wires,
             nodes,
@@ -460,6 +464,7 @@ impl Agent {
             };
         }
         wanted.dsr = (self.args.dsr && self.sees_tunnels()).into();
+        wanted.fast_path = self.fast_path.into();
         if let Some(&address) = self.roles.node_addresses.first() {
             wanted.node_hash = settings::node_hash(address);
         }
@@ -527,28 +532,32 @@ impl Agent {
             None => "at bridges: nothing on this node filters or translates".to_owned(),
             Some(obstacle) => format!("at each pod's device: {obstacle}"),
         };
-        self.rules = if self.args.xdp == Xdp::Off {
-            None
-        } else {
-            obstacle.clone().or_else(check::encryption)
-        };
+        let met = obstacle.clone().or_else(check::encryption);
+        let (fast_path, said) = self.args.fast_path.judge(met.as_deref());
+        self.fast_path = fast_path;
+        self.rules = met.filter(|_| self.args.xdp != Xdp::Off);
         self.obstacle = obstacle;
-        let told = &mut self.board.state().pod_egress;
-        let is_news = *told != place;
-        if is_news {
-            info!("what leaves toward pods is seen {place}");
-            *told = place;
+        let state = &mut self.board.state();
+        if state.fast_path != said {
+            info!("fast path {said}");
         }
+        let is_news = state.pod_egress != place || state.fast_path != said;
+        if state.pod_egress != place {
+            info!("what leaves toward pods is seen {place}");
+        }
+        (state.pod_egress, state.fast_path) = (place, said);
         is_news
     }
 
-    /// Has what leaves toward pods seen at each pod's device from now on, since nobody will move
-    /// the hooks there when rules come. Where replies are rewritten as they enter a bridge, rules
+    /// Has packets meet bridge and IP stack from now on, unless told otherwise, and what leaves toward pods seen
+    /// at each pod's device, since nobody will see to it when rules come. Where replies are rewritten as they enter a bridge, rules
     /// with connection tracking take each for a connection of its own, from the Service to the pod;
     /// once the programs are gone, the pod's next datagram would count as its answer.
     fn leave_bridges(&mut self) {
+        const NOBODY: &str = "no agent looks for rules";
+        self.fast_path = self.args.fast_path.judge(Some(NOBODY)).0;
         if self.obstacle.is_none() {
-            self.obstacle = Some("no agent looks for rules".into());
+            self.obstacle = Some(NOBODY.into());
             self.place();
         }
     }

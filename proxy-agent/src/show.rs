@@ -18,6 +18,7 @@ use datapath::{
     address::{Ipv4, Ipv6},
     counter::{Hook, Reason},
     flow::{Flow, FlowKey},
+    forward::Way,
     service::{ServiceCounters, ServiceName},
     socket::Connected,
     wire::Leg,
@@ -75,6 +76,7 @@ pub struct Counters {
     services: ArrayView<ServiceCounters>,
     drops: Option<Drops>,
     carried: Option<Counts>,
+    forwarded: Option<Counts>,
 }
 
 impl std::fmt::Debug for Counters {
@@ -91,6 +93,7 @@ impl Counters {
             services,
             drops: Drops::open(maps).ok(),
             carried: Counts::open(maps, "CARRIED").ok(),
+            forwarded: Counts::open(maps, "FORWARDED").ok(),
         })
     }
 
@@ -114,6 +117,12 @@ impl Counters {
     pub fn carried(&self) -> Vec<(Leg, u64)> {
         let carried = self.carried.iter();
         carried.flat_map(|counts| Leg::ALL.map(|leg| (leg, counts.sum(leg as u32)))).collect()
+    }
+
+    /// Packets that passed bridge and IP stack by.
+    pub fn forwarded(&self) -> Vec<(Way, u64)> {
+        let forwarded = self.forwarded.iter();
+        forwarded.flat_map(|counts| Way::ALL.map(|way| (way, counts.sum(way as u32)))).collect()
     }
 
     /// Of each hook and reason.

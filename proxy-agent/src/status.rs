@@ -169,6 +169,9 @@ pub struct Status {
     pub new_flows: NewFlowsStatus,
     /// Where the programs see what leaves toward pods, and why there.
     pub pod_egress: String,
+    /// Whether packets of known connections pass bridge and IP stack by, and why.
+    #[serde(default)]
+    pub fast_path: String,
     /// Whether this node answers clients of its backends that came by another node.
     #[serde(default)]
     pub answers: bool,
@@ -197,6 +200,7 @@ pub struct State {
     pub nat_ports: String,
     pub new_flows_per_source: u32,
     pub pod_egress: String,
+    pub fast_path: String,
     pub answers: bool,
     pub xdp: Vec<XdpStatus>,
     pub is_synced: bool,
@@ -273,6 +277,7 @@ impl Board {
             nat_ports: state.nat_ports.clone(),
             new_flows: NewFlowsStatus { per_source: state.new_flows_per_source, refused: 0 },
             pod_egress: state.pod_egress.clone(),
+            fast_path: state.fast_path.clone(),
             answers: state.answers,
             xdp: state.xdp.clone(),
             attachments: Vec::new(),

@@ -44,15 +44,6 @@ const L2_SHIFT: u64 = 56;
 /// own. Nobody else sees it.
 const SENT: u32 = 0x4d52_0001;
 
-/// The begin of a frame: link layer, and three words of the packet. 26 bytes.
-#[repr(C, packed(2))]
-struct Begin {
-    to: Mac,
-    from: Mac,
-    kind: u16,
-    words: [u32; 3],
-}
-
 /// True for a frame of a VLAN, which is for another device than the one it is seen on.
 #[inline(always)]
 pub fn is_tagged(context: &TcContext) -> bool {
@@ -82,14 +73,7 @@ impl Frame for Skb<'_> {
 
     #[inline(always)]
     fn store_hardware(&mut self, to: Mac, from: Mac, words: [u32; 3]) -> Option<()> {
-        // SAFETY: the kernel's context.
-        let kind = unsafe { (*self.context.skb.skb).protocol } as u16;
-        let begin = Begin { to, from, kind, words };
-        let skb = self.context.as_ptr().cast();
-        let (from, length) = ((&raw const begin).cast(), size_of::<Begin>() as u32);
-        // SAFETY: the helper checks the bounds of the packet; the structure has these bytes.
-        let result = unsafe { helper::bpf_skb_store_bytes(skb, 0, from, length, 0) };
-        (result == 0).then_some(())
+        self.store_begin(to, from, words)
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@
 mod drops;
 mod flows;
 mod frame;
+mod homes;
 mod life;
 mod linear;
 mod map;

@@ -9,6 +9,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use datapath::{
+    address::Mac,
     header::Network,
     packet::{Covers, Packet},
 };
@@ -55,6 +56,15 @@ pub fn is_for_this_node(context: &TcContext) -> bool {
     unsafe { (*context.skb.skb).pkt_type == PACKET_HOST }
 }
 
+/// The begin of a frame: link layer, and three words of the packet. 26 bytes.
+#[repr(C, packed(2))]
+struct Begin {
+    to: Mac,
+    from: Mac,
+    kind: u16,
+    words: [u32; 3],
+}
+
 /// A packet on a device.
 pub struct Skb<'a> {
     pub context: &'a TcContext,
@@ -88,6 +98,19 @@ impl<'a> Skb<'a> {
         let skb = self.context.as_ptr().cast();
         // SAFETY: the helper checks the bounds of the packet; the bytes are the caller's word.
         done(unsafe { helper::bpf_skb_store_bytes(skb, ETHERNET + offset, from, length, 0) })
+    }
+
+    /// Writes the hardware addresses of the frame, destination and source, and behind its type the first three
+    /// words of the packet.
+    #[inline(always)]
+    pub fn store_begin(&mut self, to: Mac, from: Mac, words: [u32; 3]) -> Option<()> {
+        // SAFETY: the kernel's context.
+        let kind = unsafe { (*self.context.skb.skb).protocol } as u16;
+        let begin = Begin { to, from, kind, words };
+        let skb = self.context.as_ptr().cast();
+        let (from, length) = ((&raw const begin).cast(), size_of::<Begin>() as u32);
+        // SAFETY: the helper checks the bounds of the packet; the structure has these bytes.
+        done(unsafe { helper::bpf_skb_store_bytes(skb, 0, from, length, 0) })
     }
 
     /// Sends the packet over its device to where it came from: out of it, or, with

@@ -2,50 +2,53 @@
 //! they are for, stand in the crate `datapath`.
 
 use aya_ebpf::{
-    bindings::BPF_ANY,
-    btf_maps::{Array, LruHashMap, PerCpuArray},
+    btf_maps::{Array, PerCpuArray},
     macros::btf_map,
 };
 use datapath::{
-    address::{Ipv4, Ipv6, V4, V6},
+    address::{V4, V6},
     counter::{Hook, Reason},
-    maps::{HOMES_CAPACITY, MARKS_LEN},
-    tunnel::{Home, Sender, Traffic, Tunnel, Tunnels, Vtep},
+    home::{Home, Homes},
+    maps::MARKS_LEN,
+    tunnel::{Sender, Traffic, Tunnel, Tunnels, Vtep},
 };
 
 use crate::{
     drops,
     flows::now,
+    homes::{self, HomeMaps},
     maps,
     marks::is_set,
     nodes::{NodeMaps, is_sender, tunnel, vtep},
 };
 
-type Homes<A> = LruHashMap<A, Home, HOMES_CAPACITY>;
-
 maps! {
-    HOMES4: Homes<Ipv4>,
-    HOMES6: Homes<Ipv6>,
     TRAFFIC: PerCpuArray<Traffic, 1>,
     /// `MARKS` of the proxy's object, where there is one.
     PROXYMARKS: Array<[u8; MARKS_LEN], 1>,
 }
 
 /// The maps of one family.
-pub trait FamilyMaps: NodeMaps {
-    const HOMES: &'static Homes<Self::Address>;
-}
+pub trait FamilyMaps: NodeMaps + HomeMaps {}
 
-impl FamilyMaps for V4 {
-    const HOMES: &'static Homes<Ipv4> = &HOMES4;
-}
+impl FamilyMaps for V4 {}
 
-impl FamilyMaps for V6 {
-    const HOMES: &'static Homes<Ipv6> = &HOMES6;
-}
+impl FamilyMaps for V6 {}
 
 /// The maps.
 pub struct Maps;
+
+impl<F: FamilyMaps> Homes<F> for Maps {
+    #[inline(always)]
+    fn home(&mut self, pod: F::Address) -> Option<&mut Home> {
+        homes::home::<F>(pod)
+    }
+
+    #[inline(always)]
+    fn settle(&mut self, pod: F::Address, home: Home) {
+        homes::settle::<F>(pod, home);
+    }
+}
 
 impl<F: FamilyMaps> Tunnels<F> for Maps {
     #[inline(always)]
@@ -66,18 +69,6 @@ impl<F: FamilyMaps> Tunnels<F> for Maps {
     #[inline(always)]
     fn is_sender(&mut self, sender: Sender) -> bool {
         is_sender(sender)
-    }
-
-    #[inline(always)]
-    fn home(&mut self, pod: F::Address) -> Option<&mut Home> {
-        // SAFETY: a row's fields are plain numbers, each of which stands for itself.
-        F::HOMES.get_ptr_mut(&pod).and_then(|row| unsafe { row.as_mut() })
-    }
-
-    #[inline(always)]
-    fn settle(&mut self, pod: F::Address, home: Home) {
-        // An LRU map makes room; where it cannot, the stack carries the packets.
-        let _ = F::HOMES.insert(&pod, &home, BPF_ANY as u64);
     }
 
     #[inline(always)]

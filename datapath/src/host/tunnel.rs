@@ -7,8 +7,9 @@ use crate::{
     address::{Address, Mac},
     counter::{Hook, Reason},
     header::Network,
+    home::{Home, Homes},
     packet::{Covers, Packet},
-    tunnel::{Frame, Home, Inner, NetworkKey, Sender, Traffic, Tunnel, Tunnels, Vtep},
+    tunnel::{Frame, Inner, NetworkKey, Sender, Traffic, Tunnel, Tunnels, Vtep},
     vxlan::{OVERHEAD, Outer},
 };
 
@@ -207,6 +208,16 @@ impl<F: Network> Default for MemoryTunnels<F> {
     }
 }
 
+impl<F: Network> Homes<F> for MemoryTunnels<F> {
+    fn home(&mut self, pod: F::Address) -> Option<&mut Home> {
+        self.homes.get_mut(&pod)
+    }
+
+    fn settle(&mut self, pod: F::Address, home: Home) {
+        self.homes.insert(pod, home);
+    }
+}
+
 impl<F: Network> Tunnels<F> for MemoryTunnels<F> {
     fn tunnel(&mut self) -> Tunnel {
         self.tunnel
@@ -223,14 +234,6 @@ impl<F: Network> Tunnels<F> for MemoryTunnels<F> {
 
     fn is_sender(&mut self, sender: Sender) -> bool {
         self.senders.contains(&sender)
-    }
-
-    fn home(&mut self, pod: F::Address) -> Option<&mut Home> {
-        self.homes.get_mut(&pod)
-    }
-
-    fn settle(&mut self, pod: F::Address, home: Home) {
-        self.homes.insert(pod, home);
     }
 
     fn is_translated(&mut self, way: u32) -> bool {

@@ -499,22 +499,21 @@ fn state(
     (vxlan, config, uplink): (&Vxlan, &NetConfig, &Uplink),
     listing: &Listing,
 ) -> FastPathState {
-    let off = |said| FastPathState { said, ..FastPathState::default() };
-    let (said, rules) = match wanted {
-        FastPath::Off => return off("off, as told".into()),
-        FastPath::On => ("on, as told", None),
-        FastPath::Auto => match netfilter::obstacles() {
-            Err(err) => return off(format!("off: netfilter cannot be asked: {err}")),
-            Ok(Obstacles { forwarded: Some(obstacle), .. }) => {
-                return off(format!("off: {obstacle}"));
-            }
-            Ok(Obstacles { forwarded: None, local }) => {
-                ("on, nothing on this node filters or translates", local)
-            }
-        },
+    let mut rules = None;
+    let obstacle = match (wanted, netfilter::obstacles()) {
+        (FastPath::Auto, Ok(Obstacles { forwarded, local })) => {
+            rules = local;
+            forwarded
+        }
+        (FastPath::Auto, Err(err)) => Some(format!("netfilter cannot be asked: {err}")),
+        _ => None,
     };
+    let (is_on, said) = wanted.judge(obstacle.as_deref());
+    if !is_on {
+        return FastPathState { said, ..FastPathState::default() };
+    }
     match rules.or_else(|| hindrance(vxlan, config, uplink, listing)) {
-        None => FastPathState { is_on: true, encapsulates: true, said: said.into() },
+        None => FastPathState { is_on: true, encapsulates: true, said },
         Some(reason) => {
             let said = format!("{said}; tunnels by the device: {reason}");
             FastPathState { is_on: true, encapsulates: false, said }

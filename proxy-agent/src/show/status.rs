@@ -50,6 +50,7 @@ fn pinned(bpffs: &Path, agent: SocketAddr) -> Result<Status, ShowError> {
         nat_ports: String::new(),
         new_flows: NewFlowsStatus::default(),
         pod_egress: String::new(),
+        fast_path: String::new(),
         answers: false,
         xdp: Vec::new(),
         attachments: attachments(bpffs)?,
@@ -174,6 +175,7 @@ fn head(status: &Status) -> String {
         ));
     }
     lines.push(format!("to pods    seen {}", status.pod_egress));
+    lines.push(format!("fast path  {}", status.fast_path));
     if status.answers {
         lines.push(
             "clients    answered by the nodes of backends, where these do so too; `flannel-agent \

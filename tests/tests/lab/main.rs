@@ -36,6 +36,7 @@ mod device;
 mod echo;
 mod etcd;
 mod exposition;
+mod fast_path;
 mod flood;
 mod health_check;
 mod inspect;

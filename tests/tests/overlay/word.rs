@@ -40,7 +40,7 @@ impl Word {
         self.say(1);
     }
 
-    pub(crate) fn say(&self, dsr: u32) {
+    pub(crate) fn say(&self, dsr: u16) {
         let maps = self.pin.parent().expect("a directory");
         let mut table = ok(MapTable::open(maps, "SETTINGS"));
         ok(table.insert(&0_u32, &Settings { dsr, ..Settings::default() }));

@@ -10,12 +10,13 @@ use datapath::{
     flow::Place,
     hash,
     header::tcp,
+    home::Home,
     host::{
         frame::{Datagram, Sample},
         tunnel::{Framed, MemoryTunnels, Refusal},
     },
     maps::MARKS_LEN,
-    tunnel::{Home, Inner, NetworkKey, Sender, Traffic, Tunnel, Vtep, fast_path},
+    tunnel::{Inner, NetworkKey, Sender, Traffic, Tunnel, Vtep, fast_path},
     vxlan::OVERHEAD,
 };
 
