@@ -72,7 +72,11 @@ fn leads<F: Forwarded>(skb: *mut __sk_buff) -> u32 {
     let context = &TcContext::new(skb);
     let packet = &Skb::new(context);
     // SAFETY: the kernel's context.
-    let (here, segment) = unsafe { ((*skb).ifindex, (*skb).gso_size) };
+    let (here, segment, tagged) = unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present) };
+    // What has a VLAN is for another device than the one it is seen on.
+    if tagged != 0 {
+        return 0;
+    }
     let Some(header) = F::header(packet, 0) else { return 0 };
     let Some(length) = forward::length::<F, _>(packet, &header, segment) else { return 0 };
     let mut way = route::nowhere();

@@ -277,21 +277,21 @@ fn is_for_a_port(skb: *mut __sk_buff) -> bool {
     device.bridge != Mac::default() && to != device.bridge && !is_for_this_node(context)
 }
 
-/// A packet leaves where it entered.
+/// A packet that has entered by one hook leaves, as by another.
 #[inline(always)]
-fn crosses<F: FamilyMaps>(skb: *mut __sk_buff, hook: Hook) -> u32 {
+fn crosses<F: FamilyMaps>(skb: *mut __sk_buff, entered: Hook, leaves: Hook) -> u32 {
     let context = &TcContext::new(skb);
     let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
-    let verdict = egress::<F, _, _>(&mut skb, &mut maps, hook);
-    act(&mut skb, &mut maps, hook, verdict) as u32
+    let verdict = egress::<F, _, _>(&mut skb, &mut maps, leaves);
+    act(&mut skb, &mut maps, entered, verdict) as u32
 }
 
 global! {
     is_handed_on(skb: *mut __sk_buff) = is_for_a_port(skb).into();
-    cross4(skb: *mut __sk_buff) = crosses::<V4>(skb, Hook::PodIngress);
-    cross6(skb: *mut __sk_buff) = crosses::<V6>(skb, Hook::PodIngress);
-    turn4(skb: *mut __sk_buff) = crosses::<V4>(skb, Hook::UplinkEgress);
-    turn6(skb: *mut __sk_buff) = crosses::<V6>(skb, Hook::UplinkEgress);
+    cross4(skb: *mut __sk_buff) = crosses::<V4>(skb, Hook::PodIngress, Hook::PodIngress);
+    cross6(skb: *mut __sk_buff) = crosses::<V6>(skb, Hook::PodIngress, Hook::PodIngress);
+    turn4(skb: *mut __sk_buff) = crosses::<V4>(skb, Hook::UplinkIngress, Hook::UplinkEgress);
+    turn6(skb: *mut __sk_buff) = crosses::<V6>(skb, Hook::UplinkIngress, Hook::UplinkEgress);
 }
 
 /// Refuses a packet that leaves for a frontend without a way to it, or one that admits no such

@@ -50,6 +50,7 @@ mod source_rate;
 
 mod differential;
 mod differential_masq;
+mod forward;
 mod frame;
 #[allow(dead_code, reason = "the comparison asks less of it than the cases do")]
 #[path = "../../../datapath/tests/engine/machine.rs"]

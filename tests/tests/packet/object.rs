@@ -115,6 +115,8 @@ impl Object {
                 "FLOWCHANGES",
                 "FLOWCOMMON4",
                 "FLOWCOMMON6",
+                "HOMES4",
+                "HOMES6",
                 "TUNNELS",
                 "VTEPS4",
                 "VTEPS6",
@@ -261,6 +263,7 @@ impl Loaded {
 /// Size of `struct __sk_buff`, and where fields stand in it.
 const CONTEXT: usize = 192;
 const MARK: usize = 8;
+const IFINDEX: usize = 40;
 const GSO_SIZE: usize = 176;
 
 /// Runs a program on a frame that has a mark, which is then the one that the frame left with; what it
@@ -303,6 +306,24 @@ pub(crate) fn test_run_segmented(
 
 /// Runs a program on a frame that came in by a device of the caller's namespace; what it returned,
 /// and what the frame is then.
+pub(crate) fn test_run_at(program: &SchedClassifier, device: u32, frame: &[u8]) -> (i32, Vec<u8>) {
+    let mut context = [0; CONTEXT];
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&device.to_ne_bytes());
+    let mut out = vec![0; frame.len() + 256];
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            repeat: 1,
+            ..TestRunOptions::default()
+        })
+        .unwrap_or_else(|err| panic!("test run of {} bytes: {err:?}", frame.len()));
+    out.truncate(result.data_size_out as usize);
+    (result.return_value.cast_signed(), out)
+}
+
+/// The same of a program on the wire.
 pub(crate) fn test_run_wire(program: &Xdp, device: u32, frame: &[u8]) -> (u32, Vec<u8>) {
     // `struct xdp_md`: where data begins, ends, and what stands before it; the device and its queue;
     // the device that it leaves by.

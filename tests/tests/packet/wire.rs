@@ -50,7 +50,7 @@ const XDP_REDIRECT: u32 = 4;
 const TCP: u8 = protocol::TCP;
 const UDP: u8 = protocol::UDP;
 
-trait Family: Side + machine::Side {}
+pub(crate) trait Family: Side + machine::Side {}
 
 impl Family for V4 {}
 impl Family for V6 {}
@@ -61,8 +61,8 @@ type Ways<F> = PerCpuArray<MapData, Row<NextHop<<F as datapath::address::Family>
 type Change<A> = (&'static str, fn(&mut Flow<A>));
 
 /// The loaded program and the engine in memory, with the same tables.
-struct Pair<F: Family> {
-    scene: Scene<F>,
+pub(crate) struct Pair<F: Family> {
+    pub(crate) scene: Scene<F>,
     flows: Rows<Key<F>, Flow<F::Address>>,
     copies: Rows<u32, Line<F::Address>>,
     commons: Rows<u32, Common<F::Address>>,
@@ -94,7 +94,7 @@ impl<F: Family> Drop for Pair<F> {
 }
 
 impl<F: Family> Pair<F> {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let loaded = Loaded::take(Object::Proxy, Sizes::default());
         let uplinks = Uplinks::new();
         let of_family = |name: &str| loaded.map(&format!("{name}{}", F::SUFFIX));
@@ -152,7 +152,7 @@ impl<F: Family> Pair<F> {
         pair
     }
 
-    fn loaded(&self) -> &Loaded {
+    pub(crate) fn loaded(&self) -> &Loaded {
         self.loaded.as_ref().expect("given back at the end only")
     }
 
@@ -218,7 +218,7 @@ impl<F: Family> Pair<F> {
     }
 
     /// Changes a row.
-    fn change(&mut self, key: &Key<F>, change: impl FnOnce(&mut Flow<F::Address>)) {
+    pub(crate) fn change(&mut self, key: &Key<F>, change: impl FnOnce(&mut Flow<F::Address>)) {
         let row = self.scene.row(key);
         change(row);
         write(&mut self.flows, *key, *row);
