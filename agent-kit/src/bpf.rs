@@ -26,6 +26,7 @@ mod command {
     pub(super) const OBJ_GET: c_int = 7;
     pub(super) const PROG_TEST_RUN: c_int = 10;
     pub(super) const OBJ_GET_INFO_BY_FD: c_int = 15;
+    pub(super) const PROG_QUERY: c_int = 16;
     pub(super) const MAP_LOOKUP_BATCH: c_int = 24;
     pub(super) const MAP_UPDATE_BATCH: c_int = 26;
     pub(super) const LINK_CREATE: c_int = 28;
@@ -411,6 +412,52 @@ pub fn link_create_tcx(
         expected_revision: 0,
     };
     bpf(command::LINK_CREATE, &mut attr).map(owned)
+}
+
+/// The ids of all programs that are attached to a device by tcx, whoever has attached them; none where the
+/// kernel has no tcx.
+pub fn tcx_programs(ifindex: u32) -> io::Result<Vec<u32>> {
+    /// More than there ever are on a device.
+    const MOST: usize = 64;
+    let mut found = Vec::new();
+    for attach_type in [attach_type::TCX_INGRESS, attach_type::TCX_EGRESS] {
+        let mut ids = [0_u32; MOST];
+        let mut attr = ProgQueryAttr {
+            target: ifindex,
+            attach_type,
+            query_flags: 0,
+            attach_flags: 0,
+            ids: ids.as_mut_ptr() as u64,
+            count: MOST as u32,
+            pad: 0,
+            prog_attach_flags: 0,
+            link_ids: 0,
+            link_attach_flags: 0,
+            revision: 0,
+        };
+        match bpf(command::PROG_QUERY, &mut attr) {
+            Ok(_) => found.extend(&ids[..MOST.min(attr.count as usize)]),
+            Err(err) if err.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(found)
+}
+
+/// `struct { } query` of `union bpf_attr`.
+#[repr(C)]
+struct ProgQueryAttr {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 /// By whom an XDP program is run: `XDP_FLAGS_DRV_MODE` and `XDP_FLAGS_SKB_MODE`.

@@ -61,6 +61,20 @@ pub fn filters_of<'a>(devices: impl Iterator<Item = (u32, &'a str)>) -> io::Resu
     Ok(filters)
 }
 
+/// True if a device has a filter that is none of ours.
+pub fn has_others(ifindex: u32) -> io::Result<bool> {
+    let mut dump = Dump::open(None)?;
+    let mut found = false;
+    for (_, parent) in PARENTS {
+        dump.ask(RTM_GETTFILTER, &request(ifindex, parent), RTM_NEWTFILTER, |message| {
+            // A row without a handle tells of the list alone.
+            let handle = u32_at(message, 8).unwrap_or(0);
+            found |= handle != 0 && handle != u32::from(HANDLE);
+        })?;
+    }
+    Ok(found)
+}
+
 /// Word that filters, or what they hang on, were removed. Needs a tokio runtime.
 pub fn notices() -> io::Result<Word> {
     Word::of(None, TC_GROUP, is_removal)

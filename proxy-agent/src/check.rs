@@ -1,6 +1,7 @@
 //! `proxy-agent check`: what this node lacks, and what that costs.
 
 use std::{
+    collections::BTreeSet,
     env,
     path::{Path, PathBuf},
     process::Command,
@@ -68,6 +69,7 @@ fn xdp(args: &CheckArgs) -> Vec<Finding> {
         pod_link: PodLink::None,
         node_addresses: Vec::new(),
         at_bridges: false,
+        guarded: BTreeSet::new(),
     };
     let roles = roles(&network, &wish);
     let rules = passed_by();

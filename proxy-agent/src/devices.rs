@@ -61,6 +61,8 @@ pub struct Wish {
     /// What goes from port to port of a bridge of pods passes no rules of netfilter, which would
     /// have to see a reply's source as the backend sent it.
     pub at_bridges: bool,
+    /// Devices on which others have a say ([`crate::guard`]).
+    pub guarded: BTreeSet<u32>,
 }
 
 /// Decides.
@@ -102,7 +104,7 @@ pub fn roles(network: &Network, wish: &Wish) -> Roles {
             mac: link.mac,
             way: match role {
                 Role::Uplink => way::OUT,
-                Role::Pod | Role::Port if leads_into_pod(link) => way::POD,
+                Role::Pod | Role::Port if leads_into_pod(network, link, wish) => way::POD,
                 _ => way::NONE,
             },
         };
@@ -247,9 +249,16 @@ fn bridges(network: &Network, wish: &Wish, uplinks: &BTreeSet<u32>) -> BTreeMap<
     watched.map(|bridge| (bridge.index, bridge.mac)).collect()
 }
 
-/// True if nothing lies between a device and the pod behind it but the pair of which it is an end.
-fn leads_into_pod(link: &Link) -> bool {
-    link.is_veth && link.peer_is_elsewhere && link.shaper.is_none()
+/// True if nothing has a say between the kernel's routing and the pod behind a device: it is an end of a pair,
+/// by itself or a port of a bridge, and neither is guarded.
+fn leads_into_pod(network: &Network, link: &Link, wish: &Wish) -> bool {
+    let is_free = |index: u32| !wish.guarded.contains(&index);
+    let is_free_bridge = |index: u32| {
+        let found = network.links.iter().find(|link| link.index == index);
+        found.is_some_and(|link| link.is_bridge) && is_free(index)
+    };
+    let is_end = link.is_veth && link.peer_is_elsewhere;
+    is_end && is_free(link.index) && link.bridge.is_none_or(is_free_bridge)
 }
 
 fn is_pod_link(network: &Network, link: &Link, wanted: &PodLink) -> bool {
@@ -328,6 +337,7 @@ mod tests {
             pod_link: PodLink::Auto,
             node_addresses: Vec::new(),
             at_bridges: false,
+            guarded: BTreeSet::new(),
         }
     }
 

@@ -16,6 +16,7 @@ pub mod directory;
 pub mod documents;
 pub mod doubt;
 pub mod events;
+pub mod guard;
 pub mod health;
 pub mod health_checks;
 pub mod init;

@@ -2,6 +2,7 @@
 //! should be, and leaves all of it in place when it ends, however it ends.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::IpAddr,
     path::PathBuf,
@@ -37,12 +38,12 @@ use crate::{
     attach::{self, DEVICE_HOOKS},
     check,
     compile::NodeFacts,
-    config::{ConfigError, OnRemovedEndpoint, PodLink, RunArgs, SocketLb, Xdp},
+    config::{ConfigError, FastPath, OnRemovedEndpoint, PodLink, RunArgs, SocketLb, Xdp},
     conntrack::{Conntrack, SetError},
     desired::Desired,
     devices::{Attachment, Role, Roles, Wish, health_check_addresses, node_port_addresses, roles},
     events::Happening,
-    health,
+    guard, health,
     health_checks::{HealthChecks, Where},
     kube_proxy::KubeProxyConfig,
     loads::{self, LoadsError},
@@ -351,6 +352,8 @@ struct Agent {
     sockets_attached: bool,
     /// Devices and addresses as they were listed last.
     network: Network,
+    /// Devices toward pods on which others have a say, and which.
+    guards: BTreeMap<u32, String>,
     /// Addresses that a flag or the Node object tells.
     node_addresses: Vec<IpAddr>,
 }
@@ -446,6 +449,7 @@ impl Agent {
             nodes,
             sockets_attached: false,
             network: Network::default(),
+            guards: BTreeMap::new(),
             node_addresses,
         };
         agent.reserve_ports();
@@ -509,6 +513,7 @@ impl Agent {
     async fn list_devices(&mut self, netlink: &Netlink) {
         match netlink.list().await {
             Ok(network) => {
+                self.guards = self.look_for_guards(&network);
                 self.network = network;
                 self.board.set_problems("netlink", Vec::new());
                 self.place();
@@ -519,6 +524,21 @@ impl Agent {
                 self.board.set_problems("netlink", vec![problem]);
             }
         }
+    }
+
+    /// What others have on devices toward pods, as far as it matters.
+    fn look_for_guards(&self, network: &Network) -> BTreeMap<u32, String> {
+        if self.args.fast_path == FastPath::Off {
+            return BTreeMap::new();
+        }
+        let guards = guard::guards(network, &self.args.pins.bpffs);
+        for (index, reason) in guards.iter().filter(|&(index, _)| !self.guards.contains_key(index))
+        {
+            let name = network.links.iter().find(|link| link.index == *index);
+            let device = name.map(|link| link.name.as_str()).unwrap_or_default();
+            info!(device, "not on the fast path: {reason}");
+        }
+        guards
     }
 
     /// Rules that see what goes from port to port of a bridge see replies there, too, and must not
@@ -570,6 +590,7 @@ impl Agent {
             pod_link: self.args.pod_link.clone(),
             node_addresses: self.node_addresses.clone(),
             at_bridges: self.obstacle.is_none(),
+            guarded: self.guards.keys().copied().collect(),
         };
         self.roles = roles(&self.network, &wish);
         self.applier.masquerade(self.roles.masquerade_addresses());

@@ -1,7 +1,17 @@
 //! Known connections from outside past bridge and IP stack: into the pod, to another node, and back; and by
 //! the stack as soon as anything on the node has a say.
 
-use agent_kit::counts::Counts;
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use agent_kit::{
+    bpf::{self, Place, attach_type},
+    counts::Counts,
+    object, program,
+};
+use aya::Ebpf;
 use datapath::forward::{FORWARDED_LEN, Way};
 use lab::{
     agent::SocketLb,
@@ -12,6 +22,7 @@ use crate::{
     change::load_of_tcp,
     cluster::{Cluster, Plan, eventually, ok},
     service::{FAMILIES, Target, expose},
+    wired::index,
 };
 
 const BYTES: u64 = 4 << 20;
@@ -164,4 +175,48 @@ fn what_was_learned_of_a_pod_is_not_another_ones() {
     ok(cluster.lab.shell("node1", "ip neigh flush all"));
     let ([pod, node, _], _) = counted(&cluster);
     assert!(pod == 0 && node > 0, "{pod}, {node}");
+}
+
+/// Programs and filters of others on a pod's device, such as those of a network policy, or on its bridge.
+#[test]
+fn what_others_have_on_a_pods_device_sees_its_packets() {
+    let cluster = up(&[]);
+    transfer(&cluster);
+    let way = |way: Way| forwarded(&cluster)[way as usize];
+    let heeded = |what: &str, is_heeded: bool| {
+        eventually(what, || {
+            let before = (way(Way::Pod), way(Way::Client));
+            transfer(&cluster);
+            let is_passed_by = way(Way::Pod) > before.0 && way(Way::Client) > before.1;
+            let is_seen = (way(Way::Pod), way(Way::Client)) == before;
+            (if is_heeded { is_seen } else { is_passed_by }).then_some(())
+        });
+    };
+    for device in ["vethpod1a", "cni0"] {
+        let add = format!(
+            "tc qdisc add dev {device} clsact && \
+             tc filter add dev {device} egress bpf bytecode '1,6 0 0 0' flowid 1:1"
+        );
+        ok(cluster.lab.shell("node1", &add));
+        heeded("a filter", true);
+        ok(cluster.lab.shell("node1", &format!("tc qdisc del dev {device} clsact")));
+        heeded("no filter", false);
+        let program = stranger(&cluster, device);
+        heeded("a program", true);
+        drop(program);
+        heeded("no program", false);
+    }
+}
+
+/// A program of somebody else's on what leaves by a device of the first node, for as long as this lives.
+fn stranger(cluster: &Cluster, device: &str) -> (OwnedFd, Ebpf) {
+    let bytes = ok(fs::read(lab::dist().with_file_name("bpf").join("proxy.o")));
+    let mut programs = ok(object::load_private(&bytes));
+    let program = programs.program_mut("flow_sweep").expect("the object has it");
+    ok(program::load(program));
+    let fd = ok(program.fd()).as_fd();
+    let index = ok(index(&cluster.lab, "node1", device));
+    let attach = || bpf::link_create_tcx(fd, index, attach_type::TCX_EGRESS, Place::First);
+    let link = ok(ok(cluster.lab.enter("node1", attach)));
+    (link, programs)
 }
