@@ -95,7 +95,11 @@ pub(crate) fn iptables() -> Need {
 pub(crate) fn peers() -> Vec<Need> {
     let mut needs = vec![
         Need::program("nft", "is what kube-proxy writes its rules with", &["nftables"]),
-        Need::program("conntrack", "forgets connections between measurements", &["conntrack"]),
+        Need::program(
+            "conntrack",
+            "forgets the connections that kube-proxy translated",
+            &["conntrack"],
+        ),
         curl(),
     ];
     needs.extend(etcd());
@@ -103,7 +107,7 @@ pub(crate) fn peers() -> Vec<Need> {
 }
 
 /// For kube-apiserver in a lab.
-pub(crate) fn curl() -> Need {
+fn curl() -> Need {
     Need::program("curl", "tells kube-apiserver of Services and Nodes", &["curl"])
 }
 

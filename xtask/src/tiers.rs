@@ -99,7 +99,7 @@ fn prepare(machine: &Machine, tiers: &[Tier]) -> Result<Prepared> {
     root()?;
     machine.provide(&setup::tiers())?;
     if has_cluster {
-        machine.provide(&[setup::curl()])?;
+        machine.provide(&setup::peers())?;
     }
     let objects = object::build(machine)?;
     if has_lab {
