@@ -2,7 +2,7 @@
 //! lists them (`RTM_GETTFILTER`, include/uapi/linux/rtnetlink.h), and its word that some were
 //! removed.
 
-use std::{ffi::CStr, io};
+use std::{collections::BTreeSet, ffi::CStr, io};
 
 use crate::{
     clsact::HANDLE,
@@ -61,16 +61,20 @@ pub fn filters_of<'a>(devices: impl Iterator<Item = (u32, &'a str)>) -> io::Resu
     Ok(filters)
 }
 
-/// True if a device has a filter that is none of ours.
-pub fn has_others(ifindex: u32) -> io::Result<bool> {
+/// Those of these devices that have filters that are none of ours.
+pub fn with_others(devices: impl Iterator<Item = u32>) -> io::Result<BTreeSet<u32>> {
     let mut dump = Dump::open(None)?;
-    let mut found = false;
-    for (_, parent) in PARENTS {
-        dump.ask(RTM_GETTFILTER, &request(ifindex, parent), RTM_NEWTFILTER, |message| {
-            // A row without a handle tells of the list alone.
-            let handle = u32_at(message, 8).unwrap_or(0);
-            found |= handle != 0 && handle != u32::from(HANDLE);
-        })?;
+    let mut found = BTreeSet::new();
+    for ifindex in devices {
+        for (_, parent) in PARENTS {
+            dump.ask(RTM_GETTFILTER, &request(ifindex, parent), RTM_NEWTFILTER, |message| {
+                // A row without a handle tells of the list alone.
+                let handle = u32_at(message, 8).unwrap_or(0);
+                if handle != 0 && handle != u32::from(HANDLE) {
+                    found.insert(ifindex);
+                }
+            })?;
+        }
     }
     Ok(found)
 }

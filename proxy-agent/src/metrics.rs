@@ -427,6 +427,22 @@ fn text(registry: &Registry) -> String {
     text
 }
 
+/// A counter of the programs', a row for each value of one label.
+fn encode_counts(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    rows: impl Iterator<Item = (&'static str, u64)>,
+) -> Result<(), std::fmt::Error> {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (value, count) in rows {
+        let labels: Labels = vec![(label, value.into())];
+        ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
 fn program_label(program: &str) -> Labels {
     vec![("program", program.to_owned())]
 }
@@ -538,32 +554,18 @@ impl Tables {
 
     fn encode_carried(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let Some(counters) = &self.counters else { return Ok(()) };
-        let mut family = encoder.encode_descriptor(
-            "millrace_xdp_packets",
-            "Packets dealt with before the kernel made socket buffers of them",
-            None,
-            MetricType::Counter,
-        )?;
-        for (leg, count) in counters.carried() {
-            let labels: Labels = vec![("leg", leg.label().into())];
-            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+        let name = "millrace_xdp_packets";
+        let help = "Packets dealt with before the kernel made socket buffers of them";
+        let rows = counters.carried().into_iter().map(|(leg, count)| (leg.label(), count));
+        encode_counts(encoder, name, help, "leg", rows)
     }
 
     fn encode_forwarded(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let Some(counters) = &self.counters else { return Ok(()) };
-        let mut family = encoder.encode_descriptor(
-            "millrace_fast_path_packets",
-            "Packets that passed bridge and IP stack by",
-            None,
-            MetricType::Counter,
-        )?;
-        for (way, count) in counters.forwarded() {
-            let labels: Labels = vec![("to", way.name().into())];
-            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+        let (name, help) =
+            ("millrace_fast_path_packets", "Packets that passed bridge and IP stack by");
+        let rows = counters.forwarded().into_iter().map(|(way, count)| (way.name(), count));
+        encode_counts(encoder, name, help, "to", rows)
     }
 
     fn encode_fill(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {

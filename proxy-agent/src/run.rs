@@ -570,8 +570,8 @@ impl Agent {
     }
 
     /// Has packets meet bridge and IP stack from now on, unless told otherwise, and what leaves toward pods seen
-    /// at each pod's device, since nobody will see to it when rules come. Where replies are rewritten as they enter a bridge, rules
-    /// with connection tracking take each for a connection of its own, from the Service to the pod;
+    /// at each pod's device, since nobody will see to it when rules come. Where replies are rewritten as they
+    /// enter a bridge, rules with connection tracking take each for a connection of its own, from the Service to the pod;
     /// once the programs are gone, the pod's next datagram would count as its answer.
     fn leave_bridges(&mut self) {
         const NOBODY: &str = "no agent looks for rules";

@@ -500,13 +500,13 @@ fn state(
     listing: &Listing,
 ) -> FastPathState {
     let mut rules = None;
-    let obstacle = match (wanted, netfilter::obstacles()) {
-        (FastPath::Auto, Ok(Obstacles { forwarded, local })) => {
+    let obstacle = match (wanted == FastPath::Auto).then(netfilter::obstacles) {
+        Some(Ok(Obstacles { forwarded, local })) => {
             rules = local;
             forwarded
         }
-        (FastPath::Auto, Err(err)) => Some(format!("netfilter cannot be asked: {err}")),
-        _ => None,
+        Some(Err(err)) => Some(format!("netfilter cannot be asked: {err}")),
+        None => None,
     };
     let (is_on, said) = wanted.judge(obstacle.as_deref());
     if !is_on {

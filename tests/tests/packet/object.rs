@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Map, MapData, PerCpuArray},
-    programs::{SchedClassifier, TestRun, TestRunOptions, Xdp},
+    programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp},
 };
 use datapath::{counter::Hook, flow_cache::LINES, tunnel::Traffic};
 
@@ -309,18 +309,8 @@ pub(crate) fn test_run_segmented(
 pub(crate) fn test_run_at(program: &SchedClassifier, device: u32, frame: &[u8]) -> (i32, Vec<u8>) {
     let mut context = [0; CONTEXT];
     context[IFINDEX..IFINDEX + 4].copy_from_slice(&device.to_ne_bytes());
-    let mut out = vec![0; frame.len() + 256];
-    let result = program
-        .test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            repeat: 1,
-            ..TestRunOptions::default()
-        })
-        .unwrap_or_else(|err| panic!("test run of {} bytes: {err:?}", frame.len()));
-    out.truncate(result.data_size_out as usize);
-    (result.return_value.cast_signed(), out)
+    let (returned, out) = test_run_with(program, &context, frame);
+    (returned.cast_signed(), out)
 }
 
 /// The same of a program on the wire.
@@ -328,12 +318,20 @@ pub(crate) fn test_run_wire(program: &Xdp, device: u32, frame: &[u8]) -> (u32, V
     // `struct xdp_md`: where data begins, ends, and what stands before it; the device and its queue;
     // the device that it leaves by.
     let context = [0, frame.len() as u32, 0, device, 0, 0].map(u32::to_ne_bytes).concat();
+    test_run_with(program, &context, frame)
+}
+
+/// Both, with what the kernel is to know of the frame.
+fn test_run_with<P>(program: &P, context: &[u8], frame: &[u8]) -> (u32, Vec<u8>)
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
     let mut out = vec![0; frame.len() + 256];
     let result = program
         .test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
-            ctx_in: Some(&context),
+            ctx_in: Some(context),
             repeat: 1,
             ..TestRunOptions::default()
         })
