@@ -171,7 +171,7 @@ fn compare<F: Side>() {
     for (index, (frontend, backend, flags)) in indices.clone().zip(services) {
         expose(&mut twins, index, frontend, backend, flags);
     }
-    let mut dice = Dice(0x006d_696c_6c72_6163);
+    let mut dice = Dice::new(0x006d_696c_6c72_6163);
     let counts = twins.compare(&mut dice, &[35, 135, 4_000, 90_000], next::<F>);
     for (index, _) in indices.zip(services) {
         assert_eq!(twins.kernel.counters(index), twins.host.counters(index));

@@ -99,7 +99,7 @@ fn compare<F: Side>() {
     };
     twins.kernel.set_policy(policy);
     twins.host.set_policy(policy);
-    let counts = twins.compare(&mut Dice(0x6d61_7371), &[], next::<F>);
+    let counts = twins.compare(&mut Dice::new(0x6d61_7371), &[], next::<F>);
     let Counts { packets, rewritten, dropped, .. } = counts;
     println!("IPv{}: {packets} packets, {rewritten} rewritten, {dropped} dropped", F::SUFFIX);
     assert!(rewritten * 10 > packets && dropped * 100 > packets);

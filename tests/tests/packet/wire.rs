@@ -996,7 +996,7 @@ const ROUND: u64 = 2_000;
 
 fn differential<F: Family>() {
     let seed = if F::V6 { 6 } else { 4 };
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let mut pair = Pair::<F>::new();
     let (mut turned, mut sent, mut passed) = (0, 0, 0);
     let frames = packets(FRAMES);
