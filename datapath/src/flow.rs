@@ -288,6 +288,15 @@ impl<A: Address> FlowKey<A> {
     pub const fn dst(&self) -> Place<A> {
         Place::new(self.dst, self.dst_port)
     }
+
+    /// The key by which a packet is looked up where it leaves, of which `row` was found by this one where it
+    /// entered.
+    #[inline(always)]
+    #[must_use]
+    pub const fn onward(&self, row: &Flow<A>) -> Self {
+        let src = Place::new(self.src, self.src_port.xor(row.turn));
+        Self::new(src, Place::new(row.to, row.to_port), self.proto, hook::EGRESS)
+    }
 }
 
 impl<A: Address> Parties<A> {
@@ -456,6 +465,12 @@ mod tests {
             assert_eq!(Parties::of(&key, &row), aliased, "role {role}");
             let own = [key.src_port, key.dst_port, row.to_port].contains(&aliased.client.port);
             assert_eq!(own, role == role::ORIGINAL, "role {role}");
+            let onward = match role {
+                role::ORIGINAL => aliased.original_source(),
+                role::REPLY_TARGET => aliased.reply(),
+                _ => continue,
+            };
+            assert_eq!(key.onward(&row), onward, "role {role}");
         }
     }
 

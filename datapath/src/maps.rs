@@ -36,7 +36,6 @@
 //! | `SEENSENDERS` | per-CPU array | last byte of a hardware address → `SeenSender` |
 //! | `CARRIED` | per-CPU array | `wire::Leg` → packets |
 //! | `HOMES4/6` | LRU hash | address of a pod → `Home` |
-//! | `LINKS` | per-CPU array of one | → hardware addresses that the packet under way gets |
 //! | `FORWARDED` | per-CPU array | `forward::Way` → packets |
 //! | `CAPTURE` | array of one | → `Capture` |
 //! | `SEEN` | perf event array | processor → ring of `Seen`, each before a frame; while somebody captures |

@@ -21,7 +21,7 @@ use crate::{
     checksum,
     counter::{Hook, Reason},
     echo,
-    flow::{Flow, FlowKey, Parties, Place, flow_flags, hook, role},
+    flow::{Flow, FlowKey, Place, flow_flags, hook, role},
     flow_cache::RowOrCopy,
     fragment::Ports,
     frontend::{FrontendKey, mark},
@@ -617,10 +617,8 @@ fn send<F: Underlay, P: Wire>(
 #[inline(always)]
 pub fn wake<F: Underlay, R: Rows<F>>(rows: &mut R, key: &FlowKey<F::Address>, now: u32) {
     let Some(row) = rows.own_row(key) else { return };
-    let parties = Parties::of(key, row);
-    let beside =
-        if row.role == role::ORIGINAL { parties.original_source() } else { parties.reply() };
-    if let Some(row) = rows.own_row(&beside) {
+    let leaves = key.onward(row);
+    if let Some(row) = rows.own_row(&leaves) {
         row.last = now;
     }
 }

@@ -1,40 +1,41 @@
 //! Packets of known connections on past bridge and IP stack; see [`datapath::forward`].
 
 use aya_ebpf::{
-    bindings::__sk_buff, btf_maps::PerCpuArray, helpers::generated as helper, macros::btf_map,
+    bindings::{__sk_buff, TC_ACT_SHOT},
+    btf_maps::PerCpuArray,
+    helpers::generated as helper,
+    macros::btf_map,
     programs::TcContext,
 };
 use datapath::{
     address::{Mac, V4, V6},
+    counter::{Hook, Reason},
     device::way,
-    flow::{FlowKey, hook, role},
-    forward::{self, FORWARDED_LEN, Way},
+    flow::{FlowKey, Place},
+    forward::{Aim, FORWARDED_LEN, Segment, Way, aim},
+    fragment::Ports,
+    hash,
+    header::Network,
     home::{Home, Homes, learn},
-    ingress::read_key,
     packet::Packet,
+    rewrite::rewrite_ends,
+    track,
 };
 
 use crate::{
-    flows::{DEVICES, FlowMaps, now},
+    drops::count_drop,
+    flows::{DEVICES, FlowMaps, MARKS, now},
     global,
     homes::{self, HomeMaps},
     linear::hardware,
     maps,
+    marks::is_set,
     route::{self, Routed},
     skb::{NEXT, Skb},
-    tables::settings,
+    tables::{count_packet, settings},
 };
 
-/// Addresses of the frame that the packet under way is to become: destination and source.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Link {
-    to: Mac,
-    from: Mac,
-}
-
 maps! {
-    LINKS: PerCpuArray<Link, 1>,
     FORWARDED: PerCpuArray<u64, FORWARDED_LEN>,
 }
 
@@ -65,32 +66,6 @@ pub fn is_on() -> bool {
     settings().fast_path != 0
 }
 
-/// Asks the kernel where a packet goes; zero if its stack has more to say of it. What is found is kept in
-/// `LINKS`.
-#[inline(always)]
-fn leads<F: Forwarded>(skb: *mut __sk_buff) -> u32 {
-    let context = &TcContext::new(skb);
-    let packet = &Skb::new(context);
-    // SAFETY: the kernel's context.
-    let (here, segment, tagged) = unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present) };
-    // What has a VLAN is for another device than the one it is seen on.
-    if tagged != 0 {
-        return 0;
-    }
-    let Some(header) = F::header(packet, 0) else { return 0 };
-    let Some(length) = forward::length::<F, _>(packet, &header, segment) else { return 0 };
-    let mut way = route::nowhere();
-    // The kernel compares it with the route's MTU.
-    way.__bindgen_anon_1.tot_len = length.min(u16::MAX.into()) as u16;
-    if route::ask::<F>(&mut way, skb.cast(), here, header.src, header.dst) != route::KNOWN {
-        return 0;
-    }
-    let Some(link) = LINKS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: the row is this processor's own, and no other packet comes in between.
-    unsafe { *link = Link { to: Mac(way.dmac), from: Mac(way.smac) } };
-    way.ifindex
-}
-
 /// What may leave by a device, one of [`way`].
 #[inline(always)]
 fn way_of(device: u32) -> u32 {
@@ -98,61 +73,92 @@ fn way_of(device: u32) -> u32 {
     unsafe { DEVICES.get(device).map_or(way::NONE, |row| row.way) }
 }
 
-/// The device behind which is the pod that a packet is for; zero if that is not known.
+/// The device behind which a pod is that has these hardware addresses, by what the kernel knows; zero if nobody
+/// has told.
 #[inline(always)]
-fn home_of<F: Forwarded>(skb: *mut __sk_buff) -> u32 {
-    let context = &TcContext::new(skb);
-    let (Some(header), Some(link)) = (F::header(&Skb::new(context), 0), LINKS.get_ptr(0)) else {
-        return 0;
-    };
-    let Some(home) = homes::home::<F>(header.dst) else { return 0 };
-    // SAFETY: the row is this processor's own. What the kernel knows of the pod goes before.
-    let is_it = home.is_known(now()) && home.mac == unsafe { (*link).to };
-    if is_it && way_of(home.device) == way::POD { home.device } else { 0 }
+fn home_of<F: Forwarded>(pod: F::Address, mac: Mac, now: u32) -> u32 {
+    match homes::home::<F>(pod) {
+        Some(home) if home.is_known(now) && home.mac == mac && way_of(home.device) == way::POD => {
+            home.device
+        }
+        _ => 0,
+    }
 }
 
-/// True if a pod's packet answers one of a connection to a Service that is known, and goes out by a device that
-/// it may be sent to at once. Then it is known where the pod is.
+/// Does with a packet all that is left to do on this node, and sends it where it goes: into the pod, or out. `hook`
+/// is where its row stands, if it has one.
 #[inline(always)]
-fn answers<F: Forwarded>(skb: *mut __sk_buff, device: u32) -> bool {
+fn passes<F: Forwarded>(skb: *mut __sk_buff, hook: u8) -> i32 {
     let context = &TcContext::new(skb);
-    let mut key = FlowKey::default();
-    if !read_key::<F, _>(&Skb::new(context), &mut key, hook::EGRESS) {
-        return false;
-    }
-    // SAFETY: one field is read.
-    let is_reply = unsafe { F::FLOWS.get(&key) }.is_some_and(|row| row.role == role::REPLY);
+    let packet = &mut Skb::new(context);
     // SAFETY: the kernel's context.
-    let here = unsafe { (*skb).ifindex };
-    if !is_reply || way_of(device) != way::OUT || way_of(here) != way::POD {
-        return false;
-    }
-    if let Some((_, mac)) = hardware(context) {
-        learn::<F, _>(&mut Learned, key.src().addr, here, mac, now());
-    }
-    true
-}
-
-/// Sends a packet to a device, as [`leads`] has found: into the pod behind it, or out.
-#[inline(always)]
-fn send<F: Forwarded>(skb: *mut __sk_buff, device: u32, way: u32) -> i32 {
-    let context = &TcContext::new(skb);
-    let mut packet = Skb::new(context);
-    let Some(link) = LINKS.get_ptr(0) else { return NEXT };
-    // SAFETY: the row is this processor's own.
-    let Link { to, from } = unsafe { *link };
-    let words = packet.words(0).and_then(F::forwarded);
-    let Some(words) = words else { return NEXT };
-    if packet.store_begin(to, from, words).is_none() {
+    let (here, payload, tagged) = unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present) };
+    // What has a VLAN is for another device than the one it is seen on.
+    if tagged != 0 {
         return NEXT;
     }
-    if let Some(count) = FORWARDED.get_ptr_mut(way) {
+    let Some(header) = F::header(packet, 0) else { return NEXT };
+    let Some(segment) = Segment::read::<F, _>(packet, &header, payload) else { return NEXT };
+    let Ports { src_port, dst_port } = segment.ports;
+    let (from, to) = (Place::new(header.src, src_port), Place::new(header.dst, dst_port));
+    let key = FlowKey::new(from, to, header.next, hook);
+    let Some(row) = F::FLOWS.get_ptr_mut(&key) else { return NEXT };
+    // SAFETY: memory of a map's rows stays readable and writable while the program runs.
+    let row = unsafe { &mut *row };
+    let Some(Aim { way, src, dst }) = aim(&key, row) else { return NEXT };
+    let mut question = route::nowhere();
+    // The kernel compares it with the route's MTU.
+    question.__bindgen_anon_1.tot_len = segment.length.min(u16::MAX.into()) as u16;
+    // As it would be routed here: its source is rewritten behind that.
+    if route::ask::<F>(&mut question, skb.cast(), here, header.src, dst.addr) != route::KNOWN {
+        return NEXT;
+    }
+    let (mac, now) = (Mac(question.dmac), now());
+    let is_back = question.ifindex == here;
+    let device = match way {
+        Way::Node if is_back => here,
+        // What would be masqueraded toward the pod is left to the hook there.
+        Way::Pod if !is_back && !is_set(&MARKS, hash::way(header.src, dst.addr)) => {
+            home_of::<F>(dst.addr, mac, now)
+        }
+        Way::Client if way_of(question.ifindex) == way::OUT && way_of(here) == way::POD => {
+            if let Some((_, mac)) = hardware(context) {
+                learn::<F, _>(&mut Learned, header.src, here, mac, now);
+            }
+            question.ifindex
+        }
+        _ => 0,
+    };
+    if device == 0 {
+        return NEXT;
+    }
+    let (service, length, shown) = (row.service, packet.len(), track::seen_by(segment.flags));
+    let is_news = row.last != now || row.seen | shown != row.seen;
+    track::touch(row, shown, now, length);
+    // The other row that the packet would have passed.
+    if is_news && way == Way::Node {
+        let leaves = key.onward(row);
+        if let Some(row) = F::FLOWS.get_ptr_mut(&leaves) {
+            // SAFETY: as above.
+            unsafe { ((*row).last, (*row).seen) = (now, (*row).seen | shown) };
+        }
+    }
+    count_packet(service, length);
+    if let Some(count) = FORWARDED.get_ptr_mut(way as u32) {
         // SAFETY: the row is this processor's own.
         unsafe { *count += 1 };
     }
+    let written = rewrite_ends::<F, _>(packet, &header, segment.ports, src, dst)
+        .and_then(|()| packet.words(0))
+        .and_then(|words| packet.store_begin(mac, Mac(question.smac), words));
+    if written.is_none() {
+        let hook = if way == Way::Client { Hook::PodIngress } else { Hook::UplinkIngress };
+        count_drop(hook, Reason::RewriteFailed);
+        return TC_ACT_SHOT;
+    }
     // SAFETY: the helpers take numbers.
     unsafe {
-        if way == Way::Pod as u32 {
+        if way == Way::Pod {
             helper::bpf_redirect_peer(device, 0) as i32
         } else {
             helper::bpf_redirect(device, 0) as i32
@@ -161,12 +167,13 @@ fn send<F: Forwarded>(skb: *mut __sk_buff, device: u32, way: u32) -> i32 {
 }
 
 global! {
-    leads4(skb: *mut __sk_buff) = leads::<V4>(skb);
-    leads6(skb: *mut __sk_buff) = leads::<V6>(skb);
-    home_of4(skb: *mut __sk_buff) = home_of::<V4>(skb);
-    home_of6(skb: *mut __sk_buff) = home_of::<V6>(skb);
-    answers4(skb: *mut __sk_buff, device: u32) = answers::<V4>(skb, device).into();
-    answers6(skb: *mut __sk_buff, device: u32) = answers::<V6>(skb, device).into();
-    send4(skb: *mut __sk_buff, device: u32, way: u32) = send::<V4>(skb, device, way) as u32;
-    send6(skb: *mut __sk_buff, device: u32, way: u32) = send::<V6>(skb, device, way) as u32;
+    passes4(skb: *mut __sk_buff, hook: u8) = passes::<V4>(skb, hook) as u32;
+    passes6(skb: *mut __sk_buff, hook: u8) = passes::<V6>(skb, hook) as u32;
+}
+
+/// Sends a packet on past the stack, if it may pass it by; [`NEXT`] if not. `hook` is one of
+/// [`datapath::flow::hook`].
+#[inline(always)]
+pub fn pass<F: Network>(skb: *mut __sk_buff, hook: u8) -> i32 {
+    (if F::V6 { passes6(skb, hook) } else { passes4(skb, hook) }) as i32
 }

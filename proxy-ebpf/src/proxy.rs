@@ -40,7 +40,7 @@ use datapath::{
     address::{Mac, V4, V6},
     counter::{Hook, Reason},
     egress::egress,
-    forward::Way,
+    flow,
     ingress::ingress,
     packet::Verdict,
     refusal::refuse,
@@ -49,7 +49,6 @@ use datapath::{
 use direct::{came_by4, came_by6, come_home4, come_home6};
 use flow_cache::{forgotten, last_used};
 use flows::Maps;
-use forward::{answers4, answers6, home_of4, home_of6, leads4, leads6, send4, send6};
 use gate::{Peek, is_foreign_destination, is_foreign_way, is_foreign_way_apart, is_never_refused};
 use linear::hardware;
 use skb::{ETH_P_IP, ETH_P_IPV6, NEXT, Skb, is_for_this_node, protocol};
@@ -160,69 +159,32 @@ fn enter(context: &TcContext, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn enters<F: FamilyMaps + Peek>(context: &TcContext, hook: Hook) -> i32 {
+    let skb = context.skb.skb;
     let is_ours = !is_foreign_destination::<F>(context);
     if is_ours {
+        if matches!(hook, Hook::UplinkIngress) && forward::is_on() {
+            let action = forward::pass::<F>(skb, flow::hook::INGRESS);
+            if action != NEXT {
+                return action;
+            }
+        }
         let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
         let verdict = ingress::<F, _, _>(&mut skb, &mut maps, hook);
         let action = act(&mut skb, &mut maps, hook, verdict);
         if action != NEXT {
             return action;
         }
-        if matches!(hook, Hook::UplinkIngress) && forward::is_on() {
-            return goes_in::<F>(context);
-        }
     }
     if !matches!(hook, Hook::PodIngress) || is_foreign_way_apart::<F>(context) {
         return NEXT;
     }
-    let skb = context.skb.skb;
     if is_handed_on(skb) != 0 {
         (if F::V6 { cross6(skb) } else { cross4(skb) }) as i32
     } else if is_ours || !forward::is_on() {
         NEXT
     } else {
-        goes_out::<F>(skb)
+        forward::pass::<F>(skb, flow::hook::EGRESS)
     }
-}
-
-/// Sends what came from outside, its destination rewritten, where it goes, if it may pass the stack by.
-#[inline(always)]
-fn goes_in<F: FamilyMaps + Peek>(context: &TcContext) -> i32 {
-    let skb = context.skb.skb;
-    let device = if F::V6 { leads6(skb) } else { leads4(skb) };
-    if device == 0 {
-        return NEXT;
-    }
-    // SAFETY: the kernel's context.
-    if device == unsafe { (*skb).ifindex } {
-        // By the device that it came in by, whose hook at egress finds nothing left to do.
-        let action = (if F::V6 { turn6(skb) } else { turn4(skb) }) as i32;
-        return if action == NEXT { send::<F>(skb, device, Way::Node) } else { action };
-    }
-    // What would be masqueraded toward the pod is left to the hook there.
-    if !is_foreign_way_apart::<F>(context) {
-        return NEXT;
-    }
-    match if F::V6 { home_of6(skb) } else { home_of4(skb) } {
-        0 => NEXT,
-        home => send::<F>(skb, home, Way::Pod),
-    }
-}
-
-/// Sends a pod's answer out, if it may pass the stack by.
-#[inline(always)]
-fn goes_out<F: FamilyMaps>(skb: *mut __sk_buff) -> i32 {
-    let device = if F::V6 { leads6(skb) } else { leads4(skb) };
-    if device == 0 || (if F::V6 { answers6(skb, device) } else { answers4(skb, device) }) == 0 {
-        return NEXT;
-    }
-    let action = (if F::V6 { cross6(skb) } else { cross4(skb) }) as i32;
-    if action == NEXT { send::<F>(skb, device, Way::Client) } else { action }
-}
-
-#[inline(always)]
-fn send<F: FamilyMaps>(skb: *mut __sk_buff, device: u32, way: Way) -> i32 {
-    (if F::V6 { send6(skb, device, way as u32) } else { send4(skb, device, way as u32) }) as i32
 }
 
 #[inline(always)]
@@ -277,21 +239,20 @@ fn is_for_a_port(skb: *mut __sk_buff) -> bool {
     device.bridge != Mac::default() && to != device.bridge && !is_for_this_node(context)
 }
 
-/// A packet that has entered by one hook leaves, as by another.
+/// A pod's packet, which has entered by its device, leaves, as toward another.
 #[inline(always)]
-fn crosses<F: FamilyMaps>(skb: *mut __sk_buff, entered: Hook, leaves: Hook) -> u32 {
+fn crosses<F: FamilyMaps>(skb: *mut __sk_buff) -> u32 {
+    const HOOK: Hook = Hook::PodIngress;
     let context = &TcContext::new(skb);
     let (mut skb, mut maps) = (Skb::new(context), Maps { packet: Some(context) });
-    let verdict = egress::<F, _, _>(&mut skb, &mut maps, leaves);
-    act(&mut skb, &mut maps, entered, verdict) as u32
+    let verdict = egress::<F, _, _>(&mut skb, &mut maps, HOOK);
+    act(&mut skb, &mut maps, HOOK, verdict) as u32
 }
 
 global! {
     is_handed_on(skb: *mut __sk_buff) = is_for_a_port(skb).into();
-    cross4(skb: *mut __sk_buff) = crosses::<V4>(skb, Hook::PodIngress, Hook::PodIngress);
-    cross6(skb: *mut __sk_buff) = crosses::<V6>(skb, Hook::PodIngress, Hook::PodIngress);
-    turn4(skb: *mut __sk_buff) = crosses::<V4>(skb, Hook::UplinkIngress, Hook::UplinkEgress);
-    turn6(skb: *mut __sk_buff) = crosses::<V6>(skb, Hook::UplinkIngress, Hook::UplinkEgress);
+    cross4(skb: *mut __sk_buff) = crosses::<V4>(skb);
+    cross6(skb: *mut __sk_buff) = crosses::<V6>(skb);
 }
 
 /// Refuses a packet that leaves for a frontend without a way to it, or one that admits no such

@@ -9,7 +9,7 @@ use datapath::{
     both,
     counter::Hook,
     device::{Device, way},
-    flow::{Parties, flow_flags},
+    flow::{Flow, FlowKey, Parties, flow_flags, seen},
     home::Home,
     host::{
         frame::Datagram,
@@ -20,7 +20,7 @@ use datapath::{
 
 use crate::{
     machine::{NEXT, REDIRECT, Rows, clear, write},
-    object::test_run_at,
+    object::{Row, test_run_at},
     twins::tick,
     uplinks::run,
     wire::{Family, Pair},
@@ -109,6 +109,7 @@ impl<F: Family> Bed<F> {
 
 both! {
     what_is_for_another_node_goes_out_as_on_the_wire,
+    both_rows_of_what_leaves_at_once_hear_of_it,
     a_pods_answer_goes_out,
     what_is_for_a_pod_goes_into_it,
     what_the_stack_has_to_see_is_left_to_it,
@@ -129,6 +130,43 @@ fn what_is_for_another_node_goes_out_as_on_the_wire<F: Family>() {
     // A tunnel is others' to enter.
     let packet = request::<F>(Kind::Tunnelled, TCP);
     assert_eq!(bed.run(Hook::UplinkIngress, up, &arriving::<F>(&packet.bytes())).0, NEXT);
+}
+
+/// Of a packet that no other hook sees, the row of that one is told: who asks whether a flow lives, or is over,
+/// asks the rows of both directions as the packet path leaves them.
+fn both_rows_of_what_leaves_at_once_hear_of_it<F: Family>() {
+    let mut bed = Bed::<F>::new();
+    let [up, _] = bed.ends();
+    let flows: Rows<FlowKey<F::Address>, Flow<F::Address>> =
+        MapTable::new(bed.pair.loaded().map(&format!("FLOWS{}", F::SUFFIX))).expect("sizes");
+    for kind in [Kind::Routed, Kind::RoutedAlias] {
+        let parties = kind.parties::<F>(TCP);
+        let ways = [
+            (request::<F>(kind, TCP), [parties.original(), parties.original_source()]),
+            (reply::<F>(kind, TCP), [parties.reply_target(), parties.reply()]),
+        ];
+        for (packet, keys) in ways {
+            for key in keys {
+                bed.pair.change(&key, |row| (row.last, row.seen) = (tick() - 20, seen::PACKET));
+            }
+            let rows = || keys.map(|key| flows.get(&Row(key)).expect("a table").expect("a row").0);
+            let before = rows()[0].packets;
+            let is_sent = |flags: u8| {
+                let bytes = arriving::<F>(&Datagram { flags, ..packet.clone() }.bytes());
+                assert_eq!(bed.run(Hook::UplinkIngress, up, &bytes).0, REDIRECT);
+            };
+            is_sent(0x10);
+            for row in rows() {
+                assert_eq!(row.seen, seen::PACKET);
+                assert!(tick().wrapping_sub(row.last) < 10);
+            }
+            is_sent(0x11);
+            for row in rows() {
+                assert_eq!(row.seen, seen::PACKET | seen::FIN);
+            }
+            assert_eq!(rows()[0].packets, before + 2);
+        }
+    }
 }
 
 /// The pod's packet, and what goes to the client's router.
@@ -223,7 +261,8 @@ fn what_is_no_answer_is_left_to_the_stack<F: Family>() {
     // What the flow ends with is the row's own to say.
     let key = Kind::Local.parties::<F>(TCP).reply();
     bed.pair.change(&key, |row| row.flags |= flow_flags::RESET);
-    assert_eq!(bed.run(Hook::PodIngress, pods, &came).0, REDIRECT, "the pod is told");
+    is_left(&bed, "of an endpoint that is gone");
+    bed.pair.change(&key, |row| row.flags &= !flow_flags::RESET);
     bed.pair.change(&key, |row| row.role = datapath::flow::role::ORIGINAL_SOURCE);
     is_left(&bed, "a row of another kind");
     assert!(bed.homes.rows().expect("rows").len() <= 1);
