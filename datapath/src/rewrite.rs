@@ -90,7 +90,7 @@ pub fn rewrite<F: Network, P: Packet>(
     write::<F, P>(packet, header, transport, side, new, ports).ok_or(Reason::RewriteFailed)
 }
 
-/// Replaces both ends of a packet of TCP or UDP without options, with a hop less to go.
+/// Replaces both ends of a packet of TCP or UDP without options.
 #[inline(always)]
 pub fn rewrite_ends<F: Network, P: Packet>(
     packet: &mut P,
@@ -108,7 +108,7 @@ pub fn rewrite_ends<F: Network, P: Packet>(
         let by = difference(ports.sum(), new.sum());
         packet.change_transport_checksum(at, by, Covers::Payload, udp)?;
     }
-    F::store_ends(packet, header, src.addr, dst.addr, new, 1)
+    F::store_ends(packet, header, src.addr, dst.addr, new, 0)
 }
 
 #[inline(always)]

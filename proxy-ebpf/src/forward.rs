@@ -150,6 +150,7 @@ fn passes<F: Forwarded>(skb: *mut __sk_buff, hook: u8) -> i32 {
     }
     let written = rewrite_ends::<F, _>(packet, &header, segment.ports, src, dst)
         .and_then(|()| packet.words(0))
+        .and_then(F::forwarded)
         .and_then(|words| packet.store_begin(mac, Mac(question.smac), words));
     if written.is_none() {
         let hook = if way == Way::Client { Hook::PodIngress } else { Hook::UplinkIngress };

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     helpers::generated as helper,
     programs::TcContext,
 };
@@ -101,13 +101,21 @@ impl<'a> Skb<'a> {
     }
 
     /// Writes the hardware addresses of the frame, destination and source, and behind its type the first three
-    /// words of the packet.
+    /// words of the packet, of which a hop limit is the news.
     #[inline(always)]
     pub fn store_begin(&mut self, to: Mac, from: Mac, words: [u32; 3]) -> Option<()> {
-        // SAFETY: the kernel's context.
-        let kind = unsafe { (*self.context.skb.skb).protocol } as u16;
-        let begin = Begin { to, from, kind, words };
         let skb = self.context.as_ptr().cast();
+        // SAFETY: the kernel's context.
+        let kind = unsafe { (*self.context.skb.skb).protocol };
+        // No checksum of the header makes up for it, so what a device may have summed up of the whole packet
+        // (CHECKSUM_COMPLETE) changes. The kernel has it forgotten there (`skb_forward_csum`).
+        if kind == ETH_P_IPV6 {
+            let (offset, flags) = (ETHERNET + 4, BPF_F_RECOMPUTE_CSUM as u64);
+            let word = (&raw const words[1]).cast();
+            // SAFETY: the helper checks the bounds of the packet; the word has four bytes.
+            done(unsafe { helper::bpf_skb_store_bytes(skb, offset, word, 4, flags) })?;
+        }
+        let begin = Begin { to, from, kind: kind as u16, words };
         let (from, length) = ((&raw const begin).cast(), size_of::<Begin>() as u32);
         // SAFETY: the helper checks the bounds of the packet; the structure has these bytes.
         done(unsafe { helper::bpf_skb_store_bytes(skb, 0, from, length, 0) })
